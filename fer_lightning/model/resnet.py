@@ -1,0 +1,171 @@
+"""ResNet from scratch: He et al. 2016, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385).
+
+Parameter names and the place of the bottleneck's stride (on its 3×3 convolution, "v1.5") are torchvision's, so that a
+state dict of the same depth, stem and channel count loads either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+Stem = Literal["report", "small"]
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+
+
+def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions around an identity shortcut (figure 5, left)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, width, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = conv3x3(width, width)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = downsample
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.bn2
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        return self.relu(x + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 convolutions around an identity shortcut (figure 5, right)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1 = conv1x1(in_channels, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv1x1(width, width * self.expansion)
+        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.bn3
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        return self.relu(x + shortcut)
+
+
+DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+"""Block and blocks per stage of the five networks of table 1."""
+
+
+class ResNet(nn.Module):
+    """Images (B, in_channels, H, W) to logits (B, num_classes).
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        num_classes: width of the head.
+        in_channels: 1 for grey faces.
+        stem: `report` is the paper's 7×7/2 convolution and 3×3/2 max pooling, which leaves a 2×2 map of a 48×48 face;
+            `small` is a 3×3/1 convolution without pooling, which leaves 6×6 at about 15 times the arithmetic.
+        dropout: probability of zeroing a feature before the head.
+        zero_init_last: start every block as an identity by a zero scale in its last norm (Goyal et al. 2017,
+            arXiv:1706.02677, section 5.1).
+
+    Raises:
+        ValueError: unknown depth or stem.
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        num_classes: int = 7,
+        in_channels: int = 1,
+        stem: Stem = "report",
+        dropout: float = 0.0,
+        zero_init_last: bool = True,
+    ) -> None:
+        super().__init__()
+        if depth not in DEPTHS:
+            raise ValueError(f"depth must be one of {sorted(DEPTHS)}, not {depth}")
+        if stem not in ("report", "small"):
+            raise ValueError(f"stem must be 'report' or 'small', not '{stem}'")
+        block, blocks = DEPTHS[depth]
+        large = stem == "report"
+        self.conv1 = nn.Conv2d(
+            in_channels, 64, 7 if large else 3, stride=2 if large else 1, padding=3 if large else 1, bias=False
+        )
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if large else nn.Identity()
+        self.layer1, self.layer2, self.layer3, self.layer4 = self._stages(block, blocks)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(512 * block.expansion, num_classes)
+        self._initialise(zero_init_last)
+
+    @staticmethod
+    def _stages(block: type[BasicBlock] | type[Bottleneck], blocks: Sequence[int]) -> list[nn.Sequential]:
+        stages, in_channels = [], 64
+        for stage, n_blocks in enumerate(blocks):
+            width = 64 * 2**stage
+            out_channels = width * block.expansion
+            layers: list[nn.Module] = []
+            for i in range(n_blocks):
+                stride = 2 if i == 0 and stage > 0 else 1
+                downsample = None
+                if stride != 1 or in_channels != out_channels:
+                    downsample = nn.Sequential(
+                        conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
+                    )
+                layers.append(block(in_channels, width, stride, downsample))
+                in_channels = out_channels
+            stages.append(nn.Sequential(*layers))
+        return stages
+
+    def _initialise(self, zero_init_last: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if zero_init_last:
+            for module in self.modules():
+                if isinstance(module, BasicBlock | Bottleneck):
+                    nn.init.zeros_(module.last_norm.weight)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_channels, H, W) to the last feature map (B, 512 × expansion, h, w)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[no-any-return]
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Feature map to logits (B, num_classes)."""
+        return self.fc(self.dropout(self.avgpool(x).flatten(1)))  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
