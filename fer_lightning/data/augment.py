@@ -110,9 +110,9 @@ class AlbumentationsAugment:
     """
 
     def __init__(self, transforms: Sequence[dict[str, Any]]) -> None:
-        from fer_lightning.data.balance import pipeline
+        from fer_lightning.data.pipelines import Pipeline
 
-        self.pipeline = pipeline(transforms, key="augment.transforms")
+        self.pipeline = Pipeline(transforms, key="augment.transforms")
 
     def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """Augment images (B, 1, H, W), float in [0, 1]; the pipeline itself sees uint8 (H, W, 1)."""

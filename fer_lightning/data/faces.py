@@ -36,7 +36,7 @@ class FaceTable:
         images: uint8 (N, 48, 48), grey, often a read-only memory map.
         labels: int64 (N,), indices into `classes`, or `UNLABELLED`.
         split: int8 (N,), indices into `SPLITS`.
-        ids: bytes (N,), UTF-8: the file inside a folder or archive, or "row 17" of a CSV (the header is row 0).
+        ids: bytes (N,), UTF-8: the file inside a folder or archive, or "row 17" of a CSV (row 0 follows the header).
         classes: class names in label order.
         source: what the user named, for messages and reports.
         fingerprint: hex digest of the content the table was read from.

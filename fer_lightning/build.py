@@ -1,0 +1,59 @@
+"""From config nodes to objects: the only caller of `hydra.utils.instantiate`.
+
+Nodes come as plain containers, not DictConfigs, so that whatever keeps them (hyperparameters, checkpoints) keeps plain
+values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fer_lightning.errors import UserError
+
+
+def network(node: Mapping[str, Any], num_classes: int) -> nn.Module:
+    """The network: images (B, 1, H, W) to logits (B, num_classes)."""
+    return _instantiate("model", node, num_classes=num_classes)  # type: ignore[no-any-return]
+
+
+def loss(node: Mapping[str, Any], class_counts: Sequence[int]) -> nn.Module:
+    """The loss: logits (B, C) and labels (B,) to a scalar; knows the training images per class."""
+    return _instantiate("imbalance.loss", node, class_counts=list(class_counts))  # type: ignore[no-any-return]
+
+
+def optimizer(node: Mapping[str, Any], parameters: Iterable[Any]) -> Optimizer:
+    """The optimizer over parameter groups that carry their own weight decay."""
+    return _instantiate("optimizer", node, _partial_=True)(parameters)  # type: ignore[no-any-return]
+
+
+def schedule(node: Mapping[str, Any], optimizer: Optimizer, total_steps: int, mode: str) -> tuple[LRScheduler, str]:
+    """The learning-rate schedule and whether it steps each `step` or `epoch`."""
+    return _instantiate("schedule", node, _partial_=True)(optimizer, total_steps, mode)  # type: ignore[no-any-return]
+
+
+def named(key: str, nodes: Mapping[str, Any] | None) -> list[Any]:
+    """The objects of a dict of named nodes, such as callbacks; a node that is null is left out."""
+    return [_instantiate(f"{key}.{name}", node) for name, node in (nodes or {}).items() if node is not None]
+
+
+def node(key: str, node: Mapping[str, Any] | None, **extra: Any) -> Any:
+    """The object of one node, or None for null or an empty one."""
+    return _instantiate(key, node, **extra) if node else None
+
+
+def _instantiate(key: str, node: Mapping[str, Any], **extra: Any) -> Any:
+    try:
+        return instantiate(dict(node), **extra, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        reason = str(cause) if isinstance(cause, ValueError | TypeError) else str(error).replace("\n", " ")
+        raise UserError(f"{key}: {reason}") from error

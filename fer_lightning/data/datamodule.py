@@ -1,0 +1,98 @@
+"""The LightningDataModule: one table, partitioned, balanced, and served from the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fer_lightning.data.balance import TrainingSet
+from fer_lightning.data.faces import FaceTable
+from fer_lightning.data.loader import Augment, FaceLoader, ShardedSampler
+from fer_lightning.data.protocols import Partition, Rows
+from fer_lightning.errors import UserError
+
+
+class FERDataModule(L.LightningDataModule):
+    """Serves a partitioned table.
+
+    Args:
+        faces: every image of the source.
+        parts: which of them train, validate and test.
+        resample: changes the training set, see `fer_lightning.data.balance`; validation and test are never touched.
+        augment: applied to each training batch.
+        batch_size: images a training step on one device.
+        eval_batch_size: the same for validation and test.
+        seed: of the order of batches and of augmentation.
+
+    Raises:
+        UserError: batch sizes that cannot be, or fewer than two training images.
+    """
+
+    def __init__(
+        self,
+        faces: FaceTable,
+        parts: Partition,
+        *,
+        resample: Callable[[TrainingSet, tuple[str, ...]], TrainingSet] | None = None,
+        augment: Augment | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int = 512,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 2:
+            raise UserError(f"data.batch_size={batch_size}: batch norm needs 2 images at least")
+        if eval_batch_size < 1:
+            raise UserError(f"data.eval_batch_size={eval_batch_size}: 1 at least is needed")
+        self.faces, self.parts, self.augment = faces, parts, augment
+        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
+        rows = parts.train
+        training = TrainingSet(faces.images[rows], faces.labels[rows], rows, np.zeros(len(rows), dtype=bool))
+        self.training = training if resample is None else resample(training, faces.classes)
+        if len(self.training) < 2:
+            raise UserError(f"{faces.source}: {len(self.training)} training image; 2 at least are needed")
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Images per class of what is trained on, after resampling: int64 (C,)."""
+        return self.training.counts(len(self.faces.classes))
+
+    def train_dataloader(self) -> FaceLoader:
+        training = self.training
+        sampler = _sampler(self.trainer, len(training), shuffle=True, seed=self.seed)
+        return FaceLoader(
+            training.images,
+            training.labels,
+            training.rows,
+            sampler,
+            self.batch_size,
+            _device(self.trainer),
+            self.augment,
+            drop_last=True,
+        )
+
+    def val_dataloader(self) -> FaceLoader:
+        return self.evaluation_loader(self.parts.val, self.trainer)
+
+    def test_dataloader(self) -> FaceLoader:
+        return self.evaluation_loader(self.parts.test, self.trainer)
+
+    def evaluation_loader(self, rows: Rows, trainer: L.Trainer | None) -> FaceLoader:
+        """The images of `rows` in their order, those of the trainer's rank, on the trainer's device."""
+        sampler, device = _sampler(trainer, len(rows), shuffle=False, seed=self.seed), _device(trainer)
+        return FaceLoader(
+            self.faces.images[rows], self.faces.labels[rows], rows, sampler, self.eval_batch_size, device
+        )
+
+
+def _sampler(trainer: L.Trainer | None, n: int, *, shuffle: bool, seed: int) -> ShardedSampler:
+    rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    return ShardedSampler(n, shuffle=shuffle, seed=seed, rank=rank, world=world)
+
+
+def _device(trainer: L.Trainer | None) -> torch.device:
+    return trainer.strategy.root_device if trainer else torch.device("cpu")

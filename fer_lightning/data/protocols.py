@@ -1,0 +1,130 @@
+"""Who trains, who validates, who tests."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_lightning.data.faces import UNLABELLED, FaceTable
+from fer_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Rows = NDArray[np.int64]
+ProtocolName = Literal["kaggle", "report", "kfold"]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Row numbers into a FaceTable, each ascending and disjoint from the others.
+
+    Attributes:
+        train, val: labelled images.
+        test: images to score; unlabelled ones among them are predicted but count in no score.
+        clean: bool (len(test),), false where Training holds a pixel-identical twin of the test image.
+    """
+
+    train: Rows
+    val: Rows
+    test: Rows
+    clean: NDArray[np.bool_]
+
+
+def partition(
+    faces: FaceTable,
+    name: ProtocolName = "kaggle",
+    *,
+    holdout: float = 0.1,
+    folds: int = 5,
+    fold: int = 0,
+    seed: int = 0,
+) -> Partition:
+    """Divide a table by a named protocol.
+
+    `kaggle` is Training / PublicTest / PrivateTest. `report` is Training less a hold-out / that hold-out / PublicTest
+    and PrivateTest together, the student report's 7,178. `kfold` divides Training and PublicTest into `folds` parts,
+    validates on part number `fold` and tests on PrivateTest. Where a source has no validation or labelled test images
+    of its own, a hold-out of its training images takes their place.
+
+    Hold-outs and folds are stratified by class, and images that are pixel for pixel the same stay on one side.
+
+    Args:
+        faces: the table.
+        name: the protocol.
+        holdout: fraction of the training images that a hold-out takes.
+        folds: number of parts, for `kfold`.
+        fold: the part to validate on, from 0.
+        seed: of the hold-out or folds; runs with the same seed have the same ones.
+
+    Raises:
+        UserError: an option out of range, no training images, or a class without a training image.
+    """
+    if not 0 < holdout < 0.5:
+        raise UserError(f"protocol.holdout={holdout}: a fraction above 0 and below 0.5 is needed")
+    if folds < 2 or not 0 <= fold < folds:
+        raise UserError(f"protocol.fold={fold} of protocol.folds={folds}: folds count from 0, and 2 at least are needed")
+
+    labelled = faces.labels != UNLABELLED
+    pool = faces.rows("train", "val", "public") if name == "kfold" else faces.rows("train")
+    pool = pool[labelled[pool]]
+    if len(pool) == 0:
+        raise UserError(f"{faces.source}: no training images; a folder train/<class>/ or rows with Usage=Training hold them")
+
+    test = faces.rows(*(("public", "private", "test") if name == "report" else ("private", "test")))
+    unlabelled_test = test[~labelled[test]]
+    test = test[labelled[test]]
+    if len(test) == 0:
+        log.warning("%s has no labelled test images: %g of its training images are held out instead", faces.source, holdout)
+        pool, test = _held_out(faces, pool, holdout, seed + 1)
+
+    own_val = faces.rows("public", "val")
+    own_val = own_val[labelled[own_val]]
+    if name == "kfold":
+        position = _positions(faces, pool, seed)
+        in_fold = (position * folds).astype(np.int64) == fold
+        train, val = pool[~in_fold], pool[in_fold]
+    elif name == "kaggle" and len(own_val):
+        train, val = pool, own_val
+    else:
+        train, val = _held_out(faces, pool, holdout, seed)
+
+    empty = [c for c, n in zip(faces.classes, faces.counts(train), strict=True) if n == 0]
+    if empty:
+        raise UserError(
+            f"{faces.source}: no training image of {', '.join(empty)}; add some, or name the classes to keep with "
+            f"data.classes=[{','.join(c for c in faces.classes if c not in empty)}]"
+        )
+    if not len(val):
+        raise UserError(f"{faces.source}: {len(pool)} training images are too few for a hold-out of {holdout:g}")
+
+    test = np.union1d(test, unlabelled_test)
+    seen = np.setdiff1d(np.union1d(faces.rows("train"), train), test)
+    clean = ~np.isin(faces.twins[test], faces.twins[seen])
+    return Partition(train, val, test, clean)
+
+
+def _held_out(faces: FaceTable, rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """`rows` less a hold-out, and the hold-out."""
+    held = _positions(faces, rows, seed) < fraction
+    return rows[~held], rows[held]
+
+
+def _positions(faces: FaceTable, rows: Rows, seed: int) -> NDArray[np.float64]:
+    """Places each row in [0, 1) so that any interval of length f holds about f of each class, and twins lie together.
+
+    Twins with conflicting labels count as the class of the first of them.
+    """
+    _, first, group = np.unique(faces.twins[rows], return_index=True, return_inverse=True)
+    size = np.bincount(group)
+    label = faces.labels[rows[first]]
+    order = np.random.default_rng(seed).permutation(len(size))
+    position = np.empty(len(size))
+    for c in range(len(faces.classes)):
+        members = order[label[order] == c]
+        ends = np.cumsum(size[members])
+        position[members] = (ends - size[members] / 2) / ends[-1] if len(members) else 0
+    return position[group]

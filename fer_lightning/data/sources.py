@@ -1,0 +1,132 @@
+"""One FaceTable from every form that FER-2013, or a folder of one's own faces, comes in."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fer_lightning.data import csvfile, folder
+from fer_lightning.data.archives import open_archive
+from fer_lightning.data.cache import Cache, default_root
+from fer_lightning.data.faces import FaceTable
+from fer_lightning.data.members import Archive, Directory
+from fer_lightning.data.streams import reading, shown
+from fer_lightning.errors import UserError
+
+HOW_TO_GET = (
+    "get FER-2013 from Kaggle (msambare/fer2013, or the challenge's fer2013.csv), or use data=synthetic, "
+    "which needs no download"
+)
+
+
+def load(path: str | os.PathLike[str], *, cache_dir: Path | None = None) -> FaceTable:
+    """The faces at `path`, whose form is told by looking at it.
+
+    It may be a CSV with the columns emotion, pixels and Usage (fer2013.csv, icml_face_data.csv), or train.csv with
+    test.csv beside it; a folder with train/<class>/*, test/<class>/* and perhaps val/<class>/*; a folder of such CSVs;
+    any of them as .zip, .tar, .tar.gz, .tar.xz, .tar.bz2, and a CSV also as .gz, .xz, .bz2.
+
+    Args:
+        path: the CSV, folder or archive.
+        cache_dir: where parsed tables are kept; default FER_LIGHTNING_CACHE, or else the user's cache folder.
+
+    Returns:
+        The table, with read-only arrays. Rows of a CSV in their order, those of a folder sorted by name.
+
+    Raises:
+        UserError: the path does not exist, or what is there cannot be read in full as labelled faces.
+    """
+    path = _existing(path)
+    cache = Cache(cache_dir or default_root())
+    with _open(path) as archive:
+        stamp, now = archive.stamp(), time.time_ns()
+        known = cache.recall(path, stamp)
+        table = cache.open(known, str(path)) if known else None
+        if table is not None:
+            return table
+        layout = _look(archive) if archive.is_directory else None  # of many files, which count
+        digest = archive.digest(layout.names if layout else ())
+        table = cache.open(digest, str(path))
+        if table is None:
+            layout = layout or _look(archive)
+            table = layout.read(archive, digest)
+            if archive.changed(layout.names):
+                raise UserError(f"{shown(path)} changed while it was read: wait until it is complete, and run again")
+            table = cache.store(replace(table, source=str(path)))
+    cache.remember(path, stamp, digest, now)
+    return table
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which members make the table, and how: as CSV files or as class folders."""
+
+    csv: list[csvfile.CsvMember] | None
+    folders: folder.Layout | None
+
+    @property
+    def names(self) -> list[str]:
+        if self.csv:
+            return [member.name for member in self.csv]
+        return self.folders.names if self.folders else []
+
+    def read(self, archive: Archive, digest: str) -> FaceTable:
+        if self.csv:
+            return csvfile.read(archive, self.csv, digest)
+        assert self.folders is not None
+        return folder.read(archive, self.folders, digest)
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    text = os.fspath(path)
+    if not text:
+        raise UserError(f"data.path is empty: {HOW_TO_GET}")
+    if "\0" in text:
+        raise UserError(f"data.path {shown(text)} is no path: {HOW_TO_GET}")
+    found = Path(os.path.expanduser(text))
+    with reading(shown(found)):
+        try:
+            found.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"data.path {shown(found)} does not exist{_near(found)}: {HOW_TO_GET}") from None
+    return found
+
+
+def _near(path: Path) -> str:
+    """Names in the same folder that `path` may have been meant to be."""
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=3)
+    return f" (did you mean {' or '.join(shown(path.parent / name) for name in close)}?)" if close else ""
+
+
+def _open(path: Path) -> Archive:
+    """The archive at `path`; for a train.csv, with the test.csv beside it."""
+    if path.name.lower().startswith("train.csv") and path.is_file():
+        with reading(shown(path.parent)):
+            beside = re.compile(re.escape(path.name.lower().replace("train", "test", 1)), re.IGNORECASE)
+            tests = [name for name in os.listdir(path.parent) if beside.fullmatch(name)]
+        if tests:
+            return Directory(path.parent, only=[path.name, min(tests)])
+    return open_archive(path)
+
+
+def _look(archive: Archive) -> _Layout:
+    """CSV files if there are any with faces, since their pixels are the original ones; else class folders."""
+    folders = folder.find_layout(archive)
+    members = csvfile.choose(archive, sole=folders is None)
+    if members is None and folders is None:
+        names = sorted({name.split("/")[0] for name in (*archive.names, *archive.folders)})
+        found = ", ".join(shown(name) for name in names[:6]) + (", …" if len(names) > 6 else "") or "nothing"
+        raise UserError(
+            f"{shown(archive.path)} has no train/ with class folders and no CSV with pixels, but {found}: "
+            "expected train/happy/1.jpg, test/happy/2.jpg and so on (val/ if you like), or fer2013.csv; "
+            "an archive inside it can be given as data.path itself"
+        )
+    return _Layout(members, folders if members is None else None)

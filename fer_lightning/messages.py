@@ -1,0 +1,68 @@
+"""Hydra's and OmegaConf's errors, told in one line with the nearest valid key or option."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fer_lightning.errors import UserError
+
+
+def one_line(error: BaseException, conf: Path) -> str | None:
+    """What went wrong and the way out, on one line; None for an OSError that names no file.
+
+    Args:
+        error: what was raised.
+        conf: the folder of config groups, to find near names in.
+    """
+    if isinstance(error, UserError):
+        return _flat(str(error))
+    if isinstance(error, MissingConfigException):
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        options = error.options or []
+        return f"{group}={option}: there is no such option{_near(option, options)} {group} has {', '.join(options)}"
+    if isinstance(error, OSError):
+        path = error.filename
+        return None if path is None else f"{path}: {error.strerror}; choose a writable folder with hydra.run.dir=<folder>"
+    if isinstance(error, OverrideParseException):
+        reason = _flat(str(error)).partition(" See http")[0]
+        return f"{error.override!r} is not an override: write key=value, as in imbalance=weighted ({reason})"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    reason = _flat(str(cause).strip().splitlines()[0])
+    if match := re.search(r"Could not override '([^']+)'", str(error)):
+        return _unknown_key(match[1], conf)
+    key = getattr(cause, "full_key", None)
+    return f"{key}: {reason}" if key else reason
+
+
+def _unknown_key(key: str, conf: Path) -> str:
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        known = list(dict.fromkeys([*_keys(compose("config")), *(f.name for f in conf.iterdir() if f.is_dir())]))
+    return f"{key}: there is no such key{_near(key, known)} `python train.py --cfg job` lists all"
+
+
+def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:
+    for key in cfg:
+        yield f"{prefix}{key}"
+        if isinstance(child := cfg._get_node(key), DictConfig) and not child._is_none():
+            yield from _keys(child, f"{prefix}{key}.")
+
+
+def _near(word: str, known: list[str]) -> str:
+    matches = difflib.get_close_matches(word, known, 3, 0.5)
+    if not matches:  # the right name at the wrong place
+        matches = [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]][:3]
+    return f"; did you mean {' or '.join(matches)}?" if matches else ";"
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())

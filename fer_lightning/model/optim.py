@@ -1,0 +1,84 @@
+"""Parameter groups and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+Schedule = tuple[LRScheduler, Literal["step", "epoch"]]
+"""A scheduler and how often it steps."""
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels; none for biases and norms, which it only disturbs (He et al. 2019,
+    arXiv:1812.01187, section 3.1)."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def cosine(optimizer: Optimizer, total_steps: int, mode: str, warmup: float = 0.05, final: float = 0.0) -> Schedule:
+    """Linear warm-up over the first fraction `warmup` of the steps, then half a cosine down to `final` × the rate
+    (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
+    _check_fraction("schedule.warmup", warmup)
+    warmup_steps = max(1, round(warmup * total_steps))
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimizer, factor), "step"
+
+
+def onecycle(
+    optimizer: Optimizer,
+    total_steps: int,
+    mode: str,
+    warmup: float = 0.3,
+    start: float = 0.04,
+    final: float = 4e-5,
+    cycle_momentum: bool = False,
+) -> Schedule:
+    """Up to the rate by a cosine over the fraction `warmup` of the steps, then down to `final` × the rate (Smith & Topin
+    2018, arXiv:1708.07120); `start` and `final` are fractions of the highest rate."""
+    _check_fraction("schedule.warmup", warmup)
+    highest = [group["lr"] for group in optimizer.param_groups]
+    scheduler = OneCycleLR(
+        optimizer,
+        highest,
+        total_steps=total_steps + 1,  # Lightning steps once after the last batch too
+        pct_start=warmup,
+        div_factor=1 / start,
+        final_div_factor=start / final,
+        cycle_momentum=cycle_momentum,
+    )
+    return scheduler, "step"
+
+
+def plateau(optimizer: Optimizer, total_steps: int, mode: str, factor: float = 0.5, patience: int = 5) -> Schedule:
+    """The rate × `factor` whenever the monitored metric has not improved for more than `patience` epochs."""
+    return ReduceLROnPlateau(optimizer, mode=mode, factor=factor, patience=patience), "epoch"  # type: ignore[arg-type]
+
+
+def constant(optimizer: Optimizer, total_steps: int, mode: str, warmup: float = 0.0) -> Schedule:
+    """One rate, after a linear warm-up over the first fraction `warmup` of the steps."""
+    _check_fraction("schedule.warmup", warmup)
+    warmup_steps = max(1, round(warmup * total_steps))
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup_steps)), "step"
+
+
+MakeSchedule = Callable[[Optimizer, int, str], Schedule]
+
+
+def _check_fraction(key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{key} is a fraction of the steps, from 0 up to 1, not {value}")

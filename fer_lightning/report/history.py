@@ -1,0 +1,118 @@
+"""metrics.csv, a row an epoch, and the speed of training."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import RichProgressBar
+
+from fer_lightning.report.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+
+class History(L.Callback):
+    """Writes metrics.csv whole after each epoch and measures images per second.
+
+    Attributes:
+        rows: one mapping an epoch, as in the file.
+        seconds: spent in training batches so far; validation is left out.
+        images: trained on so far, by all devices.
+
+    Args:
+        path: where metrics.csv is written.
+        batch_size: images a step over all devices.
+        narrate: print a line an epoch, for where no progress bar is shown.
+    """
+
+    def __init__(self, path: Path, batch_size: int, narrate: bool = False) -> None:
+        self.path, self.batch_size, self.narrate = path, batch_size, narrate
+        self.rows: list[dict[str, float]] = []
+        self.seconds, self.images = 0.0, 0
+        self._epoch_seconds, self._epoch_images, self._since = 0.0, 0, 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since, self._epoch_seconds, self._epoch_images = time.perf_counter(), 0.0, 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._epoch_images += len(batch.labels) * trainer.world_size
+        self._epoch_seconds = time.perf_counter() - self._since
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # By now the last step has ended on the device as well: its loss was looked at.
+        if trainer.state.fn == "fit":
+            self._epoch_seconds = time.perf_counter() - self._since
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds += self._epoch_seconds
+        self.images += self._epoch_images
+        speed = self._epoch_images / self._epoch_seconds if self._epoch_seconds else 0.0
+        row = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/images_per_second": round(speed, 1),
+        }
+        row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            self._write()
+            self._tell(trainer, row)
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.path, text.getvalue().encode())
+
+    def _tell(self, trainer: L.Trainer, row: dict[str, float]) -> None:
+        names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1_macro")
+        values = ", ".join(f"{name} {row[name]:.4f}" for name in names if name in row)
+        line = f"epoch {row['epoch'] + 1}/{trainer.max_epochs}: {values}, {row['train/images_per_second']:.0f} images/s"
+        log.info(line)
+        if self.narrate:
+            print(line, flush=True)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's rich progress bar with images per second beside the scores."""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__(leave=False)
+        self.batch_size = batch_size
+        self._images, self._since = 0, 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self._images, self._since = 0, time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        self._images += self.batch_size
+        super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)  # type: ignore[assignment]
+        metrics.pop("v_num", None)
+        if self._images:
+            metrics["images/s"] = f"{self._images / (time.perf_counter() - self._since):.0f}"
+        return metrics
+
+
+def on_terminal() -> bool:
+    """Whether someone watches: a progress bar in a file is noise."""
+    return sys.stdout.isatty()

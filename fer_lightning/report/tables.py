@@ -1,0 +1,128 @@
+"""The tables of a run: what was predicted for each image, and what follows from it for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fer_lightning.model.metrics import scores
+
+PROBABILITY = "p_"
+"""Prefix of the columns that hold the probability of a class."""
+
+SUMMARY_ROWS = ("accuracy", "macro avg", "weighted avg")
+"""The rows that close a classification report, in this order, named as scikit-learn names them."""
+
+
+def predictions(
+    ids: Sequence[str] | Sequence[bytes] | NDArray[np.bytes_] | NDArray[np.str_],
+    splits: Sequence[str] | NDArray[np.str_],
+    labels: NDArray[np.int64],
+    probabilities: ArrayLike,
+    clean: NDArray[np.bool_],
+    classes: Sequence[str],
+) -> pd.DataFrame:
+    """One row per scored image, in the order given; every other table and figure is computed from it.
+
+    Args:
+        ids: (N,), as `FaceTable.ids` holds them (UTF-8) or as text.
+        splits: (N,), names of splits.
+        labels: (N,), indices into `classes`; negative where the image is unlabelled.
+        probabilities: float (N, C). Rows are scaled to sum to 1 in float64, which undoes half-precision rounding;
+            a row that is not finite stays so.
+        clean: (N,), true where no training image has the same pixels.
+        classes: (C,), class names in label order.
+
+    Returns:
+        Columns id, split, label (empty text if unlabelled), prediction, correct (nullable boolean, missing if
+        unlabelled), confidence, clean, and `p_<class>` for each class.
+    """
+    p = np.asarray(probabilities, dtype=np.float64).reshape(-1, len(classes))
+    labels = np.asarray(labels)
+    assert len(ids) == len(splits) == len(labels) == len(p) == len(clean)
+    assert labels.size == 0 or labels.max() < len(classes)
+
+    guesses = p.argmax(axis=1) if len(p) else np.zeros(0, dtype=np.int64)
+    p = p / p.sum(axis=1, keepdims=True)
+    names = np.array([*classes, ""], dtype=object)  # index -1 is the empty name
+    correct = pd.array(guesses == labels, dtype="boolean")
+    correct[labels < 0] = pd.NA
+    frame = pd.DataFrame(
+        {
+            "id": [i.decode("utf-8") if isinstance(i, bytes) else str(i) for i in ids],
+            "split": [str(s) for s in splits],
+            "label": names[np.maximum(labels, -1)],
+            "prediction": names[guesses],
+            "correct": correct,
+            "confidence": p[np.arange(len(guesses)), guesses],
+            "clean": np.asarray(clean, dtype=bool),
+        }
+    )
+    columns = [f"{PROBABILITY}{name}" for name in classes]
+    return pd.concat([frame, pd.DataFrame(p, columns=columns)], axis=1)
+
+
+def labels_of(predictions: pd.DataFrame, classes: Sequence[str], column: str = "label") -> NDArray[np.int64]:
+    """Class indices (N,) of a column of class names; -1 where it is empty."""
+    return np.asarray(pd.Index(classes).get_indexer(pd.Index(predictions[column])), dtype=np.int64)
+
+
+def probabilities_of(predictions: pd.DataFrame, classes: Sequence[str]) -> NDArray[np.float64]:
+    """The probabilities (N, C) in a table that `predictions` made."""
+    return predictions[[f"{PROBABILITY}{name}" for name in classes]].to_numpy(dtype=np.float64)
+
+
+def classification_report(confusion: NDArray[np.int64], classes: Sequence[str]) -> pd.DataFrame:
+    """Precision, recall, F1 and support of each class, then accuracy, macro and weighted averages.
+
+    Args:
+        confusion: (C, C), rows are true classes, columns are predicted ones.
+        classes: (C,), class names in label order.
+
+    Returns:
+        Columns class, precision, recall, f1, support. As in scikit-learn's report, the row "accuracy" holds the
+        accuracy under f1 and has no precision and recall.
+    """
+    s = scores(confusion, classes)
+    total = int(confusion.sum())
+    columns = ("precision", "recall", "f1")
+    rows: list[tuple[object, ...]] = [
+        (name, *(s[f"{column}/{name}"] for column in columns), int(s[f"support/{name}"])) for name in classes
+    ]
+    rows.append((SUMMARY_ROWS[0], np.nan, np.nan, s["accuracy"], total))
+    rows.append((SUMMARY_ROWS[1], *(s[f"{column}_macro"] for column in columns), total))
+    rows.append((SUMMARY_ROWS[2], *(s[f"{column}_weighted"] for column in columns), total))
+    return pd.DataFrame(rows, columns=["class", *columns, "support"])
+
+
+def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str]) -> pd.DataFrame:
+    """The counts (C, C) with names: the index is the true class, the columns are the predicted one."""
+    return pd.DataFrame(
+        np.asarray(confusion), index=pd.Index(classes, name="true"), columns=pd.Index(classes, name="predicted")
+    )
+
+
+def print_report(report: pd.DataFrame, console: Console | None = None, title: str = "Test images, per class") -> None:
+    """Print a classification report in the terminal, or to `console`."""
+    table = Table(title=Text(title), title_justify="left", header_style="bold")
+    table.add_column("class")
+    for column in ("precision", "recall", "f1", "support"):
+        table.add_column(column, justify="right")
+    first_summary = len(report) - len(SUMMARY_ROWS)
+    for i, row in enumerate(report.itertuples(index=False)):
+        name, precision, recall, f1, support = row
+        cells = ["" if np.isnan(value) else f"{value:.3f}" for value in (precision, recall, f1)]
+        table.add_row(
+            Text(name, overflow="fold"),  # Text, because a class called "[red]" is a name and not markup
+            *cells,
+            f"{support:,}",
+            style="bold" if i >= first_summary else None,
+            end_section=i == first_summary - 1,
+        )
+    (console or Console()).print(table)

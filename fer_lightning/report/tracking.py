@@ -1,0 +1,187 @@
+"""Weights & Biases: how its logger starts, and what a run sends beyond the scalars that Lightning logs."""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+import numpy as np
+import pandas as pd
+from lightning.pytorch.loggers import Logger, WandbLogger
+from numpy.typing import NDArray
+
+from fer_lightning.report.write import most_confident
+
+log = logging.getLogger(__name__)
+
+MISTAKES = 32
+"""How many of the most confident mistakes are sent as pictures."""
+
+
+class Wandb(WandbLogger):
+    """Lightning's WandbLogger that remembers whether the best checkpoint shall be sent as an artifact."""
+
+    send_checkpoint = False
+
+
+def wandb_logger(
+    project: str,
+    save_dir: str,
+    entity: str | None = None,
+    group: str | None = None,
+    name: str | None = None,
+    tags: Sequence[str] | None = None,
+    mode: Literal["auto", "online", "offline"] = "auto",
+    log_checkpoint: bool = False,
+) -> Wandb:
+    """A W&B logger that never stops or slows a run.
+
+    `auto` goes online where an API key is set and W&B's server answers within two seconds, and offline otherwise,
+    saying so once; the environment variable WANDB_MODE goes first. The run's id is kept in the run folder.
+
+    Raises:
+        ValueError: unknown mode.
+    """
+    import wandb
+
+    if mode not in ("auto", "online", "offline"):
+        raise ValueError(f"mode is auto, online or offline, not '{mode}'")
+    chosen = os.environ.get("WANDB_MODE", mode)
+    if chosen == "auto":
+        reason = _why_offline()
+        chosen = "offline" if reason else "online"
+        if reason:
+            log.warning("W&B logs offline, %s; `wandb sync %s/wandb/offline-run-*` sends the run later", reason, save_dir)
+    logger = Wandb(
+        project=project,
+        save_dir=save_dir,
+        id=_run_id(Path(save_dir)),
+        resume="allow",
+        entity=entity,
+        group=group,
+        name=name,
+        tags=list(tags) if tags else None,
+        mode=chosen,
+        # The rich bar would fill the console capture with copies of itself.
+        settings=wandb.Settings(console="off", init_timeout=30),
+    )
+    logger.send_checkpoint = log_checkpoint
+    return logger
+
+
+def _why_offline() -> str | None:
+    """Why W&B cannot be reached, or None."""
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    name, port = host.hostname or "", host.port or (80 if host.scheme == "http" else 443)
+    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(name):
+        return "as there is no API key (`wandb login` stores one)"
+    try:
+        socket.create_connection((name, port), timeout=2).close()
+    except OSError:
+        return f"as {name} does not answer"
+    return None
+
+
+def _in_netrc(host: str) -> bool:
+    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _run_id(run_dir: Path) -> str:
+    """The id that W&B knows the run by, the same each time the run folder is gone on with."""
+    path = run_dir / "wandb_run_id.txt"
+    if not path.exists():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text().strip()
+
+
+def log_config(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
+    """Send the resolved config to every logger."""
+    for logger in loggers:
+        logger.log_hyperparams(dict(config))
+
+
+def log_results(
+    loggers: Sequence[Logger],
+    *,
+    metrics: Mapping[str, float | str],
+    report: pd.DataFrame,
+    confusions: Mapping[str, pd.DataFrame],
+    predictions: pd.DataFrame,
+    images: NDArray[np.uint8],
+    counts: Mapping[str, Mapping[str, int]],
+    checkpoint: Path | None,
+) -> None:
+    """Send the scores of the best checkpoint to every logger, and tables and pictures to W&B.
+
+    Args:
+        metrics: what metrics.json holds.
+        report: the per-class table.
+        confusions: by split ("val", "test"), rows true and columns predicted classes.
+        predictions: a row an image, see `tables.predictions`.
+        images: uint8 (N, 48, 48), in the order of `predictions`.
+        counts: by name ("before", "after"), images per class.
+        checkpoint: the best one.
+    """
+    final = {name: value for name, value in metrics.items() if not isinstance(value, str)}
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            _log_wandb(logger, metrics, report, confusions, predictions, images, counts)
+            if checkpoint is not None and getattr(logger, "send_checkpoint", False):
+                _log_artifact(logger, checkpoint, final)
+        else:
+            logger.log_metrics({n: v for n, v in final.items() if n.startswith("test/")})
+
+
+def finish(loggers: Sequence[Logger], *, failed: bool) -> None:
+    """Close every logger: W&B would let the next job of a sweep write into this one's run."""
+    for logger in loggers:
+        logger.finalize("failed" if failed else "success")
+        if isinstance(logger, WandbLogger) and logger._experiment is not None:
+            logger._experiment.finish(exit_code=int(failed))
+
+
+def _log_wandb(
+    logger: WandbLogger,
+    metrics: Mapping[str, float | str],
+    report: pd.DataFrame,
+    confusions: Mapping[str, pd.DataFrame],
+    predictions: pd.DataFrame,
+    images: NDArray[np.uint8],
+    counts: Mapping[str, Mapping[str, int]],
+) -> None:
+    import wandb
+
+    media: dict[str, Any] = {"test/report": wandb.Table(dataframe=report.astype(object).where(report.notna(), None))}
+    for split, table in confusions.items():
+        cells = [[true, guess, int(n)] for true, row in table.iterrows() for guess, n in row.items()]
+        media[f"{split}/confusion_matrix"] = wandb.Table(columns=["actual", "predicted", "images"], data=cells)
+    before, after = counts["before"], counts["after"]
+    media["data/class_counts"] = wandb.Table(
+        columns=["class", "before", "after"], data=[[name, before[name], after[name]] for name in before]
+    )
+    wrong = most_confident(predictions, correct=False)[:MISTAKES]
+    media["test/mistakes"] = [
+        wandb.Image(images[i], caption=f"{row.label} taken for {row.prediction} ({row.confidence:.0%}), {row.id}")
+        for i, row in zip(wrong, predictions.iloc[wrong].itertuples(index=False), strict=True)
+    ]
+    logger.experiment.log({name: value for name, value in media.items() if value})
+    logger.experiment.summary.update(dict(metrics))
+
+
+def _log_artifact(logger: WandbLogger, checkpoint: Path, metadata: Mapping[str, float]) -> None:
+    import wandb
+
+    artifact = wandb.Artifact(f"{logger.experiment.id}-best", type="model", metadata=dict(metadata))
+    artifact.add_file(str(checkpoint))
+    logger.experiment.log_artifact(artifact, aliases=["best"])

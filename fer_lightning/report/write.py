@@ -1,0 +1,136 @@
+"""Puts the tables, the figures and the page of a run into its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fer_lightning.model.metrics import confusion
+from fer_lightning.report import figures, page, tables
+from fer_lightning.report.files import write_atomically
+
+MISTAKES = 24
+"""How many of the most confident mistakes the page shows."""
+
+EXAMPLES = 8
+"""How many of the most confident correct predictions the page shows of each class."""
+
+Images = NDArray[np.uint8] | Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+"""Faces of the rows of a predictions table: uint8 (N, H, W), or a function from row numbers (M,) to (M, H, W)."""
+
+
+def write_report(
+    run_dir: Path,
+    *,
+    predictions: pd.DataFrame,
+    classes: Sequence[str],
+    counts_before: Mapping[str, int],
+    counts_after: Mapping[str, int],
+    metrics: Mapping[str, float | str],
+    history: pd.DataFrame | None,
+    images: Images | None,
+    config_yaml: str,
+    about: Mapping[str, str],
+    monitor: str = "val/f1_macro",
+    mode: Literal["min", "max"] = "max",
+) -> Path:
+    """Write `report/` under the run folder; a file is there whole, as it was before, or not at all.
+
+    Without labelled images there is nothing to score: predictions.csv, class_counts.png, curves.png and the page are
+    then all that is written.
+
+    Args:
+        run_dir: the run folder.
+        predictions: from `tables.predictions`, one row per scored image.
+        classes: (C,), class names in label order.
+        counts_before: images of each class in the training split.
+        counts_after: images of each class that the network is trained on in an epoch.
+        metrics: what metrics.json holds; the page leaves out what is missing.
+        history: metrics.csv, a row an epoch; None for a run that did not train.
+        images: the scored faces, for the galleries; None leaves the galleries out.
+        config_yaml: the resolved config.
+        about: what the run was, in the order to show it; "name" is the title.
+        monitor: the column of `history` that chose the checkpoint.
+        mode: whether the best value of `monitor` is the largest or the smallest.
+
+    Returns:
+        The page, `report/index.html`.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    files = {"predictions.csv": _csv(predictions, "%.6g")}
+    labels = tables.labels_of(predictions, classes)
+    mistakes = list(_faces(predictions, images, most_confident(predictions, correct=False)[:MISTAKES]))
+    examples = [
+        face
+        for name in classes
+        for face in _faces(
+            predictions,
+            images,
+            most_confident(predictions, correct=True, label=name)[:EXAMPLES],
+        )
+    ]
+    report = matrix = None
+    plots = {"class_counts": figures.class_counts(counts_before, counts_after)}
+    if (labels >= 0).any():
+        guesses = tables.labels_of(predictions, classes, "prediction")
+        counts = confusion(labels, guesses, len(classes))
+        report = tables.classification_report(counts, classes)
+        matrix = tables.confusion_matrix(counts, classes)
+        files["classification_report.csv"] = _csv(report, "%.6f")
+        files["confusion_matrix.csv"] = matrix.to_csv(lineterminator="\n").encode()
+        plots["confusion_matrix"] = figures.confusion_matrix(counts, classes)
+        plots["reliability"] = figures.reliability(tables.probabilities_of(predictions, classes), labels)
+    if history is not None:
+        plots["curves"] = figures.curves(history, monitor, mode)
+    if mistakes:
+        captions = [f"{face.prediction} {face.confidence:.2f}\nlabelled {face.label}" for face in mistakes]
+        plots["mistakes"] = figures.faces(np.stack([face.image for face in mistakes]), captions)
+    pngs = {name: figures.png(figure) for name, figure in plots.items()}
+    files |= {f"{name}.png": png for name, png in pngs.items()}
+    html = page.render(
+        about=about,
+        metrics=metrics,
+        report=report,
+        confusion=matrix,
+        figures=pngs,
+        mistakes=mistakes,
+        examples=examples,
+        config_yaml=config_yaml,
+        files=list(files),
+    )
+    files["index.html"] = html.encode()
+
+    folder = run_dir / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    return folder / "index.html"
+
+
+def most_confident(predictions: pd.DataFrame, *, correct: bool, label: str | None = None) -> NDArray[np.int64]:
+    """Row numbers of the right or wrong predictions, of one true class or of all, the most confident first."""
+    chosen = predictions["correct"].fillna(not correct).to_numpy(dtype=bool) == correct
+    if label is not None:
+        chosen &= (predictions["label"] == label).to_numpy()
+    rows = np.flatnonzero(chosen)
+    return rows[np.argsort(-predictions["confidence"].to_numpy()[rows], kind="stable")]
+
+
+def _faces(predictions: pd.DataFrame, images: Images | None, rows: NDArray[np.int64]) -> Iterator[page.Face]:
+    if images is None or not len(rows):
+        return
+    pixels = images(rows) if callable(images) else images[rows]
+    columns = predictions.iloc[rows][["label", "prediction", "confidence", "id"]]
+    for image, row in zip(pixels, columns.itertuples(index=False), strict=True):
+        yield page.Face(image, *row)
+
+
+def _csv(frame: pd.DataFrame, float_format: str) -> bytes:
+    return frame.to_csv(index=False, float_format=float_format, lineterminator="\n").encode()

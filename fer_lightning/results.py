@@ -1,0 +1,195 @@
+"""From a trained network to the run folder: scores, metrics.json, report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from fer_lightning import __version__
+from fer_lightning.data.datamodule import FERDataModule
+from fer_lightning.data.faces import SPLITS, UNLABELLED, FaceTable
+from fer_lightning.data.loader import FaceLoader
+from fer_lightning.model.classifier import FERClassifier
+from fer_lightning.model.metrics import ClassificationScores, accuracy_interval, confusion
+from fer_lightning.report import tables, tracking
+from fer_lightning.report.files import write_atomically
+from fer_lightning.report.history import History
+from fer_lightning.report.write import write_report
+
+log = logging.getLogger(__name__)
+
+Metrics = dict[str, float | str]
+
+
+def predict(
+    trainer: L.Trainer, classifier: FERClassifier, loader: FaceLoader, faces: FaceTable, clean: NDArray[np.bool_]
+) -> tuple[pd.DataFrame, torch.Tensor]:
+    """Run every image of a loader through the network once.
+
+    Args:
+        clean: bool (len(faces),), see `Partition.clean`.
+
+    Returns:
+        The table of predictions, a row an image in table order, and the logits, float32 (N, C), in the same order.
+    """
+    trainer.test(classifier, dataloaders=loader, verbose=False)
+    rows, logits = classifier.predictions.compute()
+    splits = [SPLITS[s] for s in faces.split[rows]]
+    probabilities = logits.double().softmax(1).numpy()
+    labels = faces.labels[rows]
+    return tables.predictions(faces.ids[rows], splits, labels, probabilities, clean[rows], faces.classes), logits
+
+
+def scores(prefix: str, logits: torch.Tensor, labels: NDArray[np.int64], classes: tuple[str, ...]) -> Metrics:
+    """Scores of labelled images with the bootstrap interval of their accuracy; nothing where there are none."""
+    n = int((labels != UNLABELLED).sum())
+    if not n:
+        return {}
+    metric = ClassificationScores(classes)
+    metric.update(logits, torch.from_numpy(labels))
+    values = metric.compute()
+    values["accuracy_low"], values["accuracy_high"] = accuracy_interval(round(values["accuracy"] * n), n)
+    return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def test_scores(predictions: pd.DataFrame, logits: torch.Tensor, classes: tuple[str, ...]) -> Metrics:
+    """Scores over all images and, as "test/clean/…", over those that have no pixel-identical twin in training."""
+    labels, clean = tables.labels_of(predictions, classes), predictions["clean"].to_numpy()
+    return scores("test", logits, labels, classes) | scores(
+        "test/clean", logits[torch.from_numpy(clean)], labels[clean], classes
+    )
+
+
+def write(
+    settings: Mapping[str, Any],
+    data: FERDataModule,
+    classifier: FERClassifier,
+    trainer: L.Trainer,
+    run_dir: Path,
+    history: History,
+    seconds: float,
+) -> Metrics:
+    """Score the best checkpoint on the validation and test images, and write metrics.json and report/.
+
+    Returns:
+        What metrics.json holds.
+    """
+    faces, parts, classes = data.faces, data.parts, data.faces.classes
+    best, best_epoch = best_checkpoint(trainer), trainer.current_epoch - 1
+    if best is None:
+        log.warning("callbacks.checkpoint is off: the last weights are scored, not the best ones")
+    else:
+        state = torch.load(best, map_location="cpu", weights_only=True)
+        classifier.load_state_dict(state["state_dict"])
+        best_epoch = state["epoch"]
+    clean = np.ones(len(faces), dtype=bool)
+    clean[parts.test] = parts.clean
+
+    val, val_logits = predict(trainer, classifier, data.evaluation_loader(parts.val, trainer), faces, clean)
+    test, test_logits = predict(trainer, classifier, data.evaluation_loader(parts.test, trainer), faces, clean)
+    metrics = scores("val", val_logits, tables.labels_of(val, classes), classes)
+    metrics |= test_scores(test, test_logits, classes)
+    metrics |= {
+        "train/seconds": round(seconds, 1),
+        "train/images_per_second": round(history.images_per_second, 1),
+        "train/epochs": trainer.current_epoch,
+        "train/best_epoch": best_epoch,
+        "data/source": faces.source,
+    }
+    write_atomically(run_dir / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+
+    counts = {
+        "before": dict(zip(classes, faces.counts(parts.train).tolist(), strict=True)),
+        "after": dict(zip(classes, data.class_counts.tolist(), strict=True)),
+    }
+    images = faces.images[parts.test]
+    index = write_report(
+        run_dir,
+        predictions=test,
+        classes=classes,
+        counts_before=counts["before"],
+        counts_after=counts["after"],
+        metrics=metrics,
+        history=pd.DataFrame(history.rows),
+        images=images,
+        config_yaml=OmegaConf.to_yaml(OmegaConf.create(dict(settings))),
+        about=about(settings, data, classifier, trainer, run_dir),
+        monitor=settings["monitor"]["metric"],
+        mode=settings["monitor"]["mode"],
+    )
+    matrices = {"val": confusion_of(val, classes), "test": confusion_of(test, classes)}
+    report = tables.classification_report(matrices["test"], classes)
+    tracking.log_results(
+        trainer.loggers,
+        metrics=metrics,
+        report=report,
+        confusions={split: tables.confusion_matrix(matrix, classes) for split, matrix in matrices.items()},
+        predictions=test,
+        images=images,
+        counts=counts,
+        checkpoint=best,
+    )
+    tables.print_report(report, title=f"{faces.source}, {settings['protocol']['name']}: test images, per class")
+    print(f"report   {index}")
+    return metrics
+
+
+def confusion_of(predictions: pd.DataFrame, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """The confusion matrix of a table of predictions: int64 (C, C)."""
+    labels, guesses = (tables.labels_of(predictions, classes, column) for column in ("label", "prediction"))
+    return confusion(labels, guesses, len(classes))
+
+
+def best_checkpoint(trainer: L.Trainer) -> Path | None:
+    """The best checkpoint of a trainer that has trained, if it keeps any."""
+    callback = trainer.checkpoint_callback
+    path = getattr(callback, "best_model_path", "")
+    return Path(path) if path else None
+
+
+def about(
+    settings: Settings, data: FERDataModule, classifier: FERClassifier, trainer: L.Trainer, run_dir: Path
+) -> dict[str, str]:
+    """What a run was, in words, for the head of its report."""
+    device = trainer.strategy.root_device
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}"
+    parameters = sum(p.numel() for p in classifier.network.parameters())
+    model = settings["model"]
+    name = str(model["_target_"]).rpartition(".")[2] + (f"-{model['depth']}" if "depth" in model else "")
+    parts = data.parts
+    return {
+        "name": "/".join(run_dir.parts[-2:]),
+        "data": data.faces.source,
+        "protocol": settings["protocol"]["name"],
+        "images": f"{len(parts.train):,} train, {len(parts.val):,} val, {len(parts.test):,} test",
+        "imbalance": settings["imbalance"]["name"],
+        "network": f"{name}, {model.get('stem', '')} stem, {parameters:,} parameters",
+        "seed": str(settings["seed"]),
+        "hardware": f"{hardware}, {settings['trainer']['precision']}, {torch.get_num_threads()} threads",
+        "versions": f"fer-lightning {__version__}, torch {torch.__version__}, lightning {L.__version__}, "
+        f"Python {platform.python_version()}",
+        "commit": git_commit(),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def git_commit() -> str:
+    """The commit of this source tree, with "+" where it was changed since; "none" outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "none"

@@ -1,0 +1,3 @@
+from fer_lightning.app import main
+
+main()
