@@ -51,7 +51,7 @@ def main() -> None:
     os.environ[TRACEBACK] = "1"  # Hydra would print its errors itself, in several lines
     try:
         job()
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+    except (UserError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         message = one_line(error, CONF)
         if _wants_traceback or message is None:
             raise

@@ -30,12 +30,12 @@ def loss(node: Mapping[str, Any], class_counts: Sequence[int]) -> nn.Module:
 
 def optimizer(node: Mapping[str, Any], parameters: Iterable[Any]) -> Optimizer:
     """The optimizer over parameter groups that carry their own weight decay."""
-    return _instantiate("optimizer", node, _partial_=True)(parameters)  # type: ignore[no-any-return]
+    return _call("optimizer", node, parameters)  # type: ignore[no-any-return]
 
 
 def schedule(node: Mapping[str, Any], optimizer: Optimizer, total_steps: int, mode: str) -> tuple[LRScheduler, str]:
     """The learning-rate schedule and whether it steps each `step` or `epoch`."""
-    return _instantiate("schedule", node, _partial_=True)(optimizer, total_steps, mode)  # type: ignore[no-any-return]
+    return _call("schedule", node, optimizer, total_steps, mode)  # type: ignore[no-any-return]
 
 
 def named(key: str, nodes: Mapping[str, Any] | None) -> list[Any]:
@@ -46,6 +46,14 @@ def named(key: str, nodes: Mapping[str, Any] | None) -> list[Any]:
 def node(key: str, node: Mapping[str, Any] | None, **extra: Any) -> Any:
     """The object of one node, or None for null or an empty one."""
     return _instantiate(key, node, **extra) if node else None
+
+
+def _call(key: str, node: Mapping[str, Any], *arguments: Any) -> Any:
+    """The node's target with positional arguments that are no config values and must not be copied."""
+    try:
+        return _instantiate(key, node, _partial_=True)(*arguments)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def _instantiate(key: str, node: Mapping[str, Any], **extra: Any) -> Any:

@@ -6,10 +6,11 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from fer_lightning.errors import UserError
-from fer_lightning.model.metrics import ClassificationScores
+from fer_lightning.model.metrics import scores
 
 LOWER_IS_BETTER = ("loss", "ece")
 
@@ -34,7 +35,7 @@ def check(settings: Mapping[str, Any]) -> None:
 def check_monitor(monitor: Mapping[str, str], classes: tuple[str, ...]) -> None:
     """Raises UserError for a metric that validation does not compute, or one that is to go the wrong way."""
     metric, mode = monitor["metric"], monitor["mode"]
-    known = [f"val/{name}" for name in ClassificationScores(classes).compute()]
+    known = [f"val/{name}" for name in ("loss", "ece", *scores(np.zeros((len(classes),) * 2, np.int64), classes))]
     if metric not in known:
         near = difflib.get_close_matches(metric, known, 3, 0.5)
         raise UserError(f"monitor.metric={metric}: no such score; did you mean {' or '.join(near or known[:6])}?")
@@ -44,7 +45,7 @@ def check_monitor(monitor: Mapping[str, str], classes: tuple[str, ...]) -> None:
 
 
 def _check_device(trainer: Mapping[str, Any]) -> None:
-    accelerator, devices, precision = trainer["accelerator"], trainer["devices"], trainer["precision"]
+    accelerator, devices, precision = (trainer["accelerator"], trainer["devices"], trainer["precision"])
     if accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
         raise UserError(f"trainer.accelerator={accelerator}: there are auto, cpu and gpu")
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -16,7 +16,7 @@ from fer_lightning.errors import UserError
 
 
 def one_line(error: BaseException, conf: Path) -> str | None:
-    """What went wrong and the way out, on one line; None for an OSError that names no file.
+    """What went wrong and the way out, on one line; None for what only a traceback explains.
 
     Args:
         error: what was raised.
@@ -30,10 +30,14 @@ def one_line(error: BaseException, conf: Path) -> str | None:
         return f"{group}={option}: there is no such option{_near(option, options)} {group} has {', '.join(options)}"
     if isinstance(error, OSError):
         path = error.filename
-        return None if path is None else f"{path}: {error.strerror}; choose a writable folder with hydra.run.dir=<folder>"
+        return (
+            None if path is None else f"{path}: {error.strerror}; choose a writable folder with hydra.run.dir=<folder>"
+        )
     if isinstance(error, OverrideParseException):
         reason = _flat(str(error)).partition(" See http")[0]
         return f"{error.override!r} is not an override: write key=value, as in imbalance=weighted ({reason})"
+    if isinstance(error, ValueError):  # Hydra's own, for `group=null` and the like
+        return _flat(str(error)) if "onfig group" in str(error) else None
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     reason = _flat(str(cause).strip().splitlines()[0])
     if match := re.search(r"Could not override '([^']+)'", str(error)):

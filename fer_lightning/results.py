@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
 from fer_lightning import __version__
 from fer_lightning.data.datamodule import FERDataModule
@@ -67,7 +66,7 @@ def scores(prefix: str, logits: torch.Tensor, labels: NDArray[np.int64], classes
 
 def test_scores(predictions: pd.DataFrame, logits: torch.Tensor, classes: tuple[str, ...]) -> Metrics:
     """Scores over all images and, as "test/clean/…", over those that have no pixel-identical twin in training."""
-    labels, clean = tables.labels_of(predictions, classes), predictions["clean"].to_numpy()
+    labels, clean = tables.labels_of(predictions, classes), predictions["clean"].to_numpy(copy=True)
     return scores("test", logits, labels, classes) | scores(
         "test/clean", logits[torch.from_numpy(clean)], labels[clean], classes
     )
@@ -95,11 +94,8 @@ def write(
         state = torch.load(best, map_location="cpu", weights_only=True)
         classifier.load_state_dict(state["state_dict"])
         best_epoch = state["epoch"]
-    clean = np.ones(len(faces), dtype=bool)
-    clean[parts.test] = parts.clean
-
-    val, val_logits = predict(trainer, classifier, data.evaluation_loader(parts.val, trainer), faces, clean)
-    test, test_logits = predict(trainer, classifier, data.evaluation_loader(parts.test, trainer), faces, clean)
+    val, val_logits = predict(trainer, classifier, data.evaluation_loader(parts.val), faces, parts.clean)
+    test, test_logits = predict(trainer, classifier, data.evaluation_loader(parts.test), faces, parts.clean)
     metrics = scores("val", val_logits, tables.labels_of(val, classes), classes)
     metrics |= test_scores(test, test_logits, classes)
     metrics |= {
@@ -115,7 +111,7 @@ def write(
         "before": dict(zip(classes, faces.counts(parts.train).tolist(), strict=True)),
         "after": dict(zip(classes, data.class_counts.tolist(), strict=True)),
     }
-    images = faces.images[parts.test]
+    images = np.array(faces.images[parts.test])
     index = write_report(
         run_dir,
         predictions=test,
@@ -125,7 +121,7 @@ def write(
         metrics=metrics,
         history=pd.DataFrame(history.rows),
         images=images,
-        config_yaml=OmegaConf.to_yaml(OmegaConf.create(dict(settings))),
+        config_yaml=(run_dir / "config.yaml").read_text(),
         about=about(settings, data, classifier, trainer, run_dir),
         monitor=settings["monitor"]["metric"],
         mode=settings["monitor"]["mode"],
@@ -161,7 +157,7 @@ def best_checkpoint(trainer: L.Trainer) -> Path | None:
 
 
 def about(
-    settings: Settings, data: FERDataModule, classifier: FERClassifier, trainer: L.Trainer, run_dir: Path
+    settings: Mapping[str, Any], data: FERDataModule, classifier: FERClassifier, trainer: L.Trainer, run_dir: Path
 ) -> dict[str, str]:
     """What a run was, in words, for the head of its report."""
     device = trainer.strategy.root_device

@@ -22,6 +22,7 @@ from fer_lightning.data.synthetic import synthetic
 from fer_lightning.errors import UserError
 from fer_lightning.model.classifier import FERClassifier
 from fer_lightning.report import tracking
+from fer_lightning.report.files import write_atomically
 from fer_lightning.report.history import History, ProgressBar, on_terminal
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     settings = resolve(cfg)
     check(settings)
-    _quiet()
+    quiet()
     L.seed_everything(settings["seed"], workers=True, verbose=False)
     data = load_data(settings)
     check_monitor(settings["monitor"], data.faces.classes)
@@ -57,6 +58,7 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
         channels_last=settings["trainer"]["channels_last"],
     )
     _claim(run_dir / "checkpoints")
+    write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
     loggers = build.named("logger", settings["logger"])
     history = History(run_dir / "metrics.csv", data.batch_size, narrate=not on_terminal())
     trainer = make_trainer(settings, run_dir, [*build.named("callbacks", settings["callbacks"]), history], loggers)
@@ -77,6 +79,9 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """The config with its interpolations filled in, as plain containers."""
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # type: ignore[assignment]
+    data = settings["data"]
+    if data["path"] is not None:  # so that the run can be evaluated from another folder
+        data["path"] = str(Path(data["path"]).expanduser().absolute())
     return settings
 
 
@@ -142,9 +147,13 @@ def _claim(checkpoints: Path) -> None:
     try:
         checkpoints.mkdir(parents=True)
     except FileExistsError:
-        raise UserError(f"{checkpoints.parent} holds a run already; choose another with hydra.run.dir=<folder>") from None
+        raise UserError(
+            f"{checkpoints.parent} holds a run already; choose another with hydra.run.dir=<folder>"
+        ) from None
     except OSError as error:
-        raise UserError(f"{checkpoints.parent}: {error.strerror}; choose another with hydra.run.dir=<folder>") from error
+        raise UserError(
+            f"{checkpoints.parent}: {error.strerror}; choose another with hydra.run.dir=<folder>"
+        ) from error
 
 
 def _announce(
@@ -162,7 +171,7 @@ def _announce(
         print(line, flush=True)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence what libraries say of themselves; what they say of the run still shows."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)

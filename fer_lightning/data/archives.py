@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import posixpath
 import re
 import stat
 import tarfile
 import zipfile
 from collections.abc import Collection, Iterator
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self
 
 from fer_lightning.data.members import Archive, Directory, check_count, is_junk
@@ -55,8 +56,9 @@ class Zip(Archive):
             self._zip.close()
 
     @cached_property
-    def _infos(self) -> dict[str, zipfile.ZipInfo]:
+    def _listed(self) -> tuple[dict[str, zipfile.ZipInfo], set[str]]:
         files: dict[str, zipfile.ZipInfo] = {}
+        folders: set[str] = set()
         total = 0
         infos = sorted(self._zip.infolist(), key=lambda info: info.header_offset)
         check_count(len(infos), self.path)
@@ -69,23 +71,26 @@ class Zip(Archive):
                 raise UserError(f"{where} is protected by a password: unpack it, and give data.path the folder")
             check_ratio(info.file_size, info.compress_size, where)
             total += info.file_size
-            if not info.is_dir() and not is_junk(name):
+            if is_junk(name):
+                continue
+            if info.is_dir():
+                folders.add(name)
+            else:
                 _add(files, name, info, where)
         check_ratio(total, self.path.stat().st_size, shown(self.path))
-        return files
+        return files, folders
 
     @cached_property
     def names(self) -> list[str]:
-        return list(self._infos)
+        return list(self._listed[0])
 
     @cached_property
     def folders(self) -> set[str]:
-        names = (str(PurePosixPath(info.filename)) for info in self._zip.infolist() if info.is_dir())
-        return {name for name in names if not is_junk(name)}
+        return self._listed[1]
 
     def members(self, wanted: Collection[str]) -> Iterator[tuple[str, io.BufferedReader]]:
         wanted = set(wanted)
-        for name, info in self._infos.items():
+        for name, info in self._listed[0].items():
             if name in wanted:
                 with reading(self.where(name)):
                     member = self._zip.open(info)
@@ -126,7 +131,7 @@ class Tar(Archive):
             name = _safe_name(info.name, where)
             if not (info.isdir() or info.isreg()) or info.issparse():
                 raise UserError(f"{where} is a link or a special file, not a plain one: pack the files themselves")
-            if is_junk(name) or name == ".":
+            if is_junk(name):
                 continue
             if info.isdir():
                 folders.add(name)
@@ -145,7 +150,7 @@ class Tar(Archive):
     def members(self, wanted: Collection[str]) -> Iterator[tuple[str, io.BufferedReader]]:
         missing = set(wanted)
         for tar, info in self._scan():
-            name = str(PurePosixPath(info.name))
+            name = posixpath.normpath(info.name)
             if name in missing:
                 missing.remove(name)
                 with reading(self.where(name)):
@@ -179,9 +184,9 @@ def _is_tar_header(block: bytes) -> bool:
 
 def _safe_name(name: str, where: str) -> str:
     """`name` as a relative POSIX path without "." and doubled slashes."""
-    if name.startswith("/") or re.search(r"\\|\0|^[A-Za-z]:|(^|/)\.\.(/|$)", name):
-        raise UserError(f"{where} points outside the archive: it is no data set, or was packed badly; pack it again")
-    return str(PurePosixPath(name))
+    if not name or name.startswith("/") or re.search(r"\\|\0|^[A-Za-z]:|(^|/)\.\.(/|$)", name):
+        raise UserError(f"{where} points outside the archive or nowhere, as no data set should: pack it again")
+    return posixpath.normpath(name)
 
 
 def _add(files: dict[str, Any], name: str, info: object, where: str) -> None:

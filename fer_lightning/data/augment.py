@@ -50,7 +50,7 @@ class BatchAugment:
                 raise ValueError(f"augment.{name} is a fraction, from 0 up to 1, not {amount}")
         if not (len(erase_area) == 2 and 0 < erase_area[0] <= erase_area[1] < 1):
             raise ValueError(f"augment.erase_area is a smallest and a largest fraction, not {list(erase_area)}")
-        self.flip, self.rotate, self.scale, self.shift = flip, math.radians(rotate), scale, shift
+        self.flip, self.rotate, self.scale, self.shift = (flip, math.radians(rotate), scale, shift)
         self.brightness, self.contrast = brightness, contrast
         self.erase, self.erase_area = erase, tuple(erase_area)
 
@@ -65,7 +65,7 @@ class BatchAugment:
         mirror = 1 - 2 * (torch.rand(n, generator=rng) < self.flip).float()
         angle = self.rotate * _symmetric(n, rng)
         zoom = 1 / (1 + self.scale * _symmetric(n, rng))
-        shift_x, shift_y = 2 * self.shift * _symmetric(n, rng), 2 * self.shift * _symmetric(n, rng)
+        shift_x, shift_y = (2 * self.shift * _symmetric(n, rng), 2 * self.shift * _symmetric(n, rng))
         if self.rotate == self.scale == self.shift == 0:
             return torch.where((mirror < 0).to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
         cos, sin = zoom * torch.cos(angle), zoom * torch.sin(angle)
@@ -95,7 +95,7 @@ class BatchAugment:
         if self.erase == 0:
             return images
         half_h, half_w = (area * aspect).sqrt() / 2, (area / aspect).sqrt() / 2
-        y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+        y, x = ((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width)
         inside_y = (y[None] - centre_y[:, None]).abs() <= half_h[:, None]
         inside_x = (x[None] - centre_x[:, None]).abs() <= half_w[:, None]
         mask = inside_y[:, :, None] & inside_x[:, None, :] & erased[:, None, None]

@@ -107,6 +107,9 @@ def read(archive: Archive, members: Sequence[CsvMember], fingerprint: str) -> Fa
         UserError: a row is not 2,304 grey levels with a label and a split that are known; the message has its number,
             0 for the first after the header.
     """
+    # glibc gives freed memory back to the system and faults it in again for every batch, which takes as long as
+    # parsing; freeing one large block raises the size from which on it does so.
+    np.empty(16 << 20, dtype=np.uint8)
     by_name = {member.name: member for member in members}
     labels = LabelColumn()
     parts = {
@@ -180,11 +183,8 @@ def _records(lines: io.BufferedReader, where: str) -> Iterator[list[bytes]]:
     row = -1
     while line := lines.readline(MAX_LINE):
         quoted = b'"' in line
-        while quoted and line.count(b'"') % 2 and len(line) < MAX_LINE:
-            more = lines.readline(MAX_LINE - len(line))  # a line break inside quotes
-            if not more:
-                break
-            line += more
+        if quoted and line.count(b'"') % 2:
+            line += _to_closing_quote(lines, MAX_LINE - len(line))
         here = f"{where}, " + (f"row {row}" if row >= 0 else "header")
         if len(line) >= MAX_LINE:
             raise UserError(f"{here} is longer than {MAX_LINE:,} bytes: no CSV of faces, or a quote is left open")
@@ -200,6 +200,17 @@ def _records(lines: io.BufferedReader, where: str) -> Iterator[list[bytes]]:
         else:
             yield line.rstrip(b"\r\n").split(b",")
         row += 1
+
+
+def _to_closing_quote(lines: io.BufferedReader, room: int) -> bytes:
+    """The lines of a record after its first, in which a quote is left open; at most `room` bytes."""
+    parts = []
+    while room > 0 and (line := lines.readline(room)):
+        parts.append(line)
+        room -= len(line)
+        if line.count(b'"') % 2:
+            break
+    return b"".join(parts)
 
 
 def _header(stream: io.BufferedReader, where: str) -> tuple[str, ...]:

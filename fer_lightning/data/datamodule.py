@@ -49,7 +49,7 @@ class FERDataModule(L.LightningDataModule):
         if eval_batch_size < 1:
             raise UserError(f"data.eval_batch_size={eval_batch_size}: 1 at least is needed")
         self.faces, self.parts, self.augment = faces, parts, augment
-        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
+        self.batch_size, self.eval_batch_size, self.seed = (batch_size, eval_batch_size, seed)
         rows = parts.train
         training = TrainingSet(faces.images[rows], faces.labels[rows], rows, np.zeros(len(rows), dtype=bool))
         self.training = training if resample is None else resample(training, faces.classes)
@@ -76,20 +76,23 @@ class FERDataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> FaceLoader:
-        return self.evaluation_loader(self.parts.val, self.trainer)
+        return self.evaluation_loader(self.parts.val)
 
     def test_dataloader(self) -> FaceLoader:
-        return self.evaluation_loader(self.parts.test, self.trainer)
+        return self.evaluation_loader(self.parts.test)
 
-    def evaluation_loader(self, rows: Rows, trainer: L.Trainer | None) -> FaceLoader:
-        """The images of `rows` in their order, those of the trainer's rank, on the trainer's device."""
-        sampler, device = _sampler(trainer, len(rows), shuffle=False, seed=self.seed), _device(trainer)
-        return FaceLoader(
-            self.faces.images[rows], self.faces.labels[rows], rows, sampler, self.eval_batch_size, device
-        )
+    def evaluation_loader(self, rows: Rows) -> FaceLoader:
+        """The images of `rows`, in order."""
+        return evaluation_loader(self.faces, rows, self.eval_batch_size, self.trainer)
 
 
-def _sampler(trainer: L.Trainer | None, n: int, *, shuffle: bool, seed: int) -> ShardedSampler:
+def evaluation_loader(faces: FaceTable, rows: Rows, batch_size: int, trainer: L.Trainer | None) -> FaceLoader:
+    """The images of `rows`, in order, those of the trainer's rank, on the trainer's device."""
+    sampler = _sampler(trainer, len(rows), shuffle=False)
+    return FaceLoader(faces.images[rows], faces.labels[rows], rows, sampler, batch_size, _device(trainer))
+
+
+def _sampler(trainer: L.Trainer | None, n: int, *, shuffle: bool, seed: int = 0) -> ShardedSampler:
     rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
     return ShardedSampler(n, shuffle=shuffle, seed=seed, rank=rank, world=world)
 

@@ -20,6 +20,9 @@ MAX_PIXELS = 64_000_000
 # Not all that Pillow knows: some of its readers start other programs (EPS) or are hardly ever tested.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
+# Where Pillow keeps metadata that may say which way up an image is.
+_TURNING = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
+
 
 def decode_face(data: bytes, where: str) -> NDArray[np.uint8]:
     """The face in the image file `data`, uint8 (48, 48).
@@ -42,7 +45,11 @@ def decode_face(data: bytes, where: str) -> NDArray[np.uint8]:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(too_large)
             image.draft(None, (4 * SIDE, 4 * SIDE))  # lets a large JPEG be decoded at a fraction of its size
-            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+            if image.format == "TIFF" or not _TURNING.isdisjoint(
+                image.info
+            ):  # looking closer takes as long as decoding
+                ImageOps.exif_transpose(image, in_place=True)
             grey = _grey(image, where)
             if grey.size != (SIDE, SIDE):
                 grey = ImageOps.fit(grey, (SIDE, SIDE))

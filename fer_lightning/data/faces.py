@@ -69,11 +69,15 @@ class FaceTable:
         return np.bincount(labels[labels != UNLABELLED], minlength=len(self.classes))
 
     @cached_property
+    def digests(self) -> NDArray[np.void]:
+        """A 16-byte digest of each image's pixels, (N,): equal exactly where the pixels are."""
+        images = np.ascontiguousarray(self.images).reshape(len(self), SIDE * SIDE)
+        return np.array([hashlib.blake2b(row, digest_size=16).digest() for row in images], dtype="V16")
+
+    @cached_property
     def twins(self) -> NDArray[np.int64]:
         """Group number of each image, int64 (N,): two rows share one exactly when their pixels are identical."""
-        images = np.ascontiguousarray(self.images).reshape(len(self), SIDE * SIDE)
-        digests = np.array([hashlib.blake2b(row, digest_size=16).digest() for row in images], dtype="V16")
-        return np.unique(digests, return_inverse=True)[1].astype(np.int64)
+        return np.unique(self.digests, return_inverse=True)[1].astype(np.int64)
 
     def only(self, classes: Sequence[str]) -> FaceTable:
         """The table with just `classes`, in that order; unlabelled images stay.
@@ -86,16 +90,32 @@ class FaceTable:
                 raise UserError(f"data.classes: {self.source} has no class '{name}', only {', '.join(self.classes)}")
         if len(set(classes)) != len(classes):
             raise UserError(f"data.classes: a class is named twice in {list(classes)}")
-        new_label = np.full(len(self.classes) + 1, UNLABELLED - 1, dtype=np.int64)  # the extra last one serves -1
-        new_label[UNLABELLED] = UNLABELLED
-        new_label[[self.classes.index(name) for name in classes]] = np.arange(len(classes))
-        labels = new_label[self.labels]
-        keep = labels >= UNLABELLED
+        table = self._relabelled(classes)
+        keep = (table.labels != UNLABELLED) | (self.labels == UNLABELLED)
+        return table._rows(keep)
+
+    def as_known_by(self, classes: Sequence[str]) -> FaceTable:
+        """The same images with labels that count in `classes`, those a network was trained on.
+
+        Raises:
+            UserError: labelled images are of a class that is not among them.
+        """
+        strange = [name for name, n in zip(self.classes, self.counts(), strict=True) if n and name not in classes]
+        if strange:
+            raise UserError(
+                f"{self.source} has images of {', '.join(strange)}; the run knows only {', '.join(classes)}"
+            )
+        return self._relabelled(classes)
+
+    def _relabelled(self, classes: Sequence[str]) -> FaceTable:
+        """Labels that count in `classes`; images of other classes become unlabelled."""
+        new = np.full(len(self.classes) + 1, UNLABELLED, dtype=np.int64)  # the extra last one serves UNLABELLED, -1
+        for i, name in enumerate(self.classes):
+            if name in classes:
+                new[i] = list(classes).index(name)
+        return replace(self, labels=new[self.labels], classes=tuple(classes))
+
+    def _rows(self, keep: NDArray[np.bool_]) -> FaceTable:
         return replace(
-            self,
-            images=self.images[keep],
-            labels=labels[keep],
-            split=self.split[keep],
-            ids=self.ids[keep],
-            classes=tuple(classes),
+            self, images=self.images[keep], labels=self.labels[keep], split=self.split[keep], ids=self.ids[keep]
         )

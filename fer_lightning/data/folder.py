@@ -14,13 +14,14 @@ from fer_lightning.data.decode import decode_face
 from fer_lightning.data.faces import FER_CLASSES, SIDE, SPLITS, FaceTable
 from fer_lightning.data.labels import class_name, class_order, split_name
 from fer_lightning.data.members import Archive
-from fer_lightning.data.streams import overlapped, shown
+from fer_lightning.data.streams import found, overlapped, shown
 from fer_lightning.errors import UserError
 
 MAX_IMAGE_BYTES = 64 << 20
 """Size of the largest image file that is read."""
 
 _BATCH = 64  # images decoded at once: one alone costs less than handing it to a thread
+_SMALL = 1 << 17  # bytes of an image that goes into such a batch
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 
 
@@ -58,7 +59,8 @@ def find_layout(archive: Archive) -> Layout | None:
         if _in_split(parts, 3):
             faces.setdefault((parts[0], parts[1]), []).append(name)
         elif _in_split(parts, 2) and name.lower().endswith(_IMAGE_ENDINGS):
-            raise UserError(f"{archive.where(name)} lies in no class folder: move it to {parts[0]}/<class>/{parts[1]}")
+            target = f"{shown(parts[0])}/<class>/{shown(parts[1])}"
+            raise UserError(f"{archive.where(name)} lies in no class folder: move it to {target}")
     split_of = _unambiguous(archive, root, {folder: str(split_name(folder)) for folder, _ in faces})
     class_of = _class_names({folder for _, folder in faces})
     for split_folder in split_of:
@@ -93,11 +95,13 @@ def read(archive: Archive, layout: Layout, fingerprint: str) -> FaceTable:
     def batches() -> Iterator[list[tuple[str, bytes]]]:
         batch: list[tuple[str, bytes]] = []
         for name, stream in archive.members(layout.names):
-            data = stream.read(MAX_IMAGE_BYTES + 1)
+            data = stream.read(_SMALL)
+            if len(data) == _SMALL:  # asked for at once, the largest would be allocated for every face
+                data += stream.read(MAX_IMAGE_BYTES)
             if len(data) > MAX_IMAGE_BYTES:
                 raise UserError(f"{archive.where(name)} is larger than {MAX_IMAGE_BYTES:,} bytes: no face; remove it")
             batch.append((name, data))
-            if len(batch) == _BATCH or len(data) > 1 << 20:
+            if len(batch) == _BATCH or len(data) > _SMALL:
                 yield batch
                 batch = []
         yield batch
@@ -122,7 +126,7 @@ def read(archive: Archive, layout: Layout, fingerprint: str) -> FaceTable:
 def _find_root(archive: Archive) -> str | None:
     """The folder that train/ lies in, with a slash at the end: "" or "fer2013/"."""
     roots = set()
-    for path in (*archive.folders, *(str(PurePosixPath(name).parent) for name in archive.names)):
+    for path in (*archive.folders, *(name.rpartition("/")[0] for name in archive.names)):
         parts = path.split("/")
         for depth, part in enumerate(parts[:-1]):  # what follows is the class folder
             if split_name(part) == "train":
@@ -154,7 +158,7 @@ def _unambiguous(archive: Archive, root: str, meanings: dict[str, str]) -> dict[
     for meaning, same in folders.items():
         if len(same) > 1:
             where = archive.where(root + same[0])
-            raise UserError(f"{where} and {shown(same[1])} both mean '{meaning}': merge them, or rename one")
+            raise UserError(f"{where} and {shown(same[1])} both mean {found(meaning)}: merge them, or rename one")
     return meanings
 
 

@@ -34,7 +34,7 @@ class ShardedSampler:
     """
 
     def __init__(self, n: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.n, self.shuffle, self.seed, self.rank, self.world = n, shuffle, seed, rank, world
+        self.n, self.shuffle, self.seed, self.rank, self.world = (n, shuffle, seed, rank, world)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -82,7 +82,7 @@ class FaceLoader:
         self.images = torch.from_numpy(np.array(images))[:, None].to(device)
         self.labels = torch.from_numpy(np.array(labels)).to(device)
         self.rows = torch.from_numpy(np.array(rows)).to(device)
-        self.sampler, self.batch_size, self.augment, self.drop_last = sampler, batch_size, augment, drop_last
+        self.sampler, self.batch_size, self.augment, self.drop_last = (sampler, batch_size, augment, drop_last)
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.sampler), self.batch_size)

@@ -44,20 +44,20 @@ def _parse_well_formed(fields: Sequence[bytes]) -> NDArray[np.uint8] | None:
     is_digit = digit < 10
     if not np.all(is_digit | (text == ord(" "))):
         return None
-    last = np.flatnonzero(is_digit[:-1] > is_digit[1:])  # of each number, its last digit
+    if np.any(is_digit[3:] & is_digit[2:-1] & is_digit[1:-2] & is_digit[:-3]):
+        return None  # a number of four digits
+    last = np.flatnonzero(is_digit[3:-1] > is_digit[4:])  # of each number, where its last digit stands after the pad
     if len(last) != len(fields) * COUNT:
         return None
-    stops = len(_PAD) + np.cumsum([len(field) + 1 for field in fields])
+    stops = np.cumsum([len(field) + 1 for field in fields])
     starts = np.concatenate([[0], stops[:-1]])
-    if (last[::COUNT] < starts).any() or (last[COUNT - 1 :: COUNT] >= stops).any():
+    if np.any(last[::COUNT] < starts) or np.any(last[COUNT - 1 :: COUNT] >= stops):
         return None  # one row has too many numbers and another too few
-    has_tens = is_digit[last - 1]
-    has_hundreds = has_tens & is_digit[last - 2]
-    if (has_hundreds & is_digit[last - 3]).any():
-        return None
-    values = digit[last].astype(np.uint16)
-    values += np.where(has_tens, digit[last - 1], 0) * np.uint16(10)
-    values += np.where(has_hundreds, digit[last - 2], 0) * np.uint16(100)
+    digit *= is_digit
+    value = digit[3:].astype(np.uint16)  # at every byte, of the number that ends there: far faster than at `last` only
+    value += digit[2:-1] * np.uint8(10)
+    value += (digit[1:-2] * is_digit[2:-1]) * np.uint16(100)
+    values = value[last]
     return None if values.max() > 255 else values.astype(np.uint8)
 
 

@@ -25,7 +25,8 @@ class Partition:
     Attributes:
         train, val: labelled images.
         test: images to score; unlabelled ones among them are predicted but count in no score.
-        clean: bool (len(test),), false where Training holds a pixel-identical twin of the test image.
+        clean: bool (N,), one for each image of the table: false where its pixels, or a twin's, are among the training
+            images.
     """
 
     train: Rows
@@ -66,19 +67,25 @@ def partition(
     if not 0 < holdout < 0.5:
         raise UserError(f"protocol.holdout={holdout}: a fraction above 0 and below 0.5 is needed")
     if folds < 2 or not 0 <= fold < folds:
-        raise UserError(f"protocol.fold={fold} of protocol.folds={folds}: folds count from 0, and 2 at least are needed")
+        raise UserError(
+            f"protocol.fold={fold} of protocol.folds={folds}: folds count from 0, and 2 at least are needed"
+        )
 
     labelled = faces.labels != UNLABELLED
     pool = faces.rows("train", "val", "public") if name == "kfold" else faces.rows("train")
     pool = pool[labelled[pool]]
     if len(pool) == 0:
-        raise UserError(f"{faces.source}: no training images; a folder train/<class>/ or rows with Usage=Training hold them")
+        raise UserError(
+            f"{faces.source}: no training images; a folder train/<class>/ or rows with Usage=Training hold them"
+        )
 
     test = faces.rows(*(("public", "private", "test") if name == "report" else ("private", "test")))
     unlabelled_test = test[~labelled[test]]
     test = test[labelled[test]]
     if len(test) == 0:
-        log.warning("%s has no labelled test images: %g of its training images are held out instead", faces.source, holdout)
+        log.warning(
+            "%s has no labelled test images: %g of its training images are held out instead", faces.source, holdout
+        )
         pool, test = _held_out(faces, pool, holdout, seed + 1)
 
     own_val = faces.rows("public", "val")
@@ -102,9 +109,8 @@ def partition(
         raise UserError(f"{faces.source}: {len(pool)} training images are too few for a hold-out of {holdout:g}")
 
     test = np.union1d(test, unlabelled_test)
-    seen = np.setdiff1d(np.union1d(faces.rows("train"), train), test)
-    clean = ~np.isin(faces.twins[test], faces.twins[seen])
-    return Partition(train, val, test, clean)
+    seen = np.setdiff1d(np.union1d(faces.rows("train"), train), test)  # images held out for validation count as seen
+    return Partition(train, val, test, clean=~np.isin(faces.twins, faces.twins[seen]))
 
 
 def _held_out(faces: FaceTable, rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:

@@ -87,7 +87,7 @@ def _existing(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"data.path is empty: {HOW_TO_GET}")
     if "\0" in text:
         raise UserError(f"data.path {shown(text)} is no path: {HOW_TO_GET}")
-    found = Path(os.path.expanduser(text))
+    found = Path(os.path.expanduser(text))  # noqa: PTH111 (Path's own raises RuntimeError for a user there is not)
     with reading(shown(found)):
         try:
             found.lstat()

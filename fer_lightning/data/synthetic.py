@@ -41,16 +41,16 @@ EXPRESSION = {
     "surprise": (0.18, 0.05, 0.165, 0.230, 0.25, 0.00, 0.15, 0.00, 0.00, -0.03),
     "neutral": (0.00, 0.00, 0.100, 0.000, 0.32, 0.00, 0.10, 0.00, 0.10, 0.00),
 }
-"""What a full expression looks like, in half face widths: how far the brows are raised, how much higher their inner ends
-are, eye opening, mouth opening, half mouth width, how far the corners are raised; then in 0–1 how much of an open mouth
-is teeth, how wrinkled the nose and brow are and how deep the cheek folds; last how far the mouth is raised."""
+"""What a full expression looks like. In half face widths: how far the brows are raised, how much higher their inner ends
+are, half the eye opening, the mouth opening, half the mouth width, how far its corners are raised; then in 0–1 how much
+of an open mouth is teeth, how wrinkled nose and brow are, how deep the cheek folds; last how far the mouth is raised."""
 
 SPREAD = (0.05, 0.12, 0.025, 0.035, 0.05, 0.05, 0.40, 0.25, 0.30, 0.03)
 """Half ranges by which two people differ in the columns of EXPRESSION."""
 
 NEIGHBOURS = {
     "angry": ("disgust", "sad", "neutral"),
-    "disgust": (-0.05, -0.08, 0.040, 0.060, 0.31, -0.13, 0.40, 1.00, 1.00, 0.10),
+    "disgust": ("angry", "sad", "angry"),
     "fear": ("surprise", "sad", "surprise"),
     "happy": ("neutral", "surprise", "neutral"),
     "sad": ("neutral", "fear", "angry"),
@@ -70,7 +70,9 @@ def synthetic(*, n_train: int, n_val: int, n_test: int, seed: int = 0) -> FaceTa
     """
     for key, n, allowed_empty in (("n_train", n_train, False), ("n_val", n_val, True), ("n_test", n_test, True)):
         if n < len(FER_CLASSES) and not (allowed_empty and n == 0):
-            raise UserError(f"data.synthetic.{key}={n}: at least {len(FER_CLASSES)} faces are needed, one of each class")
+            raise UserError(
+                f"data.synthetic.{key}={n}: at least {len(FER_CLASSES)} faces are needed, one of each class"
+            )
     if seed < 0:
         raise UserError(f"data.synthetic.seed={seed}: a seed of 0 or more is needed")
 
@@ -168,7 +170,9 @@ class _Canvas:
 
     def rows(self, top: int, bottom: int) -> _Canvas:
         """A band that small features keep to; the rest of the picture costs no time."""
-        pixels = {name: getattr(self, name)[:, top * SIDE : bottom * SIDE] for name in ("tone", "x_head", "x", "y", "side")}
+        pixels = {
+            name: getattr(self, name)[:, top * SIDE : bottom * SIDE] for name in ("tone", "x_head", "x", "y", "side")
+        }
         return replace(self, **pixels)
 
 
@@ -261,7 +265,14 @@ def _eyes(
 
 
 def _mouth(
-    on: _Canvas, draw: _Uniform, skin: Floats, mouth_y: Floats, width: Floats, curve: Floats, gape: Floats, teeth: Floats
+    on: _Canvas,
+    draw: _Uniform,
+    skin: Floats,
+    mouth_y: Floats,
+    width: Floats,
+    curve: Floats,
+    gape: Floats,
+    teeth: Floats,
 ) -> None:
     """Lips, the dark line or opening between them, and teeth at its top."""
     gape = np.maximum(gape, 0.0)
@@ -278,7 +289,7 @@ def _mouth(
 
 
 def _ellipse(x: Floats, y: Floats, half_width: Floats | float, half_height: Floats | float) -> Floats:
-    """The signed distance from an axis-parallel ellipse around the origin, nearly so at its edge, half so at its centre."""
+    """The signed distance from an axis-parallel ellipse: nearly right at the edge, half the right one at the centre."""
     x, y = x * (1 / half_width), y * (1 / half_height)
     x *= x
     y *= y

@@ -104,18 +104,17 @@ class ClassificationScores(Metric):
         n = len(self.classes)
         cells = labels * n + logits.argmax(1)
         self.confusion += torch.bincount(cells, minlength=n * n).view(n, n)
-        self.bins += calibration_bins(logits.softmax(1), labels)
-        self.loss_sum += F.cross_entropy(logits, labels, reduction="sum").to(SUMS)
+        self.bins += calibration_bins(logits.to(SUMS).softmax(1), labels)
+        self.loss_sum += F.cross_entropy(logits.to(SUMS), labels, reduction="sum")
 
     def compute(self) -> dict[str, float]:
         """Scores of everything seen since the last reset; `loss` is the plain mean cross-entropy, in nats, whatever loss
         was trained on."""
         confusion = self.confusion.cpu().numpy()
         n = max(int(confusion.sum()), 1)
-        return {
-            "loss": float(self.loss_sum) / n,
-            "ece": expected_calibration_error(self.bins.cpu().numpy()),
-        } | scores(confusion, self.classes)
+        return {"loss": float(self.loss_sum) / n, "ece": expected_calibration_error(self.bins.cpu().numpy())} | scores(
+            confusion, self.classes
+        )
 
 
 class Predictions(Metric):

@@ -141,9 +141,7 @@ class ResNet(nn.Module):
                 stride = 2 if i == 0 and stage > 0 else 1
                 downsample = None
                 if stride != 1 or in_channels != out_channels:
-                    downsample = nn.Sequential(
-                        conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
-                    )
+                    downsample = nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
                 layers.append(block(in_channels, width, stride, downsample))
                 in_channels = out_channels
             stages.append(nn.Sequential(*layers))

@@ -98,7 +98,7 @@ def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str]) -> Fi
     longest = 0.085 * max(map(len, names))  # inches, about
     cell = float(np.clip(7.0 / n_classes, 0.5, 1.0))
     slanted = longest > cell
-    width, height = cell * n_classes + 1.8 + longest, cell * n_classes + 0.8 + slanted * 0.7 * longest
+    width, height = (cell * n_classes + 1.8 + longest, cell * n_classes + 0.8 + slanted * 0.7 * longest)
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)

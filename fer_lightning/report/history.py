@@ -43,7 +43,7 @@ class History(L.Callback):
         return self.images / self.seconds if self.seconds else 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._since, self._epoch_seconds, self._epoch_images = time.perf_counter(), 0.0, 0
+        self._since, self._epoch_seconds, self._epoch_images = (time.perf_counter(), 0.0, 0)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -70,7 +70,7 @@ def predictions(
 
 def labels_of(predictions: pd.DataFrame, classes: Sequence[str], column: str = "label") -> NDArray[np.int64]:
     """Class indices (N,) of a column of class names; -1 where it is empty."""
-    return np.asarray(pd.Index(classes).get_indexer(pd.Index(predictions[column])), dtype=np.int64)
+    return np.array(pd.Index(classes).get_indexer(pd.Index(predictions[column])), dtype=np.int64)
 
 
 def probabilities_of(predictions: pd.DataFrame, classes: Sequence[str]) -> NDArray[np.float64]:

@@ -58,7 +58,9 @@ def wandb_logger(
         reason = _why_offline()
         chosen = "offline" if reason else "online"
         if reason:
-            log.warning("W&B logs offline, %s; `wandb sync %s/wandb/offline-run-*` sends the run later", reason, save_dir)
+            log.warning(
+                "W&B logs offline, %s; `wandb sync %s/wandb/offline-run-*` sends the run later", reason, save_dir
+            )
     logger = Wandb(
         project=project,
         save_dir=save_dir,
@@ -79,7 +81,7 @@ def wandb_logger(
 def _why_offline() -> str | None:
     """Why W&B cannot be reached, or None."""
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    name, port = host.hostname or "", host.port or (80 if host.scheme == "http" else 443)
+    name, port = (host.hostname or "", host.port or (80 if host.scheme == "http" else 443))
     if not os.environ.get("WANDB_API_KEY") and not _in_netrc(name):
         return "as there is no API key (`wandb login` stores one)"
     try:

@@ -70,11 +70,7 @@ def write_report(
     examples = [
         face
         for name in classes
-        for face in _faces(
-            predictions,
-            images,
-            most_confident(predictions, correct=True, label=name)[:EXAMPLES],
-        )
+        for face in _faces(predictions, images, most_confident(predictions, correct=True, label=name)[:EXAMPLES])
     ]
     report = matrix = None
     plots = {"class_counts": figures.class_counts(counts_before, counts_after)}

@@ -126,7 +126,7 @@ def test_missing_parts_do_not_break_the_page(tmp_path: Path, changes: dict[str, 
 def test_unlabelled_images_are_in_the_predictions_only(tmp_path: Path) -> None:
     index = write(tmp_path, ["a", "b"], predictions=scored(["a", "b"], labelled=False))
     assert {path.name for path in index.parent.iterdir()} == {
-        *["predictions.csv", "class_counts.png", "curves.png", "index.html"],
+        *["predictions.csv", "class_counts.png", "curves.png", "index.html"]
     }
     assert pd.read_csv(index.parent / "predictions.csv")["label"].isna().all()
     assert "Confusion matrix" not in Reader(index.read_text()).text

@@ -1,0 +1,150 @@
+"""Scoring a finished run again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from fer_lightning import results
+from fer_lightning.check import check
+from fer_lightning.data.datamodule import evaluation_loader
+from fer_lightning.data.faces import SPLITS, FaceTable
+from fer_lightning.data.protocols import Rows, partition
+from fer_lightning.errors import UserError
+from fer_lightning.model.classifier import FERClassifier
+from fer_lightning.report import tables
+from fer_lightning.report.files import write_atomically
+from fer_lightning.report.write import write_report
+from fer_lightning.run import load_faces, quiet
+
+
+def evaluate(
+    run_dir: Path, *, split: str = "test", data: Path | None = None, out: Path | None = None, accelerator: str = "auto"
+) -> dict[str, float | str]:
+    """Score a run's best checkpoint on a split of its own data or of other data, and write metrics.json and report/.
+
+    Args:
+        run_dir: the run folder.
+        split: "train", "val" or "test" as the run's protocol has them, "all", or a split of the source such as
+            "private". Of other data, "test" means its test images, or all of it where it has none.
+        data: a source of other faces, labelled with classes that the run knows.
+        out: the folder to write; by default one under the run folder.
+        accelerator: "auto", "cpu" or "gpu".
+
+    Returns:
+        What metrics.json holds: on the run's own test images, the numbers of the run.
+
+    Raises:
+        UserError: no finished run there, no such split, or data that does not fit.
+    """
+    quiet()
+    settings = load_settings(run_dir)
+    settings["trainer"] |= {"accelerator": accelerator, "devices": 1}
+    if settings["trainer"]["precision"] == "16-mixed" and accelerator != "gpu" and not torch.cuda.is_available():
+        settings["trainer"]["precision"] = "32-true"
+    check(settings)
+    classifier = load_classifier(run_dir)
+    classes = tuple(classifier.classes)
+
+    own = load_faces(settings)
+    parts = partition(own, **settings["protocol"])
+    if data is None:
+        faces = own
+        rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(own, split)
+        clean = parts.clean
+    else:
+        faces = load_faces(
+            settings | {"data": settings["data"] | {"name": "fer2013", "path": str(data), "classes": None}}
+        )
+        faces = faces.as_known_by(classes)
+        rows = _rows_of(faces, split)
+        clean = ~np.isin(faces.digests, own.digests[own.rows("train")])
+    out = out or run_dir / "evaluation" / (f"{data.name}-{split}" if data else split)
+
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=settings["trainer"]["precision"],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=out,
+    )
+    loader = evaluation_loader(faces, rows, settings["data"]["eval_batch_size"], trainer)
+    predictions, logits = results.predict(trainer, classifier, loader, faces, clean)
+    metrics: dict[str, float | str] = {
+        **results.test_scores(predictions, logits, classes),
+        "data/source": faces.source,
+        "data/split": split,
+    }
+    if not any(name.startswith("test/") for name in metrics):
+        raise UserError(f"{faces.source}: no image of the split '{split}' carries a label to be scored by")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+    counts = dict(zip(classes, faces.counts(rows).tolist(), strict=True))
+    index = write_report(
+        out,
+        predictions=predictions,
+        classes=classes,
+        counts_before=counts,
+        counts_after=counts,
+        metrics=metrics,
+        history=None,
+        images=faces.images[rows],
+        config_yaml=OmegaConf.to_yaml(OmegaConf.create(settings)),
+        about={"name": f"{run_dir.name}: {out.name}", "data": faces.source, "split": split, "run": str(run_dir)},
+    )
+    report = tables.classification_report(results.confusion_of(predictions, classes), classes)
+    tables.print_report(report, title=f"{faces.source}, {split}: per class")
+    print(f"report   {index}")
+    return metrics
+
+
+def load_settings(run_dir: Path) -> dict[str, Any]:
+    """The resolved config a run was started with.
+
+    Raises:
+        UserError: the folder does not hold a run.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run_dir}: not a run folder, as {path.name} is missing; name one like outputs/<date>/<time>")
+    settings: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+    return settings
+
+
+def load_classifier(run_dir: Path) -> FERClassifier:
+    """The classifier of a run's best checkpoint, on the CPU, ready for inference.
+
+    Raises:
+        UserError: there is none, or the file is damaged.
+    """
+    path = run_dir / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        raise UserError(f"{path}: there is no best checkpoint; the run has not finished an epoch, or kept none")
+    try:
+        return FERClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+    except (RuntimeError, EOFError, KeyError, OSError) as error:
+        raise UserError(
+            f"{path}: damaged or not a checkpoint of this project ({' '.join(str(error).split())})"
+        ) from error
+
+
+def _rows_of(faces: FaceTable, split: str) -> Rows:
+    if split == "all":
+        return np.arange(len(faces))
+    if split not in SPLITS:
+        raise UserError(f"--split {split}: there are all, {', '.join(SPLITS)}")
+    rows = faces.rows("public", "private", "test") if split == "test" else faces.rows(split)
+    if split == "test" and not len(rows):
+        return np.arange(len(faces))
+    if not len(rows):
+        raise UserError(f"--split {split}: {faces.source} has no such images")
+    return rows

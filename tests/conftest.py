@@ -1,0 +1,79 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ.pop("WANDB_API_KEY", None)
+
+TINY = (
+    "data=synthetic",
+    "data.synthetic.n_train=140",
+    "data.synthetic.n_val=40",
+    "data.synthetic.n_test=60",
+    "data.batch_size=32",
+    "model=resnet18",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+    "optimizer.lr=0.02",
+    "logger=none",
+)
+"""A whole job in about two seconds."""
+
+
+@pytest.fixture(scope="session")
+def fer2013_dir() -> Path:
+    """The folder with the real data, for tests marked real_data."""
+    folder = os.environ.get("FER2013_DIR")
+    if not folder:
+        pytest.skip("FER2013_DIR is not set")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing that a test does touches the caches and settings of whoever runs it."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("FER_LIGHTNING_CACHE", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(home / name.lower()))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+
+
+class Run:
+    """How a command ended."""
+
+    def __init__(self, code: int, out: str, err: str, folder: Path) -> None:
+        self.code, self.out, self.err, self.folder = code, out, err, folder
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Run]:
+    """Runs the training command in this process, as `python train.py <overrides>` would."""
+    runs = iter(range(1000))
+
+    def train(*overrides: str, folder: Path | None = None) -> Run:
+        from hydra.core.global_hydra import GlobalHydra
+
+        from fer_lightning.app import main
+
+        folder = folder or tmp_path / f"run{next(runs)}"
+        monkeypatch.setattr(sys, "argv", ["train.py", *overrides, f"hydra.run.dir={folder}"])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+        out, err = capsys.readouterr()
+        return Run(code, out, err, folder)
+
+    return train
