@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(child, f"{prefix}{key}.")
 
 
-def _near(word: str, known: list[str]) -> str:
+def _near(word: str, known: Sequence[str]) -> str:
     matches = difflib.get_close_matches(word, known, 3, 0.5)
     if not matches:  # the right name at the wrong place
         matches = [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]][:3]

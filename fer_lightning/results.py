@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def about(
         "network": f"{name}, {model.get('stem', '')} stem, {parameters:,} parameters",
         "seed": str(settings["seed"]),
         "hardware": f"{hardware}, {settings['trainer']['precision']}, {torch.get_num_threads()} threads",
-        "versions": f"fer-lightning {__version__}, torch {torch.__version__}, lightning {L.__version__}, "
+        "versions": f"fer-lightning {__version__}, torch {torch.__version__}, lightning {version('lightning')}, "
         f"Python {platform.python_version()}",
         "commit": git_commit(),
         "date": time.strftime("%Y-%m-%d %H:%M"),

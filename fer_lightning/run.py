@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as L
 from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning import build, results
@@ -138,7 +139,7 @@ def make_trainer(settings: Settings, run_dir: Path, callbacks: list[L.Callback],
             enable_checkpointing=any(isinstance(c, L.callbacks.Checkpoint) for c in callbacks),
             **arguments,
         )
-    except (TypeError, ValueError, L.utilities.exceptions.MisconfigurationException) as error:
+    except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 

@@ -72,7 +72,7 @@ class FaceTable:
     def digests(self) -> NDArray[np.void]:
         """A 16-byte digest of each image's pixels, (N,): equal exactly where the pixels are."""
         images = np.ascontiguousarray(self.images).reshape(len(self), SIDE * SIDE)
-        return np.array([hashlib.blake2b(row, digest_size=16).digest() for row in images], dtype="V16")
+        return np.array([hashlib.blake2b(row.data, digest_size=16).digest() for row in images], dtype="V16")
 
     @cached_property
     def twins(self) -> NDArray[np.int64]:

@@ -46,7 +46,7 @@ class Pipeline:
         if result.shape != image.shape or result.dtype != image.dtype:
             raise UserError(
                 f"an albumentations pipeline must keep images {image.shape} {image.dtype}, "
-                f"but it made {tuple(result.shape)} {result.dtype}: leave out steps like Resize, Normalize and ToTensorV2"
+                f"but it made {tuple(result.shape)} {result.dtype}: leave out steps like Resize, Normalize, ToTensorV2"
             )
         return result
 

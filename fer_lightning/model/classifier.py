@@ -54,7 +54,7 @@ class FERClassifier(L.LightningModule):
         self.network = build.network(model, len(self.classes))
         self.loss = build.loss(loss, class_counts)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.network.to(memory_format=self.memory_format)
+        self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.val_scores = ClassificationScores(classes)
         self.predictions = Predictions()
         self.scores: dict[str, float] = {}  # of the last validation, in full precision: Lightning logs float32
@@ -79,7 +79,8 @@ class FERClassifier(L.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0 or self.trainer.is_last_batch:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (batch_idx + 1) % every == 0 or self.trainer.is_last_batch:
             self._stop_on_bad_loss()
             self.log("train/loss_step", outputs["loss"], batch_size=len(batch.labels), prog_bar=True)
 

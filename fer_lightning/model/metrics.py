@@ -108,8 +108,8 @@ class ClassificationScores(Metric):
         self.loss_sum += F.cross_entropy(logits.to(SUMS), labels, reduction="sum")
 
     def compute(self) -> dict[str, float]:
-        """Scores of everything seen since the last reset; `loss` is the plain mean cross-entropy, in nats, whatever loss
-        was trained on."""
+        """Scores of everything seen since the last reset; `loss` is the plain mean cross-entropy, in nats,
+        whatever loss was trained on."""
         confusion = self.confusion.cpu().numpy()
         n = max(int(confusion.sum()), 1)
         return {"loss": float(self.loss_sum) / n, "ece": expected_calibration_error(self.bins.cpu().numpy())} | scores(

@@ -48,8 +48,8 @@ def onecycle(
     final: float = 4e-5,
     cycle_momentum: bool = False,
 ) -> Schedule:
-    """Up to the rate by a cosine over the fraction `warmup` of the steps, then down to `final` × the rate (Smith & Topin
-    2018, arXiv:1708.07120); `start` and `final` are fractions of the highest rate."""
+    """Up to the rate by a cosine over the fraction `warmup` of the steps, then down to `final` × the rate (Smith &
+    Topin 2018, arXiv:1708.07120); `start` and `final` are fractions of the highest rate."""
     _check_fraction("schedule.warmup", warmup)
     highest = [group["lr"] for group in optimizer.param_groups]
     scheduler = OneCycleLR(

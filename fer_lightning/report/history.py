@@ -106,7 +106,7 @@ class ProgressBar(RichProgressBar):
         super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)  # type: ignore[assignment]
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if self._images:
             metrics["images/s"] = f"{self._images / (time.perf_counter() - self._since):.0f}"

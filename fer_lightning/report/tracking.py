@@ -166,7 +166,7 @@ def _log_wandb(
 
     media: dict[str, Any] = {"test/report": wandb.Table(dataframe=report.astype(object).where(report.notna(), None))}
     for split, table in confusions.items():
-        cells = [[true, guess, int(n)] for true, row in table.iterrows() for guess, n in row.items()]
+        cells: list[Any] = [[true, guess, int(n)] for true, row in table.iterrows() for guess, n in row.items()]
         media[f"{split}/confusion_matrix"] = wandb.Table(columns=["actual", "predicted", "images"], data=cells)
     before, after = counts["before"], counts["after"]
     media["data/class_counts"] = wandb.Table(

@@ -16,7 +16,7 @@ CLASSES = ["a", "b", "c", "never"]
 def example(n: int = 500) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and labels with a class that neither occurs nor is predicted."""
     rng = np.random.default_rng(0)
-    logits = rng.normal(size=(n, 4)) + [0, 0.5, 0.2, -50]
+    logits = rng.normal(size=(n, 4)) + np.array([0, 0.5, 0.2, -50])
     return torch.from_numpy(logits).float(), torch.from_numpy(rng.integers(0, 3, n))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ def test_cosine_warms_up_and_ends_at_the_final_rate() -> None:
     assert seen[10] == pytest.approx(2.0)
     assert seen[55] == pytest.approx(2 * (0.01 + 0.99 / 2), abs=1e-6)  # half-way
     assert seen[-1] == pytest.approx(0.02, abs=1e-3)
-    assert all(a >= b for a, b in zip(seen[10:], seen[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(seen[10:]))
 
 
 def test_onecycle_peaks_once() -> None:
