@@ -41,9 +41,12 @@ EXPRESSION = {
     "surprise": (0.18, 0.05, 0.165, 0.230, 0.25, 0.00, 0.15, 0.00, 0.00, -0.03),
     "neutral": (0.00, 0.00, 0.100, 0.000, 0.32, 0.00, 0.10, 0.00, 0.10, 0.00),
 }
-"""What a full expression looks like. In half face widths: how far the brows are raised, how much higher their inner ends
-are, half the eye opening, the mouth opening, half the mouth width, how far its corners are raised; then in 0–1 how much
-of an open mouth is teeth, how wrinkled nose and brow are, how deep the cheek folds; last how far the mouth is raised."""
+"""What a full expression looks like.
+
+In half face widths: how far the brows are raised, how much higher their inner ends are, half the eye opening, the mouth
+opening, half the mouth width, how far its corners are raised. In 0–1: how much of an open mouth is teeth, how wrinkled
+nose and brow are, how deep the cheek folds. In half face widths again: how far the mouth is raised.
+"""
 
 SPREAD = (0.05, 0.12, 0.025, 0.035, 0.05, 0.05, 0.40, 0.25, 0.30, 0.03)
 """Half ranges by which two people differ in the columns of EXPRESSION."""

@@ -127,6 +127,7 @@ FEWER = PIXELS.rsplit(" ", 4)[0]
         (with_row(pixels=PIXELS.replace(" ", " 1.5 ", 1)), ["row 13", "'1.5'"]),
         (with_row(pixels="\u0663" + PIXELS), ["row 13", "is not a number"]),
         (with_row(pixels="256 " + PIXELS.split(" ", 1)[1]), ["row 13", "'256'", "0 to 255"]),
+        (with_row(pixels="1012 " + PIXELS.split(" ", 1)[1]), ["row 13", "'1012'", "0 to 255"]),
         (with_row(pixels="9" * 5000 + " " + PIXELS.split(" ", 1)[1]), ["row 13", "'9999", "0 to 255"]),
         (with_row(pixels=FEWER), ["row 13", "2300 pixels, not 2304"]),
         (with_row(pixels=PIXELS + " 0"), ["row 13", "2305 pixels, not 2304"]),
@@ -359,6 +360,21 @@ def outcome(path: Path) -> str:
 def plain_csv(path: Path) -> Path:
     path.write_bytes(csv_bytes(GOOD))
     return path
+
+
+def test_damaged_tar_header_does_not_end_the_archive_unsaid(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "faces.tar", folder_files())
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"test/sad/0.png", b"test/sad/1.png"))  # its checksum no longer fits
+    refused(path, "faces.tar", "damaged")
+
+
+@pytest.mark.parametrize("packing", ["gz", "xz", "bz2"])
+def test_checksum_at_the_end_of_a_packed_tar(tmp_path: Path, packing: str) -> None:
+    path = write_tar(tmp_path / "faces.tar", folder_files(), packing)
+    data = path.read_bytes()
+    path.write_bytes(data[:-6] + bytes([data[-6] ^ 1]) + data[-5:])
+    refused(path, "faces.tar", "damaged")
 
 
 FUZZED: dict[str, Callable[[Path], Path]] = {

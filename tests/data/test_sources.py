@@ -92,6 +92,11 @@ def test_whole_kaggle_download_prefers_the_file_with_all_labels(tmp_path: Path, 
     check_fer(load(write_form(tmp_path / "challenge", files, form)))
 
 
+def test_of_several_whole_files_the_one_called_fer2013_is_taken(tmp_path: Path) -> None:
+    files = {name: csv_bytes(fer_rows()[:n]) for name, n in (("a.csv", 7), ("fer2013.csv", 21), ("z.csv", 7))}
+    check_fer(load(write_folder(tmp_path / "several", files)))
+
+
 @pytest.mark.parametrize("given", ["train.csv", "."])
 def test_train_csv_takes_the_unlabelled_test_csv_beside_it(tmp_path: Path, given: str) -> None:
     rows = fer_rows(10)
