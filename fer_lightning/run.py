@@ -99,7 +99,7 @@ def load_faces(settings: Settings) -> FaceTable:
         from fer_lightning.data import sources
 
         cache = {"cache_dir": Path(data["cache_dir"])} if data["cache_dir"] else {}
-        faces = sources.load(data["path"], **cache)
+        faces = sources.load(data["path"] or "", **cache)
     return faces.only(data["classes"]) if data["classes"] else faces
 
 

@@ -26,9 +26,9 @@ class Monitor:
 
 @dataclass
 class Synthetic:
-    n_train: int = 3000
+    n_train: int = 2600
     n_val: int = 400
-    n_test: int = 800
+    n_test: int = 1200
     seed: int = 0
 
 

@@ -38,7 +38,7 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["model.depth=51"], r"model: depth must be one of \[18, 34, 50, 101, 152\], not 51"),
         (["augment.flip=2"], "augment: augment.flip is a probability"),
         (["imbalance.loss.label_smoothing=1"], "imbalance.loss: label_smoothing"),
-        (["imbalance=balanced", "imbalance.resample.factors.disgusted=2"], "did you mean 'disgust'"),
+        (["imbalance=balanced", "+imbalance.resample.factors.disgusted=2"], "did you mean 'disgust'"),
         (["monitor.metric=val/f1"], "monitor.metric=val/f1: no such score; did you mean val/f1"),
         (["monitor.metric=val/loss"], "monitor.mode=max contradicts monitor.metric=val/loss: use monitor.mode=min"),
         (["data.path=faces.csv"], "data.path=.*faces.csv contradicts data=synthetic"),

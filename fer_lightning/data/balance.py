@@ -44,7 +44,7 @@ class Resample:
     augmented copies are added, spread evenly over the originals.
 
     Args:
-        factors: factor by class name; classes that are not named keep their images.
+        factors: factor by class name; 1 for classes that are not named.
         transforms: the albumentations pipeline that makes the copies, see `Pipeline`.
         seed: of what is dropped and how copies look.
     """
@@ -63,6 +63,8 @@ class Resample:
         keep = np.ones(len(training), dtype=bool)
         originals: list[NDArray[np.int64]] = []
         for name, factor in self.factors.items():
+            if factor == 1:
+                continue
             if name not in classes:
                 near = difflib.get_close_matches(name, classes, 1)
                 hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(classes)}"

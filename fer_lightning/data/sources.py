@@ -84,7 +84,7 @@ class _Layout:
 def _existing(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if not text:
-        raise UserError(f"data.path is empty: {HOW_TO_GET}")
+        raise UserError(f"data.path is empty; it names a CSV, a folder or an archive: {HOW_TO_GET}")
     if "\0" in text:
         raise UserError(f"data.path {shown(text)} is no path: {HOW_TO_GET}")
     found = Path(os.path.expanduser(text))  # noqa: PTH111 (Path's own raises RuntimeError for a user there is not)

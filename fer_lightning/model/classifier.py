@@ -9,6 +9,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fer_lightning import build
 from fer_lightning.data.loader import Batch
@@ -108,6 +109,18 @@ class FERClassifier(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Only collects: all test scores come from `predictions`, so that any subset of them can be scored."""
         self.predictions.update(batch.rows, self(batch.images))
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the norm over all gradients.
+
+        Lightning refuses to for a fused optimizer in any mixed precision, though only fp16 scales its gradients.
+        """
+        if gradient_clip_val and self.trainer.precision == "bf16-mixed":
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams

@@ -21,6 +21,9 @@ from fer_lightning.report.write import most_confident
 
 log = logging.getLogger(__name__)
 
+HEADLINES = ("test/accuracy", "test/f1_macro", "test/clean/accuracy", "test/clean/f1_macro", "val/f1_macro")
+"""The scores that go with the checkpoint; W&B takes 100 at most."""
+
 MISTAKES = 32
 """How many of the most confident mistakes are sent as pictures."""
 
@@ -140,7 +143,7 @@ def log_results(
         if isinstance(logger, WandbLogger):
             _log_wandb(logger, metrics, report, confusions, predictions, images, counts)
             if checkpoint is not None and getattr(logger, "send_checkpoint", False):
-                _log_artifact(logger, checkpoint, final)
+                _log_artifact(logger, checkpoint, {n: v for n, v in final.items() if n in HEADLINES})
         else:
             logger.log_metrics({n: v for n, v in final.items() if n.startswith("test/")})
 
