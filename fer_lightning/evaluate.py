@@ -78,9 +78,9 @@ def evaluate(
         default_root_dir=out,
     )
     loader = evaluation_loader(faces, rows, settings["data"]["eval_batch_size"], trainer)
-    predictions, logits = results.predict(trainer, classifier, loader, faces, clean)
+    scored = results.predict(trainer, classifier, loader, faces, clean)
     metrics: dict[str, float | str] = {
-        **results.test_scores(predictions, logits, classes),
+        **results.test_scores(scored, classes),
         "data/source": faces.source,
         "data/split": split,
     }
@@ -91,7 +91,7 @@ def evaluate(
     counts = dict(zip(classes, faces.counts(rows).tolist(), strict=True))
     index = write_report(
         out,
-        predictions=predictions,
+        predictions=scored.predictions,
         classes=classes,
         counts_before=counts,
         counts_after=counts,
@@ -101,7 +101,7 @@ def evaluate(
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(settings)),
         about={"name": f"{run_dir.name}: {out.name}", "data": faces.source, "split": split, "run": str(run_dir)},
     )
-    report = tables.classification_report(results.confusion_of(predictions, classes), classes)
+    report = tables.classification_report(results.confusion_of(scored.predictions, classes), classes)
     tables.print_report(report, title=f"{faces.source}, {split}: per class")
     print(f"report   {index}")
     return metrics

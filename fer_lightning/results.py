@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import numpy as np
@@ -34,23 +34,34 @@ log = logging.getLogger(__name__)
 Metrics = dict[str, float | str]
 
 
+class Scored(NamedTuple):
+    """Images that went through the network once, in table order.
+
+    Attributes:
+        predictions: a row an image, see `tables.predictions`.
+        logits: float32 (N, C).
+        rows: int64 (N,), their rows in the face table.
+    """
+
+    predictions: pd.DataFrame
+    logits: torch.Tensor
+    rows: NDArray[np.int64]
+
+
 def predict(
     trainer: L.Trainer, classifier: FERClassifier, loader: FaceLoader, faces: FaceTable, clean: NDArray[np.bool_]
-) -> tuple[pd.DataFrame, torch.Tensor]:
+) -> Scored:
     """Run every image of a loader through the network once.
 
     Args:
         clean: bool (len(faces),), see `Partition.clean`.
-
-    Returns:
-        The table of predictions, a row an image in table order, and the logits, float32 (N, C), in the same order.
     """
     trainer.test(classifier, dataloaders=loader, verbose=False)
     rows, logits = classifier.predictions.compute()
     splits = [SPLITS[s] for s in faces.split[rows]]
     probabilities = logits.double().softmax(1).numpy()
-    labels = faces.labels[rows]
-    return tables.predictions(faces.ids[rows], splits, labels, probabilities, clean[rows], faces.classes), logits
+    table = tables.predictions(faces.ids[rows], splits, faces.labels[rows], probabilities, clean[rows], faces.classes)
+    return Scored(table, logits, rows)
 
 
 def scores(prefix: str, logits: torch.Tensor, labels: NDArray[np.int64], classes: tuple[str, ...]) -> Metrics:
@@ -65,12 +76,11 @@ def scores(prefix: str, logits: torch.Tensor, labels: NDArray[np.int64], classes
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
-def test_scores(predictions: pd.DataFrame, logits: torch.Tensor, classes: tuple[str, ...]) -> Metrics:
+def test_scores(test: Scored, classes: tuple[str, ...]) -> Metrics:
     """Scores over all images and, as "test/clean/…", over those that have no pixel-identical twin in training."""
-    labels, clean = tables.labels_of(predictions, classes), predictions["clean"].to_numpy(copy=True)
-    return scores("test", logits, labels, classes) | scores(
-        "test/clean", logits[torch.from_numpy(clean)], labels[clean], classes
-    )
+    labels, clean = tables.labels_of(test.predictions, classes), test.predictions["clean"].to_numpy(copy=True)
+    clean_scores = scores("test/clean", test.logits[torch.from_numpy(clean)], labels[clean], classes)
+    return scores("test", test.logits, labels, classes) | clean_scores
 
 
 def write(
@@ -95,10 +105,10 @@ def write(
         state = torch.load(best, map_location="cpu", weights_only=True)
         classifier.load_state_dict(state["state_dict"])
         best_epoch = state["epoch"]
-    val, val_logits = predict(trainer, classifier, data.evaluation_loader(parts.val), faces, parts.clean)
-    test, test_logits = predict(trainer, classifier, data.evaluation_loader(parts.test), faces, parts.clean)
-    metrics = scores("val", val_logits, tables.labels_of(val, classes), classes)
-    metrics |= test_scores(test, test_logits, classes)
+    val = predict(trainer, classifier, data.evaluation_loader(parts.val), faces, parts.clean)
+    test = predict(trainer, classifier, data.evaluation_loader(parts.test), faces, parts.clean)
+    metrics = scores("val", val.logits, faces.labels[val.rows], classes)
+    metrics |= test_scores(test, classes)
     metrics |= {
         "train/seconds": round(seconds, 1),
         "train/images_per_second": round(history.images_per_second, 1),
@@ -112,10 +122,10 @@ def write(
         "before": dict(zip(classes, faces.counts(parts.train).tolist(), strict=True)),
         "after": dict(zip(classes, data.class_counts.tolist(), strict=True)),
     }
-    images = np.array(faces.images[parts.test])
+    images = np.array(faces.images[test.rows])
     index = write_report(
         run_dir,
-        predictions=test,
+        predictions=test.predictions,
         classes=classes,
         counts_before=counts["before"],
         counts_after=counts["after"],
@@ -127,14 +137,14 @@ def write(
         monitor=settings["monitor"]["metric"],
         mode=settings["monitor"]["mode"],
     )
-    matrices = {"val": confusion_of(val, classes), "test": confusion_of(test, classes)}
+    matrices = {"val": confusion_of(val.predictions, classes), "test": confusion_of(test.predictions, classes)}
     report = tables.classification_report(matrices["test"], classes)
     tracking.log_results(
         trainer.loggers,
         metrics=metrics,
         report=report,
         confusions={split: tables.confusion_matrix(matrix, classes) for split, matrix in matrices.items()},
-        predictions=test,
+        predictions=test.predictions,
         images=images,
         counts=counts,
         checkpoint=best,

@@ -61,7 +61,7 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
     _claim(run_dir / "checkpoints")
     write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
     loggers = build.named("logger", settings["logger"])
-    history = History(run_dir / "metrics.csv", data.batch_size, narrate=not on_terminal())
+    history = History(run_dir / "metrics.csv")
     trainer = make_trainer(settings, run_dir, [*build.named("callbacks", settings["callbacks"]), history], loggers)
     _announce(settings, data, classifier, trainer, run_dir)
     failed = True

@@ -28,12 +28,10 @@ class History(L.Callback):
 
     Args:
         path: where metrics.csv is written.
-        batch_size: images a step over all devices.
-        narrate: print a line an epoch, for where no progress bar is shown.
     """
 
-    def __init__(self, path: Path, batch_size: int, narrate: bool = False) -> None:
-        self.path, self.batch_size, self.narrate = path, batch_size, narrate
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.rows: list[dict[str, float]] = []
         self.seconds, self.images = 0.0, 0
         self._epoch_seconds, self._epoch_images, self._since = 0.0, 0, 0.0
@@ -85,8 +83,7 @@ class History(L.Callback):
         values = ", ".join(f"{name} {row[name]:.4f}" for name in names if name in row)
         line = f"epoch {row['epoch'] + 1}/{trainer.max_epochs}: {values}, {row['train/images_per_second']:.0f} images/s"
         log.info(line)
-        if self.narrate:
-            print(line, flush=True)
+        print(line, flush=True)
 
 
 class ProgressBar(RichProgressBar):

@@ -1,0 +1,113 @@
+"""Images per second of a whole training job against a bare PyTorch loop over the same network and one fixed batch.
+
+    python benchmarks/throughput.py [--rounds 5] [--steps 30] [overrides …]
+
+The two alternate in one process, and the ratio is taken within each round, so that a machine that is busy now and idle
+then slows both alike. Prints a row a round, then the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+
+from fer_lightning import build, schema
+from fer_lightning.app import CONF
+from fer_lightning.model.classifier import FERClassifier
+from fer_lightning.model.optim import parameter_groups
+from fer_lightning.report.history import History
+from fer_lightning.run import load_data, make_trainer, quiet, resolve
+
+
+def settings_of(overrides: list[str]) -> dict[str, Any]:
+    """The config of a job that trains and does nothing else."""
+    schema.register()
+    lean = ["logger=none", "callbacks=none", "trainer.progress_bar=false", "trainer.limit_val_batches=0"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return resolve(compose("config", [*lean, *overrides]))
+
+
+class BareLoop:
+    """What one would write by hand: no data, no augmentation, no metrics."""
+
+    def __init__(self, settings: dict[str, Any], device: torch.device) -> None:
+        self.network = build.network(settings["model"], 7).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        groups = parameter_groups(self.network, settings["optimizer"]["weight_decay"])
+        self.optimizer = build.optimizer(settings["optimizer"], groups)
+        self.clip = settings["trainer"]["gradient_clip_val"]
+        self.bf16 = settings["trainer"]["precision"] == "bf16-mixed"
+        n = settings["data"]["batch_size"]
+        self.images = torch.randn(n, 1, 48, 48, device=device).contiguous(memory_format=torch.channels_last)
+        self.labels = torch.randint(0, 7, (n,), device=device)
+        self.device = device
+
+    def images_per_second(self, steps: int) -> float:
+        """Train for so many steps."""
+        started = time.perf_counter()
+        for _ in range(steps):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                loss = F.cross_entropy(self.network(self.images), self.labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            if self.clip:
+                torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+            self.optimizer.step()
+        loss.item()  # waits for the device
+        return steps * len(self.labels) / (time.perf_counter() - started)
+
+
+def job_images_per_second(settings: dict[str, Any], data: Any, steps: int) -> float:
+    """Train by the project's own job for one epoch of so many steps, validation left out."""
+    classifier = FERClassifier(
+        classes=list(data.faces.classes),
+        class_counts=data.class_counts.tolist(),
+        model=settings["model"],
+        loss=settings["imbalance"]["loss"],
+        optimizer=settings["optimizer"],
+        schedule=settings["schedule"],
+        monitor=settings["monitor"],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        history = History(Path(folder) / "metrics.csv")
+        settings = settings | {"trainer": settings["trainer"] | {"max_epochs": 1, "limit_train_batches": steps}}
+        make_trainer(settings, Path(folder), [history], []).fit(classifier, datamodule=data)
+    return history.images_per_second
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=30)
+    arguments, overrides = parser.parse_known_args()
+    quiet()
+    settings = settings_of(overrides or ["experiment=report_weighted", "data=synthetic", "data.batch_size=64"])
+    data = load_data(settings)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bare = BareLoop(settings, device)
+    bare.images_per_second(5)  # warm-up
+    job_images_per_second(settings, data, 5)
+    rows = []
+    for number in range(arguments.rounds):
+        # Which of the two goes first alternates too.
+        pair = [
+            lambda: bare.images_per_second(arguments.steps),
+            lambda: job_images_per_second(settings, data, arguments.steps),
+        ]
+        order = (0, 1) if number % 2 == 0 else (1, 0)
+        speed = {i: pair[i]() for i in order}
+        rows.append((speed[0], speed[1], speed[1] / speed[0]))
+        print(f"round {number}: bare {speed[0]:.1f}, job {speed[1]:.1f} images/s, ratio {rows[-1][2]:.3f}", flush=True)
+    bare_speed, job_speed, ratio = (statistics.median(column) for column in zip(*rows, strict=True))
+    print(f"median:  bare {bare_speed:.1f}, job {job_speed:.1f} images/s, ratio {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main()
