@@ -1,0 +1,62 @@
+"""The real FER-2013 through the real entry point: supports, duplicates and counts as its README gives them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fer_lightning.data import sources
+from fer_lightning.data.faces import FER_CLASSES
+from fer_lightning.data.protocols import partition
+from tests.conftest import Run
+
+pytestmark = pytest.mark.real_data
+
+PRIVATE = (491, 55, 528, 879, 594, 416, 626)
+BOTH = (958, 111, 1024, 1774, 1247, 831, 1233)
+TRAINING = (3995, 436, 4097, 7215, 4830, 3171, 4965)
+
+FAST = ("model=resnet18", "precision=bf16", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=none")
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all tests here, so that each source is parsed once."""
+    return tmp_path_factory.getbasetemp() / "real-data-cache"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "supports"),
+    [
+        ("fer2013.csv.gz", ("protocol=kaggle", "imbalance=weighted"), PRIVATE),
+        ("fer2013-folder.zip", ("protocol=report", "imbalance=balanced"), BOTH),
+    ],
+)
+def test_supports(
+    train: Callable[..., Run],
+    fer2013_dir: Path,
+    cache: Path,
+    name: str,
+    overrides: tuple[str, ...],
+    supports: tuple[int, ...],
+) -> None:
+    run = train(f"data.path={fer2013_dir / name}", f"data.cache_dir={cache}", *FAST, *overrides)
+    assert run.code == 0, run.err
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    assert tuple(metrics[f"test/support/{label}"] for label in FER_CLASSES) == supports
+
+
+def test_duplicates_and_counts(fer2013_dir: Path, cache: Path) -> None:
+    faces = sources.load(fer2013_dir / "fer2013.csv.gz", cache_dir=cache)
+    assert tuple(faces.counts(faces.rows("train"))) == TRAINING
+    report = partition(faces, "report")
+    leaked = ~report.clean[report.test]
+    assert leaked.sum() == 568
+    assert tuple(faces.counts(report.test[leaked]))[FER_CLASSES.index("surprise")] == 232
+    assert tuple(faces.counts(report.test[leaked]))[FER_CLASSES.index("disgust")] == 31
+    kaggle = partition(faces, "kaggle")
+    assert (~kaggle.clean[kaggle.test]).sum() == 288
+    assert len(faces) - faces.twins.max() - 1 == 1851
