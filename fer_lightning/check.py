@@ -29,6 +29,15 @@ def check(settings: Mapping[str, Any]) -> None:
         raise UserError(f"data.path={data['path']} contradicts data=synthetic, which draws its faces: leave one out")
     if trainer["max_epochs"] < 1 and trainer["max_steps"] < 1:
         raise UserError(f"trainer.max_epochs={trainer['max_epochs']}: 1 at least is needed")
+    every, epochs = trainer["check_val_every_n_epoch"], trainer["max_epochs"]
+    if settings["callbacks"] and any(settings["callbacks"].values()):  # all of them go by validation
+        if trainer["limit_val_batches"] == 0:
+            raise UserError("trainer.limit_val_batches=0 leaves callbacks nothing to go by: add callbacks=none")
+        if 0 < epochs < every:
+            raise UserError(
+                f"trainer.check_val_every_n_epoch={every} contradicts trainer.max_epochs={epochs}: there would be no "
+                "validation to choose a checkpoint by"
+            )
     _check_device(trainer)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from fer_lightning import results
@@ -22,6 +24,8 @@ from fer_lightning.report import tables
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
 from fer_lightning.run import load_faces, quiet
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -52,11 +56,10 @@ def evaluate(
     classifier = load_classifier(run_dir)
     classes = tuple(classifier.classes)
 
-    own = load_faces(settings)
-    parts = partition(own, **settings["protocol"])
     if data is None:
-        faces = own
-        rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(own, split)
+        faces = load_faces(settings)
+        parts = partition(faces, **settings["protocol"])
+        rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(faces, split)
         clean = parts.clean
     else:
         faces = load_faces(
@@ -64,7 +67,7 @@ def evaluate(
         )
         faces = faces.as_known_by(classes)
         rows = _rows_of(faces, split)
-        clean = ~np.isin(faces.digests, own.digests[own.rows("train")])
+        clean = _unseen(faces, settings)
     out = out or run_dir / "evaluation" / (f"{data.name}-{split}" if data else split)
 
     trainer = L.Trainer(
@@ -135,6 +138,16 @@ def load_classifier(run_dir: Path) -> FERClassifier:
         raise UserError(
             f"{path}: damaged or not a checkpoint of this project ({' '.join(str(error).split())})"
         ) from error
+
+
+def _unseen(faces: FaceTable, settings: dict[str, Any]) -> NDArray[np.bool_]:
+    """Which faces have no pixel-identical twin among the run's training images; all, where those are gone."""
+    try:
+        own = load_faces(settings)
+    except UserError as error:
+        log.warning("twins of the run's training images are not looked for: %s", error)
+        return np.ones(len(faces), dtype=bool)
+    return ~np.isin(faces.digests, own.digests[own.rows("train")])
 
 
 def _rows_of(faces: FaceTable, split: str) -> Rows:

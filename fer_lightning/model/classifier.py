@@ -50,7 +50,7 @@ class FERClassifier(L.LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # loggers get the whole config
         self.classes = list(classes)
         self.network = build.network(model, len(self.classes))
         self.loss = build.loss(loss, class_counts)
@@ -58,7 +58,6 @@ class FERClassifier(L.LightningModule):
         self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.val_scores = ClassificationScores(classes)
         self.predictions = Predictions()
-        self.scores: dict[str, float] = {}  # of the last validation, in full precision: Lightning logs float32
         # 0, or the 1-based step of the first loss that was not finite: found without waiting for the device each step.
         self.register_buffer("bad_step", torch.zeros((), dtype=torch.long), persistent=False)
 
@@ -97,11 +96,11 @@ class FERClassifier(L.LightningModule):
         self.val_scores.update(self(batch.images), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
-        self.scores = {f"val/{name}": value for name, value in self.val_scores.compute().items()}
+        values = {f"val/{name}": value for name, value in self.val_scores.compute().items()}
         self.val_scores.reset()
-        shown = {"val/accuracy", "val/f1_macro"}
-        self.log_dict({name: value for name, value in self.scores.items() if name in shown}, prog_bar=True)
-        self.log_dict({name: value for name, value in self.scores.items() if name not in shown})
+        shown = {name: values.pop(name) for name in ("val/accuracy", "val/f1_macro")}
+        self.log_dict(shown, prog_bar=True)
+        self.log_dict(values)
 
     def on_test_epoch_start(self) -> None:
         self.predictions.reset()

@@ -64,7 +64,8 @@ class History(L.Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "train/images_per_second": round(speed, 1),
         }
-        row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        scores = sorted(trainer.callback_metrics.items())
+        row |= {name: float(value) for name, value in scores if not name.endswith("_step")}
         self.rows.append(row)
         if trainer.is_global_zero:
             self._write()
