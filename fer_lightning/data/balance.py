@@ -67,7 +67,7 @@ class Resample:
                 continue
             if name not in classes:
                 near = difflib.get_close_matches(name, classes, 1)
-                hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(classes)}"
+                hint = f"did you mean '{near[0]}'?" if near else f"set it to 1; there are {', '.join(classes)}"
                 raise UserError(f"imbalance.resample.factors.{name}: the data has no class '{name}'; {hint}")
             members = np.flatnonzero(training.labels == classes.index(name))
             target = round(factor * int(n_images[classes.index(name)]))
