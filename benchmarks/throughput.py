@@ -3,18 +3,21 @@
     python benchmarks/throughput.py [--rounds 5] [--steps 30] [overrides …]
 
 The two alternate in one process, and the ratio is taken within each round, so that a machine that is busy now and idle
-then slows both alike. Prints a row a round, then the medians.
+then slows both alike. The first steps, in which memory is allocated, count for neither. Prints a row a round, then the
+medians.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
@@ -25,6 +28,25 @@ from fer_lightning.model.classifier import FERClassifier
 from fer_lightning.model.optim import parameter_groups
 from fer_lightning.report.history import History
 from fer_lightning.run import load_data, make_trainer, quiet, resolve
+
+WARM_UP = 5
+"""Steps at the start of each measurement that are not timed."""
+
+
+class Stopwatch(L.Callback):
+    """Images per second of an epoch after its first steps."""
+
+    started = images = seconds = 0.0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        outputs["loss"].item()  # waits for the device
+        if batch_idx + 1 == WARM_UP:
+            self.started = time.perf_counter()
+        elif batch_idx >= WARM_UP:
+            self.images += len(batch.labels)
+            self.seconds = time.perf_counter() - self.started
 
 
 def settings_of(overrides: list[str]) -> dict[str, Any]:
@@ -50,9 +72,10 @@ class BareLoop:
         self.device = device
 
     def images_per_second(self, steps: int) -> float:
-        """Train for so many steps."""
-        started = time.perf_counter()
-        for _ in range(steps):
+        """Train for so many steps after the warm-up."""
+        for step in range(WARM_UP + steps):
+            if step == WARM_UP:
+                started = time.perf_counter()
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
                 loss = F.cross_entropy(self.network(self.images), self.labels)
             self.optimizer.zero_grad()
@@ -60,12 +83,12 @@ class BareLoop:
             if self.clip:
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
             self.optimizer.step()
-        loss.item()  # waits for the device
+            loss.item()  # waits for the device
         return steps * len(self.labels) / (time.perf_counter() - started)
 
 
 def job_images_per_second(settings: dict[str, Any], data: Any, steps: int) -> float:
-    """Train by the project's own job for one epoch of so many steps, validation left out."""
+    """Train by the project's own job for one epoch of so many steps after the warm-up, validation left out."""
     classifier = FERClassifier(
         classes=list(data.faces.classes),
         class_counts=data.class_counts.tolist(),
@@ -76,10 +99,12 @@ def job_images_per_second(settings: dict[str, Any], data: Any, steps: int) -> fl
         monitor=settings["monitor"],
     )
     with tempfile.TemporaryDirectory() as folder:
-        history = History(Path(folder) / "metrics.csv")
-        settings = settings | {"trainer": settings["trainer"] | {"max_epochs": 1, "limit_train_batches": steps}}
-        make_trainer(settings, Path(folder), [history], []).fit(classifier, datamodule=data)
-    return history.images_per_second
+        history, stopwatch = History(Path(folder) / "metrics.csv"), Stopwatch()
+        one_epoch = {"max_epochs": 1, "limit_train_batches": WARM_UP + steps}
+        settings = settings | {"trainer": settings["trainer"] | one_epoch}
+        with contextlib.redirect_stdout(None):
+            make_trainer(settings, Path(folder), [history, stopwatch], []).fit(classifier, datamodule=data)
+    return stopwatch.images / stopwatch.seconds
 
 
 def main() -> None:
@@ -92,8 +117,6 @@ def main() -> None:
     data = load_data(settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bare = BareLoop(settings, device)
-    bare.images_per_second(5)  # warm-up
-    job_images_per_second(settings, data, 5)
     rows = []
     for number in range(arguments.rounds):
         # Which of the two goes first alternates too.
