@@ -24,10 +24,9 @@ from hydra import compose, initialize_config_dir
 
 from fer_lightning import build, schema
 from fer_lightning.app import CONF
-from fer_lightning.model.classifier import FERClassifier
 from fer_lightning.model.optim import parameter_groups
 from fer_lightning.report.history import History
-from fer_lightning.run import load_data, make_trainer, quiet, resolve
+from fer_lightning.run import load_data, make_classifier, make_trainer, quiet, resolve
 
 WARM_UP = 5
 """Steps at the start of each measurement that are not timed."""
@@ -89,15 +88,7 @@ class BareLoop:
 
 def job_images_per_second(settings: dict[str, Any], data: Any, steps: int) -> float:
     """Train by the project's own job for one epoch of so many steps after the warm-up, validation left out."""
-    classifier = FERClassifier(
-        classes=list(data.faces.classes),
-        class_counts=data.class_counts.tolist(),
-        model=settings["model"],
-        loss=settings["imbalance"]["loss"],
-        optimizer=settings["optimizer"],
-        schedule=settings["schedule"],
-        monitor=settings["monitor"],
-    )
+    classifier = make_classifier(settings, data)
     with tempfile.TemporaryDirectory() as folder:
         history, stopwatch = History(Path(folder) / "metrics.csv"), Stopwatch()
         one_epoch = {"max_epochs": 1, "limit_train_batches": WARM_UP + steps}

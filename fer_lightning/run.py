@@ -48,16 +48,7 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
     L.seed_everything(settings["seed"], workers=True, verbose=False)
     data = load_data(settings)
     check_monitor(settings["monitor"], data.faces.classes)
-    classifier = FERClassifier(
-        classes=list(data.faces.classes),
-        class_counts=data.class_counts.tolist(),
-        model=settings["model"],
-        loss=settings["imbalance"]["loss"],
-        optimizer=settings["optimizer"],
-        schedule=settings["schedule"],
-        monitor=settings["monitor"],
-        channels_last=settings["trainer"]["channels_last"],
-    )
+    classifier = make_classifier(settings, data)
     _claim(run_dir / "checkpoints")
     write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
     loggers = build.named("logger", settings["logger"])
@@ -118,6 +109,24 @@ def load_data(settings: Settings) -> FERDataModule:
         batch_size=data["batch_size"],
         eval_batch_size=data["eval_batch_size"],
         seed=settings["seed"],
+    )
+
+
+def make_classifier(settings: Settings, data: FERDataModule) -> FERClassifier:
+    """The untrained classifier of a config, for the classes of `data` and weighed by what is trained on.
+
+    Raises:
+        UserError: the network or the loss cannot be.
+    """
+    return FERClassifier(
+        classes=list(data.faces.classes),
+        class_counts=data.class_counts.tolist(),
+        model=settings["model"],
+        loss=settings["imbalance"]["loss"],
+        optimizer=settings["optimizer"],
+        schedule=settings["schedule"],
+        monitor=settings["monitor"],
+        channels_last=settings["trainer"]["channels_last"],
     )
 
 
