@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,8 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fer_lightning import schema
+from fer_lightning import resume, schema, sweeps
 from fer_lightning.errors import UserError
+from fer_lightning.interrupts import Interrupted
 from fer_lightning.messages import one_line
 
 HERE = Path(__file__).parent
@@ -34,28 +36,93 @@ _wants_traceback = os.environ.get(TRACEBACK) == "1"
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(cfg: DictConfig) -> float | None:
     """One job; returns the monitored metric at the best checkpoint, which sweepers optimise."""
-    from fer_lightning.run import run
-
+    sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
-        return run(cfg)[cfg.monitor.metric]  # type: ignore[return-value]
+        return _metrics(cfg)[cfg.monitor.metric]  # type: ignore[return-value]
     except UserError as error:
         logging.getLogger(__name__).info("error: %s", error)  # into train.log
-        if HydraConfig.get().mode is RunMode.MULTIRUN or _wants_traceback:
+        if sweeping:
+            sweeps.tell_failure(str(error))
+        if sweeping or _wants_traceback:
             raise
         _fail(str(error))  # past Hydra, which would add a line of its own
+    except Exception:
+        if sweeping:
+            logging.getLogger(__name__).exception("")
+            sweeps.tell_failure(traceback.format_exc())
+        raise
+
+
+def _metrics(cfg: DictConfig) -> dict[str, float | str]:
+    """What the job's metrics.json holds, after running it in this process, in one for each device, or as one rank of
+    those that torchrun or srun started."""
+    from fer_lightning import devices, launch, ranks, runfolder, slurm
+    from fer_lightning.check import check
+    from fer_lightning.run import resolve, run
+
+    run_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
+    place = ranks.started_outside()
+    if place and HydraConfig.get().mode is RunMode.MULTIRUN and not sweeps.has_own_launcher():
+        raise UserError("--multirun under torchrun or srun: start the sweep by itself; its jobs start their own ranks")
+    if place and place.rank > 0:  # a launcher that composes the config on every rank
+        return launch.follow()
+    settings = resolve(cfg)
+    check(settings, place)
+    sweeps.end_with_sweep()
+    with runfolder.enter(run_dir, settings):
+        resume.keep_command(run_dir, cfg)
+        if metrics := runfolder.finished(run_dir):
+            print(f"{run_dir} is finished: there is nothing to do")
+            return metrics
+        settings = runfolder.load_settings(run_dir)
+        processes = 1 if place else devices.count(settings["trainer"])
+        try:
+            if place:
+                launch.lead(settings, run_dir)
+            if processes == 1:
+                return run(settings, run_dir)
+            launch.fan_out(run_dir, processes)
+        except Interrupted as error:
+            print(f"{error}: go on with `python train.py resume={run_dir}`", file=sys.stderr)
+            slurm.requeue_if_warned(error.signum)
+            raise
+        metrics = runfolder.finished(run_dir)
+        assert metrics is not None
+        return metrics
 
 
 def main() -> None:
     """Entry point of `train.py` and `python -m fer_lightning.app`; exits with code 1 and one line on a user's error."""
     schema.register()
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    if rank > 0:
+        from fer_lightning import launch, ranks
+
+        if ranks.started_outside():  # the first rank composes the config for all
+            launch.follow()
+            return
     os.environ[TRACEBACK] = "1"  # Hydra would print its errors itself, in several lines
     try:
+        sys.argv[1:] = resume.expand(sys.argv[1:])
         job()
     except (UserError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         message = one_line(error, CONF)
-        if _wants_traceback or message is None:
+        if _wants_traceback or (message is None and not sweeps.summary()):
             raise
-        _fail(message)
+        if message is not None:
+            _fail(message)
+        sys.exit(1)
+    except Exception:
+        if not sweeps.summary():
+            raise
+        sys.exit(1)
+    finally:
+        if rank == 0 and ("RANK" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ):
+            from fer_lightning import launch
+
+            launch.dismiss()
+    if sweeps.summary():
+        sys.exit(1)
 
 
 def _fail(message: str) -> NoReturn:

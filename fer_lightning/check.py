@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from fer_lightning import devices
 from fer_lightning.errors import UserError
 from fer_lightning.model.metrics import scores
+from fer_lightning.ranks import Ranks
 
 LOWER_IS_BETTER = ("loss", "ece")
 
 
-def check(settings: Mapping[str, Any]) -> None:
+def check(settings: Mapping[str, Any], place: Ranks | None = None) -> None:
     """Look for options that contradict each other or this machine.
 
     Args:
         settings: the resolved config, as plain containers.
+        place: this process among ranks that were started outside, if it is one.
 
     Raises:
         UserError: the first thing found.
@@ -38,7 +41,7 @@ def check(settings: Mapping[str, Any]) -> None:
                 f"trainer.check_val_every_n_epoch={every} contradicts trainer.max_epochs={epochs}: there would be no "
                 "validation to choose a checkpoint by"
             )
-    _check_device(trainer)
+    _check_devices(settings, place)
 
 
 def check_monitor(monitor: Mapping[str, str], classes: tuple[str, ...]) -> None:
@@ -53,22 +56,28 @@ def check_monitor(monitor: Mapping[str, str], classes: tuple[str, ...]) -> None:
         raise UserError(f"monitor.mode={mode} contradicts monitor.metric={metric}: use monitor.mode={right}")
 
 
-def _check_device(trainer: Mapping[str, Any]) -> None:
-    accelerator, devices, precision = (trainer["accelerator"], trainer["devices"], trainer["precision"])
-    if accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
-        raise UserError(f"trainer.accelerator={accelerator}: there are auto, cpu and gpu")
-    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if accelerator in ("gpu", "cuda") and not has_cuda and not (accelerator == "gpu" and has_mps):
-        raise UserError(
-            f"accelerator={accelerator}: PyTorch {torch.__version__} sees no GPU here; use accelerator=cpu or auto, or "
-            "install a build of PyTorch that fits the GPU's driver"
-        )
-    if accelerator == "mps" and not has_mps:
-        raise UserError("trainer.accelerator=mps: PyTorch sees no Apple GPU here; use accelerator=cpu")
-    if devices not in (1, "1", [0], "auto"):
-        raise UserError(f"trainer.devices={devices}: this version trains on one device; use trainer.devices=1")
-    on_cpu = accelerator == "cpu" or not (has_cuda or has_mps)
-    if precision == "16-mixed" and on_cpu:
+def _check_devices(settings: Mapping[str, Any], place: Ranks | None) -> None:
+    trainer, batch_size = settings["trainer"], settings["data"]["batch_size"]
+    kind, here = devices.kind(trainer), devices.count(trainer)
+    if trainer["precision"] == "16-mixed" and kind == "cpu":
         raise UserError("precision=fp16 needs a GPU; use precision=bf16 or fp32 on the CPU")
-    if precision == "bf16-mixed" and not on_cpu and has_cuda and not torch.cuda.is_bf16_supported():
+    if trainer["precision"] == "bf16-mixed" and kind == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("precision=bf16: this GPU has no bfloat16; use precision=fp16 or fp32")
+    if trainer["sync_batchnorm"] and kind != "cuda":
+        raise UserError("trainer.sync_batchnorm=true: PyTorch has it for GPUs only; leave it out")
+    if place and kind == "mps":
+        raise UserError("several Apple GPUs cannot train together; start one process, or use accelerator=cpu")
+    if place and trainer["devices"] not in devices.AUTO and here != place.local_world:
+        raise UserError(
+            f"trainer.devices={trainer['devices']} contradicts the {place.local_world} processes that torchrun or srun "
+            f"started on this machine: use trainer.devices={place.local_world} or auto"
+        )
+    world = place.world if place else here
+    if batch_size % world or batch_size < 2 * world:
+        fits = [n * world for n in (batch_size // world, batch_size // world + 1) if n >= 2]
+        raise UserError(
+            f"data.batch_size={batch_size} cannot be shared out evenly, 2 images or more to each of {world} devices: "
+            f"use {' or '.join(map(str, fits))}"
+            if world > 1
+            else f"data.batch_size={batch_size}: batch norm needs 2 images at least"
+        )

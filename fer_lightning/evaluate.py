@@ -24,6 +24,7 @@ from fer_lightning.report import tables
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
 from fer_lightning.run import load_faces, quiet
+from fer_lightning.runfolder import load_settings
 
 log = logging.getLogger(__name__)
 
@@ -108,19 +109,6 @@ def evaluate(
     tables.print_report(report, title=f"{faces.source}, {split}: per class")
     print(f"report   {index}")
     return metrics
-
-
-def load_settings(run_dir: Path) -> dict[str, Any]:
-    """The resolved config a run was started with.
-
-    Raises:
-        UserError: the folder does not hold a run.
-    """
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{run_dir}: not a run folder, as {path.name} is missing; name one like outputs/<date>/<time>")
-    settings: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
-    return settings
 
 
 def load_classifier(run_dir: Path) -> FERClassifier:

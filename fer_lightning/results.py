@@ -16,6 +16,7 @@ import lightning.pytorch as L
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from numpy.typing import NDArray
 
 from fer_lightning import __version__
@@ -28,6 +29,7 @@ from fer_lightning.report import tables, tracking
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.history import History
 from fer_lightning.report.write import write_report
+from fer_lightning.runfolder import CONFIG, METRICS
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +92,10 @@ def write(
     trainer: L.Trainer,
     run_dir: Path,
     history: History,
-    seconds: float,
 ) -> Metrics:
-    """Score the best checkpoint on the validation and test images, and write metrics.json and report/.
+    """Score the best checkpoint on the validation and test images, and write report/ and, last of all, metrics.json.
+
+    All ranks score, the first one writes.
 
     Returns:
         What metrics.json holds.
@@ -110,13 +113,15 @@ def write(
     metrics = scores("val", val.logits, faces.labels[val.rows], classes)
     metrics |= test_scores(test, classes)
     metrics |= {
-        "train/seconds": round(seconds, 1),
+        "train/seconds": round(history.fit_seconds, 1),
         "train/images_per_second": round(history.images_per_second, 1),
         "train/epochs": trainer.current_epoch,
         "train/best_epoch": best_epoch,
         "data/source": faces.source,
     }
-    write_atomically(run_dir / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+    if not trainer.is_global_zero:
+        return metrics
+    history.write()
 
     counts = {
         "before": dict(zip(classes, faces.counts(parts.train).tolist(), strict=True)),
@@ -132,7 +137,7 @@ def write(
         metrics=metrics,
         history=pd.DataFrame(history.rows),
         images=images,
-        config_yaml=(run_dir / "config.yaml").read_text(),
+        config_yaml=(run_dir / CONFIG).read_text(),
         about=about(settings, data, classifier, trainer, run_dir),
         monitor=settings["monitor"]["metric"],
         mode=settings["monitor"]["mode"],
@@ -141,6 +146,7 @@ def write(
     report = tables.classification_report(matrices["test"], classes)
     tracking.log_results(
         trainer.loggers,
+        step=trainer.global_step,
         metrics=metrics,
         report=report,
         confusions={split: tables.confusion_matrix(matrix, classes) for split, matrix in matrices.items()},
@@ -149,6 +155,8 @@ def write(
         counts=counts,
         checkpoint=best,
     )
+    # Its being there says that the run has come to its end.
+    write_atomically(run_dir / METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
     tables.print_report(report, title=f"{faces.source}, {settings['protocol']['name']}: test images, per class")
     print(f"report   {index}")
     return metrics
@@ -162,9 +170,8 @@ def confusion_of(predictions: pd.DataFrame, classes: tuple[str, ...]) -> NDArray
 
 def best_checkpoint(trainer: L.Trainer) -> Path | None:
     """The best checkpoint of a trainer that has trained, if it keeps any."""
-    callback = trainer.checkpoint_callback
-    path = getattr(callback, "best_model_path", "")
-    return Path(path) if path else None
+    paths = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    return Path(paths[0]) if paths and paths[0] else None
 
 
 def about(

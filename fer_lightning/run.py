@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
-from fer_lightning import build, results
-from fer_lightning.check import check, check_monitor
+from fer_lightning import build, devices, ranks, results
+from fer_lightning.check import check_monitor
+from fer_lightning.checkpoints import WholeCheckpointIO
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.faces import FaceTable
 from fer_lightning.data.protocols import partition
 from fer_lightning.data.synthetic import synthetic
 from fer_lightning.errors import UserError
+from fer_lightning.interrupts import handled
 from fer_lightning.model.classifier import FERClassifier
 from fer_lightning.report import tracking
-from fer_lightning.report.files import write_atomically
 from fer_lightning.report.history import History, ProgressBar, on_terminal
+from fer_lightning.runfolder import checkpoint_to_resume
 
 log = logging.getLogger(__name__)
 
@@ -32,39 +35,49 @@ Settings = Mapping[str, Any]
 """A resolved config as plain containers."""
 
 
-def run(cfg: DictConfig) -> dict[str, float | str]:
+def run(settings: Settings, run_dir: Path) -> dict[str, float | str]:
     """Train as configured, score the best checkpoint on every test image and fill the run folder.
+
+    Goes on from the folder's newest whole checkpoint, if it holds one. With several devices this is what each rank
+    runs.
+
+    Args:
+        settings: the resolved config.
+        run_dir: the run folder, see `fer_lightning.runfolder.enter`.
 
     Returns:
         What metrics.json holds: names to numbers, see the README.
 
     Raises:
         UserError: whatever the user can mend, before training starts where it can be known by then.
+        Interrupted: a signal asked the run to end; it can be gone on with.
     """
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    settings = resolve(cfg)
-    check(settings)
     quiet()
-    L.seed_everything(settings["seed"], workers=True, verbose=False)
-    data = load_data(settings)
-    check_monitor(settings["monitor"], data.faces.classes)
-    classifier = make_classifier(settings, data)
-    _claim(run_dir / "checkpoints")
-    write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
-    loggers = build.named("logger", settings["logger"])
-    history = History(run_dir / "metrics.csv")
-    trainer = make_trainer(settings, run_dir, [*build.named("callbacks", settings["callbacks"]), history], loggers)
-    _announce(settings, data, classifier, trainer, run_dir)
-    failed = True
-    try:
-        tracking.log_config(loggers, settings)
-        started = time.perf_counter()
-        trainer.fit(classifier, datamodule=data)
-        seconds = time.perf_counter() - started
-        metrics = results.write(settings, data, classifier, trainer, run_dir, history, seconds)
-        failed = False
-    finally:
-        tracking.finish(loggers, failed=failed)
+    place = ranks.started_outside()
+    with handled():
+        if place:
+            ranks.connect()
+        L.seed_everything(settings["seed"], workers=True, verbose=False)
+        data = ranks.first_alone(lambda: load_data(settings))
+        check_monitor(settings["monitor"], data.faces.classes)
+        classifier = make_classifier(settings, data)
+        loggers = build.named("logger", settings["logger"])
+        history = History(run_dir / "metrics.csv")
+        callbacks = [*build.named("callbacks", settings["callbacks"]), history]
+        trainer = make_trainer(settings, run_dir, callbacks, loggers)
+        checkpoint = checkpoint_to_resume(run_dir)
+        if trainer.is_global_zero:
+            _announce(settings, data, classifier, trainer, run_dir, checkpoint)
+        failed = True
+        try:
+            tracking.log_config(loggers, settings)
+            trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            metrics = results.write(settings, data, classifier, trainer, run_dir, history)
+            failed = False
+        finally:
+            tracking.finish(loggers, failed=failed)
+        if place:
+            ranks.disconnect()
     return metrics
 
 
@@ -127,16 +140,23 @@ def make_classifier(settings: Settings, data: FERDataModule) -> FERClassifier:
         schedule=settings["schedule"],
         monitor=settings["monitor"],
         channels_last=settings["trainer"]["channels_last"],
+        seed=settings["seed"],
     )
 
 
 def make_trainer(settings: Settings, run_dir: Path, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:
-    """Lightning's Trainer; a progress bar only where someone watches."""
+    """Lightning's Trainer, one of several ranks where the environment says so; a progress bar only where someone
+    watches."""
     arguments = dict(settings["trainer"])
     del arguments["channels_last"]
     bar = arguments.pop("progress_bar") and on_terminal()
+    place = ranks.started_outside()
     if bar:
         callbacks = [*callbacks, ProgressBar(settings["data"]["batch_size"])]
+    arguments["devices"] = devices.chosen(settings["trainer"], place.local_world if place else 1)
+    if place:
+        # The process group is there by now; its backends follow from the machine.
+        arguments |= {"strategy": DDPStrategy(), "num_nodes": place.nodes, "use_distributed_sampler": False}
     try:
         return L.Trainer(
             default_root_dir=run_dir,
@@ -146,28 +166,21 @@ def make_trainer(settings: Settings, run_dir: Path, callbacks: list[L.Callback],
             enable_progress_bar=bar,
             enable_model_summary=False,
             enable_checkpointing=any(isinstance(c, L.callbacks.Checkpoint) for c in callbacks),
+            # Named, since Lightning would guess otherwise, and take a batch script of SLURM for one of its tasks.
+            plugins=[WholeCheckpointIO(), TorchElasticEnvironment() if place else LightningEnvironment()],
             **arguments,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def _claim(checkpoints: Path) -> None:
-    """Make the checkpoint folder; a run never writes over another one's."""
-    try:
-        checkpoints.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(
-            f"{checkpoints.parent} holds a run already; choose another with hydra.run.dir=<folder>"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"{checkpoints.parent}: {error.strerror}; choose another with hydra.run.dir=<folder>"
-        ) from error
-
-
 def _announce(
-    settings: Settings, data: FERDataModule, classifier: FERClassifier, trainer: L.Trainer, run_dir: Path
+    settings: Settings,
+    data: FERDataModule,
+    classifier: FERClassifier,
+    trainer: L.Trainer,
+    run_dir: Path,
+    checkpoint: Path | None,
 ) -> None:
     facts = results.about(settings, data, classifier, trainer, run_dir)
     for line in (
@@ -175,7 +188,7 @@ def _announce(
         f"training {facts['imbalance']}: "
         + ", ".join(f"{c} {n:,}" for c, n in zip(data.faces.classes, data.class_counts, strict=True)),
         f"network  {facts['network']}; {facts['hardware']}",
-        f"run      {run_dir}",
+        f"run      {run_dir}" + (f", gone on with from {checkpoint.name}" if checkpoint else ""),
     ):
         log.info(line)
         print(line, flush=True)
@@ -190,4 +203,7 @@ def quiet() -> None:
     # The first and last batch of an epoch are logged in any case.
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # What is logged per epoch is the same on every rank already.
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")

@@ -75,6 +75,7 @@ class Trainer:
     precision: str = "32-true"
     gradient_clip_val: Optional[float] = None
     accumulate_grad_batches: int = 1
+    sync_batchnorm: bool = False
     deterministic: bool = False
     channels_last: bool = True
     log_every_n_steps: int = 20
@@ -99,6 +100,8 @@ class Config:
     logger: Optional[dict[str, Any]] = None
     seed: int = 0
     monitor: Monitor = field(default_factory=Monitor)
+    resume: Optional[str] = None
+    allow_changes: bool = False
 
 
 def register() -> None:

@@ -1,7 +1,7 @@
 """Training-time augmentation: batched on the device that trains, or a user's own albumentations pipeline.
 
-Every random number is drawn on the CPU from a generator that the loader seeds by (seed, epoch, batch): the same faces
-come out on every device, and a resumed run sees what an uninterrupted one would have seen.
+Every random number is drawn on the CPU, from a generator that the loader seeds by (seed, epoch, batch): the same faces
+come out on every kind and number of devices, and a resumed run sees what an uninterrupted one would have seen.
 """
 
 from __future__ import annotations
@@ -13,6 +13,33 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Draws:
+    """Random numbers, one for each image of a batch of which a rank may hold a part.
+
+    They are drawn for the whole batch and the rank takes its own, so that an image gets the same ones wherever it is.
+
+    Args:
+        seed: of the batch.
+        total: images in the batch, over all ranks.
+        mine: which of them this rank holds.
+    """
+
+    def __init__(self, seed: int, total: int, mine: slice = slice(None)) -> None:
+        self._rng, self._total, self._mine = torch.Generator().manual_seed(seed), total, mine
+
+    def uniform(self) -> Tensor:
+        """Numbers in [0, 1), float (B,)."""
+        return torch.rand(self._total, generator=self._rng)[self._mine]
+
+    def symmetric(self) -> Tensor:
+        """Numbers in [-1, 1), float (B,)."""
+        return 2 * self.uniform() - 1
+
+    def seeds(self) -> list[int]:
+        """Seeds for other generators."""
+        return torch.randint(2**31, (self._total,), generator=self._rng)[self._mine].tolist()
 
 
 class BatchAugment:
@@ -54,18 +81,17 @@ class BatchAugment:
         self.brightness, self.contrast = brightness, contrast
         self.erase, self.erase_area = erase, tuple(erase_area)
 
-    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Augment images (B, 1, H, W), float in [0, 1], with numbers from the CPU generator `rng`; returns the like."""
-        images = self._warp(images, rng)
-        images = self._light(images, rng)
-        return self._erase(images, rng)
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """Augment images (B, 1, H, W), float in [0, 1]; returns the like."""
+        images = self._warp(images, draws)
+        images = self._light(images, draws)
+        return self._erase(images, draws)
 
-    def _warp(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        n = len(images)
-        mirror = 1 - 2 * (torch.rand(n, generator=rng) < self.flip).float()
-        angle = self.rotate * _symmetric(n, rng)
-        zoom = 1 / (1 + self.scale * _symmetric(n, rng))
-        shift_x, shift_y = (2 * self.shift * _symmetric(n, rng), 2 * self.shift * _symmetric(n, rng))
+    def _warp(self, images: Tensor, draws: Draws) -> Tensor:
+        mirror = 1 - 2 * (draws.uniform() < self.flip).float()
+        angle = self.rotate * draws.symmetric()
+        zoom = 1 / (1 + self.scale * draws.symmetric())
+        shift_x, shift_y = (2 * self.shift * draws.symmetric(), 2 * self.shift * draws.symmetric())
         if self.rotate == self.scale == self.shift == 0:
             return torch.where((mirror < 0).to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
         cos, sin = zoom * torch.cos(angle), zoom * torch.sin(angle)
@@ -75,23 +101,22 @@ class BatchAugment:
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
-    def _light(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        n = len(images)
-        offset = (self.brightness * _symmetric(n, rng)).to(images).view(-1, 1, 1, 1)
-        gain = (1 + self.contrast * _symmetric(n, rng)).to(images).view(-1, 1, 1, 1)
+    def _light(self, images: Tensor, draws: Draws) -> Tensor:
+        offset = (self.brightness * draws.symmetric()).to(images).view(-1, 1, 1, 1)
+        gain = (1 + self.contrast * draws.symmetric()).to(images).view(-1, 1, 1, 1)
         if self.brightness == self.contrast == 0:
             return images
         mean = images.mean((1, 2, 3), keepdim=True)
         return ((images - mean) * gain + mean + offset).clamp_(0, 1)
 
-    def _erase(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        n, _, height, width = images.shape
+    def _erase(self, images: Tensor, draws: Draws) -> Tensor:
+        height, width = images.shape[2:]
         low, high = self.erase_area
-        area = low + (high - low) * torch.rand(n, generator=rng)
-        aspect = torch.exp(math.log(3) * _symmetric(n, rng))  # from 1:3 to 3:1
-        centre_y, centre_x = torch.rand(n, generator=rng), torch.rand(n, generator=rng)
-        erased = torch.rand(n, generator=rng) < self.erase
-        grey = torch.rand(n, generator=rng).to(images).view(-1, 1, 1, 1)
+        area = low + (high - low) * draws.uniform()
+        aspect = torch.exp(math.log(3) * draws.symmetric())  # from 1:3 to 3:1
+        centre_y, centre_x = draws.uniform(), draws.uniform()
+        erased = draws.uniform() < self.erase
+        grey = draws.uniform().to(images).view(-1, 1, 1, 1)
         if self.erase == 0:
             return images
         half_h, half_w = (area * aspect).sqrt() / 2, (area / aspect).sqrt() / 2
@@ -114,14 +139,8 @@ class AlbumentationsAugment:
 
         self.pipeline = Pipeline(transforms, key="augment.transforms")
 
-    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Augment images (B, 1, H, W), float in [0, 1]; the pipeline itself sees uint8 (H, W, 1)."""
-        seeds = torch.randint(2**31, (len(images),), generator=rng).tolist()
         batch_BHWC = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        out = [self.pipeline(image, seed) for image, seed in zip(batch_BHWC, seeds, strict=True)]
+        out = [self.pipeline(image, seed) for image, seed in zip(batch_BHWC, draws.seeds(), strict=True)]
         return torch.stack([torch.from_numpy(o) for o in out]).permute(0, 3, 1, 2).to(images) / 255
-
-
-def _symmetric(n: int, rng: torch.Generator) -> Tensor:
-    """n numbers, uniform in [-1, 1)."""
-    return 2 * torch.rand(n, generator=rng) - 1

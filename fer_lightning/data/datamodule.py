@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fer_lightning.data.balance import TrainingSet
 from fer_lightning.data.faces import FaceTable
-from fer_lightning.data.loader import Augment, FaceLoader, ShardedSampler
+from fer_lightning.data.loader import Augment, EvaluationOrder, FaceLoader, TrainingOrder
 from fer_lightning.data.protocols import Partition, Rows
 from fer_lightning.errors import UserError
 
@@ -24,8 +24,8 @@ class FERDataModule(L.LightningDataModule):
         parts: which of them train, validate and test.
         resample: changes the training set, see `fer_lightning.data.balance`; validation and test are never touched.
         augment: applied to each training batch.
-        batch_size: images a training step on one device.
-        eval_batch_size: the same for validation and test.
+        batch_size: images a batch of training, over all devices: each gets an equal part.
+        eval_batch_size: images a batch of validation and test, on each device.
         seed: of the order of batches and of augmentation.
 
     Raises:
@@ -56,6 +56,17 @@ class FERDataModule(L.LightningDataModule):
         if len(self.training) < 2:
             raise UserError(f"{faces.source}: {len(self.training)} training image; 2 at least are needed")
 
+        self._loader: FaceLoader | None = None
+        self._skip = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """How many images of the epoch have been trained on: Lightning keeps it in checkpoints."""
+        within_epoch = self._loader is not None and self.trainer is not None and not self.trainer.is_last_batch
+        return {"images": self._loader.served if within_epoch else 0}  # type: ignore[union-attr]
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._skip = state_dict["images"]
+
     @property
     def class_counts(self) -> NDArray[np.int64]:
         """Images per class of what is trained on, after resampling: int64 (C,)."""
@@ -63,17 +74,13 @@ class FERDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> FaceLoader:
         training = self.training
-        sampler = _sampler(self.trainer, len(training), shuffle=True, seed=self.seed)
-        return FaceLoader(
-            training.images,
-            training.labels,
-            training.rows,
-            sampler,
-            self.batch_size,
-            _device(self.trainer),
-            self.augment,
-            drop_last=True,
-        )
+        rank, world = _place(self.trainer)
+        if len(training) < 2 * world:
+            raise UserError(f"{self.faces.source}: {len(training)} training images are too few for {world} devices")
+        order = TrainingOrder(len(training), self.batch_size, seed=self.seed, rank=rank, world=world)
+        device, skip, self._skip = _device(self.trainer), self._skip, 0
+        self._loader = FaceLoader(training.images, training.labels, training.rows, order, device, self.augment, skip)
+        return self._loader
 
     def val_dataloader(self) -> FaceLoader:
         return self.evaluation_loader(self.parts.val)
@@ -88,13 +95,13 @@ class FERDataModule(L.LightningDataModule):
 
 def evaluation_loader(faces: FaceTable, rows: Rows, batch_size: int, trainer: L.Trainer | None) -> FaceLoader:
     """The images of `rows`, in order, those of the trainer's rank, on the trainer's device."""
-    sampler = _sampler(trainer, len(rows), shuffle=False)
-    return FaceLoader(faces.images[rows], faces.labels[rows], rows, sampler, batch_size, _device(trainer))
+    rank, world = _place(trainer)
+    order = EvaluationOrder(len(rows), batch_size, rank=rank, world=world)
+    return FaceLoader(faces.images[rows], faces.labels[rows], rows, order, _device(trainer))
 
 
-def _sampler(trainer: L.Trainer | None, n: int, *, shuffle: bool, seed: int = 0) -> ShardedSampler:
-    rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-    return ShardedSampler(n, shuffle=shuffle, seed=seed, rank=rank, world=world)
+def _place(trainer: L.Trainer | None) -> tuple[int, int]:
+    return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
 
 
 def _device(trainer: L.Trainer | None) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fer_lightning.data.augment import Draws
 
 
 class Batch(NamedTuple):
@@ -20,35 +23,67 @@ class Batch(NamedTuple):
 
 
 class Augment(Protocol):
-    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor: ...
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor: ...
 
 
-class ShardedSampler:
-    """Which images one rank sees in one epoch, and in which order.
+class TrainingOrder:
+    """Which images one rank trains on in one epoch, and in which order.
 
-    Shuffled, every rank draws the same permutation of (seed, epoch) and takes every `world`-th of it; all ranks get
-    equally many, so that they step together. In order, rank r takes r, r + world, …: each image exactly once overall,
-    no padding.
+    Every rank draws the same permutation of (seed, epoch) and cuts it into the same batches; of each batch it takes
+    every `world`-th image. A batch thus holds the same images on any number of devices. What is left over at the end
+    of an epoch, less than a batch, is left out; another permutation leaves out others.
 
     Lightning calls `set_epoch` on whatever a loader carries as `sampler`.
+
+    Args:
+        n: images in the training set.
+        batch_size: images a batch, over all ranks; fewer only if there are fewer altogether.
+        seed, rank, world: of the shuffle, this rank and how many there are.
     """
 
-    def __init__(self, n: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.n, self.shuffle, self.seed, self.rank, self.world = (n, shuffle, seed, rank, world)
-        self.epoch = 0
+    def __init__(self, n: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.n, self.seed, self.epoch = n, seed, 0
+        self.batch_size = min(batch_size, n - n % world)
+        assert self.batch_size > 0
+        assert self.batch_size % world == 0
+        self.shard = slice(rank, None, world)
+        self._shuffled: tuple[int, NDArray[np.int64]] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.n // self.world if self.shuffle else len(range(self.rank, self.n, self.world))
+        return self.n // self.batch_size
 
-    def indices(self) -> NDArray[np.int64]:
-        """Positions in the data set, int64 (len(self),)."""
-        if not self.shuffle:
-            return np.arange(self.rank, self.n, self.world)
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
-        return order[self.rank :: self.world][: len(self)]
+    def batch(self, number: int) -> NDArray[np.int64]:
+        """This rank's positions in the data set of a batch of the epoch, int64 (batch_size / world,)."""
+        if self._shuffled is None or self._shuffled[0] != self.epoch:
+            self._shuffled = self.epoch, np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+        return self._shuffled[1][number * self.batch_size : (number + 1) * self.batch_size][self.shard]
+
+    def draws(self, number: int) -> Draws:
+        """The random numbers of a batch of the epoch."""
+        seed = np.random.SeedSequence([self.seed, self.epoch, number]).generate_state(1, np.uint64)[0]
+        return Draws(int(seed % 2**63), self.batch_size, self.shard)
+
+
+class EvaluationOrder:
+    """Which images one rank scores: whole batches in turn, so that a batch, and with it every rounding, is the same on
+    any number of devices.
+
+    Every rank gets equally many batches, since ranks wait for each other; where they run out, an empty one.
+    """
+
+    def __init__(self, n: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        self.n, self.batch_size, self.rank, self.world = n, batch_size, rank, world
+
+    def __len__(self) -> int:
+        return math.ceil(self.n / (self.batch_size * self.world))
+
+    def batch(self, number: int) -> NDArray[np.int64]:
+        """This rank's positions in the data set, int64, at most `batch_size`; none is given to two ranks."""
+        start = (number * self.world + self.rank) * self.batch_size
+        return np.arange(start, max(start, min(start + self.batch_size, self.n)))
 
 
 class FaceLoader:
@@ -57,11 +92,13 @@ class FaceLoader:
     Args:
         images: uint8 (N, H, W).
         labels, rows: int64 (N,).
-        sampler: order and shard.
-        batch_size: images a batch on this rank.
+        order: which of them, in which order; augmentation needs a TrainingOrder.
         device: where the images are put, once.
-        augment: applied to each batch, with random numbers of (seed, epoch, batch, rank).
-        drop_last: leave out a last batch that is not full, unless it is the only one.
+        augment: applied to each batch.
+        skip: images of the first epoch to leave out: a run that is gone on with has seen them.
+
+    Attributes:
+        served: images of the epoch that have been handed out, by all ranks.
     """
 
     batch_sampler = None  # Lightning asks for one wherever it finds a `sampler`
@@ -71,30 +108,37 @@ class FaceLoader:
         images: NDArray[np.uint8],
         labels: NDArray[np.int64],
         rows: NDArray[np.int64],
-        sampler: ShardedSampler,
-        batch_size: int,
+        order: TrainingOrder | EvaluationOrder,
         device: torch.device,
         augment: Augment | None = None,
-        drop_last: bool = False,
+        skip: int = 0,
     ) -> None:
-        assert len(images) == len(labels) == len(rows) == sampler.n
+        assert len(images) == len(labels) == len(rows) == order.n
         # A copy: the source may be a read-only memory map.
         self.images = torch.from_numpy(np.array(images))[:, None].to(device)
         self.labels = torch.from_numpy(np.array(labels)).to(device)
         self.rows = torch.from_numpy(np.array(rows)).to(device)
-        self.sampler, self.batch_size, self.augment, self.drop_last = (sampler, batch_size, augment, drop_last)
+        self.sampler, self.augment = order, augment
+        self.served, self._skip = 0, skip
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.sampler), self.batch_size)
-        return full if rest == 0 or (self.drop_last and full) else full + 1
+        return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = torch.from_numpy(self.sampler.indices()).to(self.images.device)
-        for number in range(len(self)):
-            index = order[number * self.batch_size : (number + 1) * self.batch_size]
+        order = self.sampler
+        skip, self._skip = self._skip, 0
+        for number in range(skip // order.batch_size, len(order)):
+            index = torch.from_numpy(order.batch(number)).to(self.images.device)
             images = self.images[index].float().div_(255)
             if self.augment is not None:
-                entropy = [self.sampler.seed, self.sampler.epoch, number, self.sampler.rank]
-                seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
-                images = self.augment(images, torch.Generator().manual_seed(seed % 2**63))
+                assert isinstance(order, TrainingOrder)
+                images = self.augment(images, order.draws(number))
+            self.served = (number + 1) * order.batch_size
             yield Batch(images, self.labels[index], self.rows[index])
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing; that there is one tells Lightning that training can go on within an epoch."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Nothing: the data module keeps the place, since Lightning restores loaders only if it made them late."""

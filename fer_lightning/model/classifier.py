@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from fer_lightning import build
+from fer_lightning import build, ranks
 from fer_lightning.data.loader import Batch
 from fer_lightning.errors import UserError
-from fer_lightning.model.metrics import ClassificationScores, Predictions
+from fer_lightning.model.metrics import SUMS, ClassificationScores, Predictions
 from fer_lightning.model.optim import parameter_groups
 
 MEAN, STD = 0.5077, 0.2551
@@ -36,6 +39,7 @@ class FERClassifier(L.LightningModule):
         schedule: config node of the schedule, see `fer_lightning.model.optim`.
         monitor: `metric` and `mode` (min or max) that checkpoints, early stopping and plateau schedule go by.
         channels_last: memory layout of the network's tensors; the faster one for convolutions in mixed precision.
+        seed: of what the network itself draws while it trains, such as dropout.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class FERClassifier(L.LightningModule):
         schedule: Mapping[str, Any],
         monitor: Mapping[str, str],
         channels_last: bool = True,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # loggers get the whole config
@@ -58,42 +63,90 @@ class FERClassifier(L.LightningModule):
         self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.val_scores = ClassificationScores(classes)
         self.predictions = Predictions()
+        self._sums = torch.zeros(3, dtype=SUMS)  # of this rank's epoch so far: loss, hits, images
         # 0, or the 1-based step of the first loss that was not finite: found without waiting for the device each step.
-        self.register_buffer("bad_step", torch.zeros((), dtype=torch.long), persistent=False)
-
-    bad_step: Tensor
+        self._bad_step = torch.tensor(0)
 
     def forward(self, images: Tensor) -> Tensor:
         """Faces (B, 1, H, W), float in [0, 1], to logits (B, C)."""
         images = ((images - MEAN) / STD).contiguous(memory_format=self.memory_format)
         return self.network(images)  # type: ignore[no-any-return]
 
+    def on_train_epoch_start(self) -> None:
+        self._sums.zero_()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Whatever the network draws follows from where training is, not from what was drawn before: a run that is gone
+        # on with draws the same.
+        place = [self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch.images)
         loss: Tensor = self.loss(logits, batch.labels)
-        first_bad = (self.bad_step == 0) & ~loss.detach().isfinite()
-        self.bad_step = torch.where(first_bad, self.global_step + 1, self.bad_step)
-        accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
-        means = {"train/loss": loss.detach(), "train/accuracy": accuracy}
-        self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(batch.labels))
+        value, n = loss.detach(), len(batch.labels)
+        first_bad = (self._bad_step.to(self.device) == 0) & ~value.isfinite()
+        self._bad_step = torch.where(first_bad, self.global_step + 1, self._bad_step)
+        hits = (logits.detach().argmax(1) == batch.labels).sum()
+        self._sums = self._sums.to(self.device) + torch.stack([value * n, hits, torch.full_like(hits, n)])
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (batch_idx + 1) % every == 0 or self.trainer.is_last_batch:
-            self._stop_on_bad_loss()
+            self.stop_on_bad_loss()
             self.log("train/loss_step", outputs["loss"], batch_size=len(batch.labels), prog_bar=True)
 
-    def _stop_on_bad_loss(self) -> None:
-        step = int(self.bad_step)
+    def stop_on_bad_loss(self) -> None:
+        """Raises UserError if a loss since the start was not a finite number."""
+        step = int(self._bad_step)
         if step:
             raise UserError(
                 f"the loss is not a finite number at step {step} (epoch {self.current_epoch}, counted from 0): lower "
                 "optimizer.lr, lengthen the warm-up, set trainer.gradient_clip_val=1, or use precision=fp32"
             )
 
+    def training_scores(self) -> dict[str, float]:
+        """Loss and accuracy over the epoch's images so far, those of all ranks; every rank has to ask."""
+        loss, hits, images = ranks.gathered(self._sums).sum(0).tolist()
+        return {"train/loss": loss / max(images, 1), "train/accuracy": hits / max(images, 1)}
+
+    def on_train_epoch_end(self) -> None:
+        self.log_dict(self.training_scores())
+        # Here, not where Lightning does it, which is after the checkpoint of this epoch has been written without it.
+        schedulers = self.lr_schedulers()
+        if isinstance(schedulers, ReduceLROnPlateau):
+            schedulers.step(self.trainer.callback_metrics[self.hparams["monitor"]["metric"]])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["training_sums"] = ranks.gathered(self._sums)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sums = checkpoint["training_sums"]
+        if len(sums) == ranks.world():
+            self._sums = sums[self.global_rank]
+        else:  # gone on with on another number of devices
+            self._sums = sums.sum(0) * (self.global_rank == 0)
+
+    def on_validation_start(self) -> None:
+        self._share_buffers()
+
+    def on_test_start(self) -> None:
+        self._share_buffers()
+
+    def _share_buffers(self) -> None:
+        """Take rank 0's running statistics: each rank's own are of its own images, and would score differently."""
+        if ranks.world() > 1:
+            for buffer in self.network.buffers():
+                dist.broadcast(buffer, 0)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.val_scores.update(self(batch.images), batch.labels)
+        if len(batch.labels):  # a rank may have run out of images before the others
+            self.val_scores.update(self(batch.images), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         values = {f"val/{name}": value for name, value in self.val_scores.compute().items()}
@@ -107,7 +160,10 @@ class FERClassifier(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Only collects: all test scores come from `predictions`, so that any subset of them can be scored."""
-        self.predictions.update(batch.rows, self(batch.images))
+        if len(batch.rows):
+            self.predictions.update(batch.rows, self(batch.images))
+        else:  # a rank may have run out of images before the others
+            self.predictions.update(batch.rows, torch.empty(0, len(self.classes), device=self.device))
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fer_lightning import ranks
 
 
 class CrossEntropy(nn.Module):
@@ -15,7 +18,8 @@ class CrossEntropy(nn.Module):
     Args:
         class_counts: training images per class.
         weighted: weigh each class by its inverse frequency, scaled so that the weights' mean over classes is 1. As in
-            PyTorch, the loss of a batch is divided by the weights of its labels, so its scale does not move.
+            PyTorch, the loss of a batch is divided by the weights of its labels, so its scale does not move; on several
+            devices by those of the whole batch, so that they learn from it what one would.
         label_smoothing: probability mass spread evenly over the classes (Szegedy et al. 2016, arXiv:1512.00567).
     """
 
@@ -34,4 +38,10 @@ class CrossEntropy(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), labels, weight=self.weight, label_smoothing=self.label_smoothing)
+        settings = {"weight": self.weight, "label_smoothing": self.label_smoothing}
+        if self.weight is None or ranks.world() == 1:
+            return F.cross_entropy(logits.float(), labels, **settings)  # type: ignore[arg-type]
+        total = self.weight[labels].sum()
+        dist.all_reduce(total)
+        # DDP averages the gradients of the ranks.
+        return F.cross_entropy(logits.float(), labels, **settings, reduction="sum") / (total / ranks.world())  # type: ignore[arg-type]

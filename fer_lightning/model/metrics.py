@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from fer_lightning.data.faces import UNLABELLED
 
@@ -136,5 +137,5 @@ class Predictions(Metric):
 
     def compute(self) -> tuple[NDArray[np.int64], Tensor]:
         """Rows, ascending, int64 (N,), and their logits, float32 (N, C), on the CPU."""
-        rows, order = torch.cat(list(self.rows)).cpu().sort()
-        return rows.numpy(), torch.cat(list(self.logits)).cpu()[order]
+        rows, order = dim_zero_cat(self.rows).cpu().sort()
+        return rows.numpy(), dim_zero_cat(self.logits).cpu()[order]

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 class History(L.Callback):
     """Writes metrics.csv whole after each epoch and measures images per second.
 
+    Its state goes into checkpoints, so that a run that is gone on with has every epoch once.
+
     Attributes:
         rows: one mapping an epoch, as in the file.
         seconds: spent in training batches so far; validation is left out.
@@ -35,6 +37,34 @@ class History(L.Callback):
         self.rows: list[dict[str, float]] = []
         self.seconds, self.images = 0.0, 0
         self._epoch_seconds, self._epoch_images, self._since = 0.0, 0, 0.0
+        self._earlier, self._started = 0.0, 0.0
+
+    @property
+    def fit_seconds(self) -> float:
+        """Spent in training and validation so far, before and after interruptions."""
+        return self._earlier + (time.perf_counter() - self._started if self._started else 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rows": [dict(row) for row in self.rows],
+            "seconds": self.seconds,
+            "images": self.images,
+            "epoch_seconds": self._epoch_seconds,
+            "epoch_images": self._epoch_images,
+            "fit_seconds": self.fit_seconds,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.seconds, self.images = (state_dict[name] for name in ("rows", "seconds", "images"))
+        self._epoch_seconds, self._epoch_images = state_dict["epoch_seconds"], state_dict["epoch_images"]
+        self._earlier = state_dict["fit_seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = time.perf_counter()
+        self._since = self._started - self._epoch_seconds  # an epoch that was broken off has run for that long
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._earlier, self._started = self.fit_seconds, 0.0
 
     @property
     def images_per_second(self) -> float:
@@ -54,7 +84,7 @@ class History(L.Callback):
         if trainer.state.fn == "fit":
             self._epoch_seconds = time.perf_counter() - self._since
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.seconds += self._epoch_seconds
         self.images += self._epoch_images
         speed = self._epoch_images / self._epoch_seconds if self._epoch_seconds else 0.0
@@ -64,14 +94,15 @@ class History(L.Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "train/images_per_second": round(speed, 1),
         }
-        scores = sorted(trainer.callback_metrics.items())
-        row |= {name: float(value) for name, value in scores if not name.endswith("_step")}
+        scores = trainer.callback_metrics | pl_module.training_scores()  # Lightning asks it for these after callbacks
+        row |= {name: float(scores[name]) for name in sorted(scores) if not name.endswith("_step")}
         self.rows.append(row)
         if trainer.is_global_zero:
-            self._write()
+            self.write()
             self._tell(trainer, row)
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write the file as the rows are."""
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")

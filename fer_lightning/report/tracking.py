@@ -17,6 +17,8 @@ import pandas as pd
 from lightning.pytorch.loggers import Logger, WandbLogger
 from numpy.typing import NDArray
 
+from fer_lightning import ranks
+from fer_lightning.report.loggers import Wandb
 from fer_lightning.report.write import most_confident
 
 log = logging.getLogger(__name__)
@@ -26,12 +28,6 @@ HEADLINES = ("test/accuracy", "test/f1_macro", "test/clean/accuracy", "test/clea
 
 MISTAKES = 32
 """How many of the most confident mistakes are sent as pictures."""
-
-
-class Wandb(WandbLogger):
-    """Lightning's WandbLogger that remembers whether the best checkpoint shall be sent as an artifact."""
-
-    send_checkpoint = False
 
 
 def wandb_logger(
@@ -52,10 +48,12 @@ def wandb_logger(
     Raises:
         ValueError: unknown mode.
     """
-    import wandb
-
     if mode not in ("auto", "online", "offline"):
         raise ValueError(f"mode is auto, online or offline, not '{mode}'")
+    if not ranks.is_first():  # Lightning needs a logger on every rank, and writes with the first one's
+        return Wandb(save_dir=save_dir)
+    import wandb
+
     chosen = os.environ.get("WANDB_MODE", mode)
     if chosen == "auto":
         reason = _why_offline()
@@ -119,6 +117,7 @@ def log_config(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
 def log_results(
     loggers: Sequence[Logger],
     *,
+    step: int,
     metrics: Mapping[str, float | str],
     report: pd.DataFrame,
     confusions: Mapping[str, pd.DataFrame],
@@ -130,6 +129,7 @@ def log_results(
     """Send the scores of the best checkpoint to every logger, and tables and pictures to W&B.
 
     Args:
+        step: optimizer steps trained.
         metrics: what metrics.json holds.
         report: the per-class table.
         confusions: by split ("val", "test"), rows true and columns predicted classes.
@@ -145,7 +145,7 @@ def log_results(
             if checkpoint is not None and getattr(logger, "send_checkpoint", False):
                 _log_artifact(logger, checkpoint, {n: v for n, v in final.items() if n in HEADLINES})
         else:
-            logger.log_metrics({n: v for n, v in final.items() if n.startswith("test/")})
+            logger.log_metrics({n: v for n, v in final.items() if n.startswith("test/")}, step)
 
 
 def finish(loggers: Sequence[Logger], *, failed: bool) -> None:

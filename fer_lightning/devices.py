@@ -1,0 +1,77 @@
+"""Which devices a job asks for, and whether they are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fer_lightning.errors import UserError
+
+AUTO = ("auto", -1, "-1")
+
+
+def count(trainer: Mapping[str, Any]) -> int:
+    """How many devices of this machine the `trainer` group asks for.
+
+    Raises:
+        UserError: a device that is not there, or a value that means none.
+    """
+    accelerator, wanted = kind(trainer), trainer["devices"]
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(accelerator)  # on the CPU any number of processes
+    if wanted in AUTO:
+        return there or 1
+    if isinstance(wanted, str) and "," in wanted:
+        wanted = [part.strip() for part in wanted.split(",") if part.strip()]
+    try:
+        chosen = [int(i) for i in wanted] if isinstance(wanted, list) else int(wanted)
+    except (TypeError, ValueError):
+        chosen = 0
+    if isinstance(chosen, list):
+        if accelerator == "cpu":
+            raise UserError(f"trainer.devices={wanted}: a CPU has no numbered devices; give a number of processes")
+        absent = [i for i in chosen if not 0 <= i < (there or 0)]
+        if absent or not chosen or len(set(chosen)) < len(chosen):
+            what = f"there is no device {absent[0]}" if absent else "each device once, and one at least"
+            raise UserError(f"trainer.devices={wanted}: {what}; {_there(accelerator, there or 0)}")
+        return len(chosen)
+    if chosen < 1 or isinstance(wanted, bool):
+        raise UserError(f"trainer.devices={wanted}: use a number from 1, a list of GPUs such as [0,2], or auto")
+    if there is not None and chosen > there:
+        raise UserError(f"trainer.devices={wanted}: {_there(accelerator, there)}; use trainer.devices={there} or auto")
+    return chosen
+
+
+def chosen(trainer: Mapping[str, Any], processes: int) -> Any:
+    """What Lightning's Trainer of one of `processes` local ranks takes as `devices`."""
+    wanted = trainer["devices"]
+    if isinstance(wanted, list):
+        return [int(i) for i in wanted]
+    return wanted if isinstance(wanted, str) and "," in wanted else processes
+
+
+def kind(trainer: Mapping[str, Any]) -> str:
+    """ "cpu", "cuda" or "mps": what the `trainer` group's accelerator comes to on this machine.
+
+    Raises:
+        UserError: unknown, or not there.
+    """
+    wanted = trainer["accelerator"]
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    there = "cuda" if has_cuda else "mps" if has_mps else None
+    if wanted in ("auto", "cpu"):
+        return (there or "cpu") if wanted == "auto" else "cpu"
+    if wanted not in ("gpu", "cuda", "mps"):
+        raise UserError(f"trainer.accelerator={wanted}: there are auto, cpu and gpu")
+    if there is None or (wanted == "cuda" and not has_cuda) or (wanted == "mps" and not has_mps):
+        raise UserError(
+            f"accelerator={wanted}: PyTorch {torch.__version__} sees no {'Apple ' if wanted == 'mps' else ''}GPU here; "
+            "use accelerator=cpu or auto, or install a build of PyTorch that fits the GPU's driver"
+        )
+    return there if wanted == "gpu" else str(wanted)
+
+
+def _there(accelerator: str, number: int) -> str:
+    name = {"cuda": "GPU", "mps": "Apple GPU"}[accelerator]
+    return f"there {'is' if number == 1 else 'are'} {number} {name}{'' if number == 1 else 's'} here"

@@ -1,0 +1,165 @@
+"""The processes of one job: who this one is among them, and what they must agree on.
+
+Whoever starts them (this project, torchrun, srun) says so in the environment; SLURM's names are turned into torchrun's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, MutableMapping
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from fer_lightning.errors import UserError
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for another one: the first one may have to parse the data meanwhile."""
+
+
+class Ranks(NamedTuple):
+    """Attributes:
+    rank: this process among all, from 0.
+    local_rank: this process among those of this machine, from 0.
+    world: all processes.
+    local_world: processes on this machine.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world: int = 1
+    local_world: int = 1
+
+    @property
+    def nodes(self) -> int:
+        return self.world // self.local_world
+
+
+class FailedElsewhere(SystemExit):
+    """Another rank met the error and tells it; this one only ends, with exit code 1."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+
+def started_outside(environment: MutableMapping[str, str] = os.environ) -> Ranks | None:
+    """The ranks that torchrun or srun made, or None where this process stands alone.
+
+    Raises:
+        UserError: they are not spread evenly over the machines.
+    """
+    if "RANK" not in environment and int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        _adopt_slurm(environment)
+    if int(environment.get("WORLD_SIZE", 1)) < 2 or "RANK" not in environment:
+        return None
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE={environment['WORLD_SIZE']} without {', '.join(missing)}: start ranks with torchrun"
+        )
+    ranks = Ranks(*(int(environment[name]) for name in names))
+    if ranks.world % ranks.local_world:
+        raise UserError(f"{ranks.world} ranks with {ranks.local_world} here: every machine needs equally many")
+    return ranks
+
+
+def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
+    """Say in torchrun's words what srun said in its own."""
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    per_node = environment["SLURM_STEP_TASKS_PER_NODE"]  # "2(x3)", or "2,1" where uneven
+    if "," in per_node:
+        raise UserError(f"SLURM_STEP_TASKS_PER_NODE={per_node}: use --ntasks-per-node, equally many on every machine")
+    step = f"{environment['SLURM_JOB_ID']}.{environment['SLURM_STEP_ID']}"
+    named = {
+        "RANK": environment["SLURM_PROCID"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_WORLD_SIZE": per_node.partition("(")[0],
+        "GROUP_RANK": environment["SLURM_NODEID"],
+        "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(environment["SLURM_STEP_NODELIST"]),
+        # Every rank must find the same one without asking; below the range of ports that systems hand out themselves.
+        "MASTER_PORT": environment.get("MASTER_PORT", str(20_000 + zlib.crc32(step.encode()) % 10_000)),
+    }
+    environment.update(named)
+
+
+def connect() -> None:
+    """Join the process group; the CPU half of it carries what ranks agree on."""
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+
+
+def disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's value, on every rank; plain values only, as JSON: ranks unpickle nothing."""
+    if world() == 1:
+        return value
+    text = json.dumps(value).encode() if is_first() else b""
+    size = torch.tensor([len(text)])
+    dist.broadcast(size, 0)
+    content = (
+        torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(int(size), dtype=torch.uint8)
+    )
+    dist.broadcast(content, 0)
+    return json.loads(bytes(content.tolist()))
+
+
+def highest(*values: int) -> list[int]:
+    """The largest of all ranks' values, on every rank, place by place."""
+    if world() == 1:
+        return list(values)
+    tensor = torch.tensor(values)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return [int(value) for value in tensor]
+
+
+def gathered(values: torch.Tensor) -> torch.Tensor:
+    """Every rank's values, of one shape: (world, *shape), on the CPU."""
+    mine = values.detach().cpu()
+    if world() == 1:
+        return mine[None]
+    all_of_them = [torch.empty_like(mine) for _ in range(world())]
+    dist.all_gather(all_of_them, mine)
+    return torch.stack(all_of_them)
+
+
+def first_alone(work: Callable[[], T]) -> T:
+    """Do the work on rank 0 first and then on the others, which find its files; a user's error is told once.
+
+    Raises:
+        UserError: rank 0 raised it.
+        FailedElsewhere: the same, on the other ranks.
+    """
+    if world() == 1:
+        return work()
+    if is_first():
+        try:
+            result = work()
+        except BaseException:
+            broadcast(False)
+            raise
+        broadcast(True)
+        return result
+    if not broadcast(None):
+        raise FailedElsewhere
+    return work()

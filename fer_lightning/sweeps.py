@@ -1,0 +1,65 @@
+"""What a sweep tells of its jobs, and how they end with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+FAILURE = "failure.txt"
+"""In the folder of a job that failed: why. Gone when the job is gone on with."""
+
+_sweep_dir: Path | None = None
+
+
+class NoteSweep(Callback):
+    """Remembers the folder of the sweep that starts, for the summary at its end."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        global _sweep_dir
+        _sweep_dir = Path(config.hydra.sweep.dir).absolute()
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        (Path(config.hydra.runtime.output_dir) / FAILURE).unlink(missing_ok=True)
+
+
+def tell_failure(message: str) -> None:
+    """Report a failed job at once, while the others go on."""
+    hydra = HydraConfig.get()
+    (Path(hydra.runtime.output_dir) / FAILURE).write_text(message)
+    print(f"job {hydra.job.num} failed ({hydra.job.override_dirname}): {message}", file=sys.stderr)
+
+
+def summary() -> int:
+    """Print how many jobs of the sweep, if there was one, finished and which did not; returns how many did not."""
+    if _sweep_dir is None or not _sweep_dir.is_dir():
+        return 0
+    jobs = sorted(_sweep_dir.rglob("train.log"))
+    unfinished = [log.parent for log in jobs if not (log.parent / "metrics.json").is_file()]
+    print(f"sweep    {_sweep_dir}: {len(jobs) - len(unfinished)} of {len(jobs)} jobs finished")
+    for job in unfinished:
+        reason = job / FAILURE
+        why = reason.read_text().strip().splitlines()[-1] if reason.is_file() else "did not come to its end"
+        print(f"         {job.relative_to(_sweep_dir)}: {why}", file=sys.stderr)
+    if unfinished:
+        print(f"go on with `python train.py resume={_sweep_dir}`", file=sys.stderr)
+    return len(unfinished)
+
+
+def has_own_launcher() -> bool:
+    """Whether a cluster's launcher runs this job, whose tasks are then the job's ranks."""
+    return "SUBMITIT_EXECUTOR" in os.environ
+
+
+def end_with_sweep() -> None:
+    """In a worker that joblib started: end in good order when the sweep is killed."""
+    from fer_lightning import launch
+
+    if multiprocessing.current_process().name.startswith("Loky"):
+        launch.end_with_parent()
