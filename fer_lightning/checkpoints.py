@@ -143,6 +143,9 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ended = trainer.should_stop
         self._save(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not where the epoch ends: only after that does Lightning log its scores.
         (signum,) = ranks.highest(interrupts.received)
         if signum:
             raise Interrupted(signum)

@@ -7,6 +7,7 @@ its own hyperparameters. Here a rank is `python -m fer_lightning.launch <run fol
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -81,7 +82,11 @@ def fan_out(run_dir: Path, processes: int) -> None:
 def _tell(failures: Mapping[int, Any], run_dir: Path) -> None:
     """Raise what the first failing rank met; the others only lost sight of it."""
     facts = {rank: _facts(failure) for rank, failure in failures.items()}
-    rank = min(facts, key=lambda rank: facts[rank].get("time", 0.0))  # one that was killed left no time
+
+    def when(rank: int) -> float:  # one that was killed left no time, nor did one that ended because of another
+        return float(facts[rank].get("time", 0.0 if failures[rank].exitcode < 0 else math.inf))
+
+    rank = min(facts, key=when)
     failure, fact = failures[rank], facts[rank]
     if "user_error" in fact:
         raise UserError(fact["user_error"])
@@ -232,6 +237,7 @@ def log_to(path: Path, *, console: bool) -> None:
     """Log as Hydra's jobs do: everything to a file, warnings to the console as well."""
     file, screen = logging.FileHandler(path), logging.StreamHandler()
     screen.setLevel(logging.WARNING)
+    screen.addFilter(lambda record: record.levelno < logging.ERROR)  # who started the ranks tells which error matters
     logging.basicConfig(
         handlers=[file, screen] if console else [file],
         level=logging.INFO,

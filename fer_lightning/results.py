@@ -71,7 +71,7 @@ def scores(prefix: str, logits: torch.Tensor, labels: NDArray[np.int64], classes
     n = int((labels != UNLABELLED).sum())
     if not n:
         return {}
-    metric = ClassificationScores(classes)
+    metric = ClassificationScores(classes, local=True)
     metric.update(logits, torch.from_numpy(labels))
     values = metric.compute()
     values["accuracy_low"], values["accuracy_high"] = accuracy_interval(round(values["accuracy"] * n), n)

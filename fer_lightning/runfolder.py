@@ -64,28 +64,43 @@ def enter(run_dir: Path, settings: Mapping[str, Any]) -> IO[bytes]:
     try:
         (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         lock = _lock(run_dir)
-        if (run_dir / CONFIG).exists():
-            if settings["resume"] is None:
-                raise UserError(
-                    f"{run_dir} holds a run already; go on with it by resume={run_dir}, or choose another folder with "
-                    "hydra.run.dir=<folder>"
-                )
-            changes = list(differences(load_settings(run_dir), wanted))
-            if changes and not settings["allow_changes"]:
-                raise UserError(
-                    f"{run_dir}: the config is not the one this run was started with: {', '.join(changes[:6])}"
-                    f"{f' and {len(changes) - 6} more' if len(changes) > 6 else ''}; leave these as they were, or "
-                    "accept that with allow_changes=true"
-                )
-            if changes:  # what was finished is so no longer
-                (run_dir / METRICS).unlink(missing_ok=True)
-            for change in changes:
-                log.warning("gone on with another config: %s", change)
+    except OSError as error:
+        raise _unwritable(run_dir, error) from error
+    try:
+        _compare(run_dir, settings, wanted)
         portable = _replaced(wanted, str(run_dir.absolute()), HERE)
         write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(portable)).encode())
-    except OSError as error:
-        raise UserError(f"{run_dir}: {error.strerror}; choose another with hydra.run.dir=<folder>") from error
+    except BaseException as error:
+        lock.close()
+        if isinstance(error, OSError):
+            raise _unwritable(run_dir, error) from error
+        raise
     return lock
+
+
+def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if not (run_dir / CONFIG).exists():
+        return
+    if settings["resume"] is None:
+        raise UserError(
+            f"{run_dir} holds a run already; go on with it by resume={run_dir}, or choose another folder with "
+            "hydra.run.dir=<folder>"
+        )
+    changes = list(differences(load_settings(run_dir), wanted))
+    if changes and not settings["allow_changes"]:
+        raise UserError(
+            f"{run_dir}: the config is not the one this run was started with: {', '.join(changes[:6])}"
+            f"{f' and {len(changes) - 6} more' if len(changes) > 6 else ''}; leave these as they were, or accept that "
+            "with allow_changes=true"
+        )
+    if changes:  # what was finished is so no longer
+        (run_dir / METRICS).unlink(missing_ok=True)
+    for change in changes:
+        log.warning("gone on with another config: %s", change)
+
+
+def _unwritable(run_dir: Path, error: OSError) -> UserError:
+    return UserError(f"{run_dir}: {error.strerror}; choose another with hydra.run.dir=<folder>")
 
 
 def _replaced(value: Any, old: str, new: str) -> Any:

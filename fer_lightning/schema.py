@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 # Optional[...] rather than `| None`: OmegaConf resolves the annotations at run time.
 # ruff: noqa: UP045
@@ -105,5 +105,6 @@ class Config:
 
 
 def register() -> None:
-    """Make the types known to Hydra under the name that conf/config.yaml starts from."""
+    """Make the types known to Hydra under the name that conf/config.yaml starts from, and what configs compute."""
+    OmegaConf.register_new_resolver("optuna_direction", lambda mode: f"{mode}imize", replace=True)
     ConfigStore.instance().store(name="schema", node=Config)

@@ -83,6 +83,7 @@ class ClassificationScores(Metric):
 
     Args:
         classes: class names in label order.
+        local: on several devices, score what this one has seen, not what all of them have.
     """
 
     full_state_update = False
@@ -90,8 +91,8 @@ class ClassificationScores(Metric):
     bins: Tensor
     loss_sum: Tensor
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        super().__init__()
+    def __init__(self, classes: Sequence[str], local: bool = False) -> None:
+        super().__init__(sync_on_compute=not local)
         self.classes = list(classes)
         n = len(self.classes)
         self.add_state("confusion", torch.zeros(n, n, dtype=torch.long), dist_reduce_fx="sum")

@@ -2,74 +2,111 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
 
 from fer_lightning.data.augment import BatchAugment
-from fer_lightning.data.loader import FaceLoader, ShardedSampler
+from fer_lightning.data.loader import EvaluationOrder, FaceLoader, TrainingOrder
 
 
-def loader(n: int = 11, batch_size: int = 4, epoch: int = 0, **options: object) -> FaceLoader:
+def loader(order: TrainingOrder | EvaluationOrder, **options: object) -> FaceLoader:
+    n = order.n
     images = np.arange(n, dtype=np.uint8)[:, None, None] * np.ones((1, 48, 48), np.uint8)
-    sampler = ShardedSampler(n, shuffle=bool(options.pop("shuffle", False)), seed=3)
-    sampler.set_epoch(epoch)
-    labels = np.arange(n) % 3
-    return FaceLoader(
-        images,
-        labels,
-        np.arange(n) + 100,
-        sampler,
-        batch_size,
-        torch.device("cpu"),
-        **options,  # type: ignore[arg-type]
-    )
+    labels, rows = np.arange(n) % 3, np.arange(n) + 100
+    return FaceLoader(images, labels, rows, order, torch.device("cpu"), **options)  # type: ignore[arg-type]
+
+
+def rows(loader: FaceLoader) -> list[list[int]]:
+    return [(batch.rows - 100).tolist() for batch in loader]
+
+
+def training(n: int = 50, batch_size: int = 8, epoch: int = 0, rank: int = 0, world: int = 1) -> TrainingOrder:
+    order = TrainingOrder(n, batch_size, seed=3, rank=rank, world=world)
+    order.set_epoch(epoch)
+    return order
 
 
 def test_batches_carry_images_labels_and_rows_that_belong_together() -> None:
-    for batch in loader(shuffle=True):
+    for batch in loader(training()):
         assert batch.images.shape[1:] == (1, 48, 48)
         index = batch.rows - 100
         assert torch.equal(batch.labels, index % 3)
         torch.testing.assert_close(batch.images[:, 0, 0, 0], index / 255)
 
 
-@pytest.mark.parametrize(("n", "drop_last", "sizes"), [(11, False, [4, 4, 3]), (11, True, [4, 4]), (3, True, [3])])
-def test_the_last_batch(n: int, drop_last: bool, sizes: list[int]) -> None:
-    batches = loader(n, drop_last=drop_last)
-    assert [len(b.rows) for b in batches] == sizes
+@pytest.mark.parametrize(("n", "sizes"), [(11, [4, 4]), (8, [4, 4]), (3, [3])])
+def test_training_batches_are_full_unless_there_is_only_one(n: int, sizes: list[int]) -> None:
+    batches = loader(training(n, 4))
+    assert [len(b) for b in rows(batches)] == sizes
     assert len(batches) == len(sizes)
 
 
 def test_epochs_are_shuffled_by_seed_and_epoch() -> None:
     def order(epoch: int) -> list[int]:
-        return torch.cat([b.rows for b in loader(50, epoch=epoch, shuffle=True)]).tolist()
+        return list(chain(*rows(loader(training(48, epoch=epoch)))))
 
     assert order(0) == order(0)
     assert order(0) != order(1)
-    assert sorted(order(1)) == list(range(100, 150))
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_shards_in_order_hold_each_image_exactly_once(world: int) -> None:
-    shards = [ShardedSampler(11, shuffle=False, rank=r, world=world) for r in range(world)]
-    assert sorted(np.concatenate([s.indices() for s in shards]).tolist()) == list(range(11))
-    assert [len(s) for s in shards] == [len(s.indices()) for s in shards]
+    assert sorted(order(1)) == list(range(48))
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_shuffled_shards_are_disjoint_and_equally_long(world: int) -> None:
-    shards = [ShardedSampler(11, shuffle=True, seed=1, rank=r, world=world).indices() for r in range(world)]
-    together = np.concatenate(shards)
-    assert len(np.unique(together)) == len(together)
-    assert {len(s) for s in shards} == {11 // world}
+def test_a_training_batch_holds_the_same_images_on_any_number_of_devices(world: int) -> None:
+    alone = rows(loader(training(50, 12)))
+    shards = [rows(loader(training(50, 12, rank=rank, world=world))) for rank in range(world)]
+    assert {len(batch) for shard in shards for batch in shard} == {12 // world}
+    for batch, parts in zip(alone, zip(*shards, strict=True), strict=True):
+        assert sorted(batch) == sorted(chain(*parts))
+
+
+@pytest.mark.parametrize(("n", "batch_size", "world"), [(11, 4, 1), (11, 4, 2), (11, 4, 3), (2, 4, 3), (40, 4, 3)])
+def test_every_image_is_scored_once_in_the_batches_of_one_device(n: int, batch_size: int, world: int) -> None:
+    alone = rows(loader(EvaluationOrder(n, batch_size)))
+    shards = [rows(loader(EvaluationOrder(n, batch_size, rank=rank, world=world))) for rank in range(world)]
+    assert len({len(shard) for shard in shards}) == 1, "ranks wait for each other: all need equally many batches"
+    in_turn = [shards[k % world][k // world] for k in range(len(shards[0]) * world)]
+    assert [batch for batch in in_turn if batch] == alone
+    assert list(chain(*alone)) == list(range(n))
+
+
+def test_nothing_to_score_is_no_batch() -> None:
+    assert len(loader(EvaluationOrder(0, 4, rank=1, world=2))) == 0
 
 
 def test_augmentation_differs_by_epoch_and_batch_and_repeats_with_them() -> None:
-    def pixels(epoch: int) -> torch.Tensor:
-        return torch.cat([b.images for b in loader(8, epoch=epoch, augment=BatchAugment(flip=0, brightness=0.5))])
+    def offsets(epoch: int) -> torch.Tensor:
+        batches = list(loader(training(8, 4, epoch=epoch), augment=BatchAugment(flip=0, brightness=0.5)))
+        return torch.cat([b.images[:, 0, 0, 0] - (b.rows - 100) / 255 for b in batches])
 
-    assert torch.equal(pixels(0), pixels(0))
-    assert not torch.equal(pixels(0), pixels(1))
-    offsets = pixels(0)[:, 0, 0, 0] - torch.arange(8) / 255
-    assert not torch.equal(offsets[:4], offsets[4:])
+    assert torch.equal(offsets(0), offsets(0))
+    assert not torch.equal(offsets(0), offsets(1))
+    assert not torch.equal(offsets(0)[:4], offsets(0)[4:])
+
+
+def test_an_image_is_augmented_alike_on_any_number_of_devices() -> None:
+    augment = BatchAugment(rotate=20, scale=0.2, shift=0.1, brightness=0.2, erase=0.5)
+
+    def by_row(rank: int, world: int) -> dict[int, torch.Tensor]:
+        batches = loader(training(24, 12, rank=rank, world=world), augment=augment)
+        return {int(row): image for batch in batches for row, image in zip(batch.rows, batch.images, strict=True)}
+
+    alone, together = by_row(0, 1), by_row(0, 2) | by_row(1, 2)
+    assert alone.keys() == together.keys()
+    for row, image in alone.items():
+        assert torch.equal(image, together[row])
+
+
+def test_an_epoch_that_was_broken_off_goes_on_behind_what_was_served() -> None:
+    whole = loader(training(48))
+    seen = []
+    for batch in whole:
+        seen.append((batch.rows - 100).tolist())
+        if len(seen) == 2:
+            break
+    rest = loader(training(48), skip=whole.served)
+    assert whole.served == 16
+    assert seen + rows(rest) == rows(loader(training(48)))
+    assert len(rows(rest)) == 6, "the next epoch is whole again"

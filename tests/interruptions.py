@@ -1,0 +1,75 @@
+"""What the tests of interruptions put into a run: a callback that ends its process, and a fast network."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from torch import Tensor, nn
+
+
+class EndAt(L.Callback):
+    """Sends this process a signal when a hook is called for the n-th time; once only, however often the run starts.
+
+    Args:
+        hook: name of a callback's hook.
+        n: which call of it, from 1.
+        signal: name of the signal.
+        once: a file that says that it has been sent.
+        rank: of the process that gets it.
+    """
+
+    def __init__(self, hook: str, n: int, signal: str, once: str, rank: int = 0) -> None:
+        self.hook, self.n, self.signal, self.once, self.rank = hook, n, signal, Path(once), rank
+        self.calls = 0
+
+    def _called(self, hook: str, trainer: L.Trainer) -> None:
+        if hook != self.hook or trainer.global_rank != self.rank:
+            return
+        self.calls += 1
+        if self.calls == self.n and not self.once.exists():
+            self.once.touch()
+            os.kill(os.getpid(), getattr(signal, self.signal))
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self._called("on_train_batch_start", trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._called("on_train_batch_end", trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self._called("on_train_epoch_start", trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._called("on_train_epoch_end", trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._called("on_validation_batch_end", trainer)
+
+    def on_test_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self._called("on_test_start", trainer)
+
+
+class SmallNetwork(nn.Module):
+    """Convolution, norm and dropout, and checkpoints of a few kilobytes; of a ResNet's settings it heeds dropout."""
+
+    def __init__(self, num_classes: int, dropout: float = 0.0, **unused: Any) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 16, 7, stride=4, padding=3, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(32, num_classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)  # type: ignore[no-any-return]
