@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fer_lightning import resume, schema, sweeps
 from fer_lightning.errors import UserError
 from fer_lightning.interrupts import Interrupted
+from fer_lightning.launch import RankError
 from fer_lightning.messages import one_line
 
 HERE = Path(__file__).parent
@@ -46,7 +47,9 @@ def job(cfg: DictConfig) -> float | None:
         if sweeping or _wants_traceback:
             raise
         _fail(str(error))  # past Hydra, which would add a line of its own
-    except Exception:
+    except Exception as error:
+        if isinstance(error, RankError) and not sweeping:
+            _fail(str(error))
         if sweeping:
             logging.getLogger(__name__).exception("")
             sweeps.tell_failure(traceback.format_exc())
@@ -101,28 +104,29 @@ def main() -> None:
         if ranks.started_outside():  # the first rank composes the config for all
             launch.follow()
             return
+    before = os.environ.get(TRACEBACK)
     os.environ[TRACEBACK] = "1"  # Hydra would print its errors itself, in several lines
+    problem: Exception | None = None
     try:
         sys.argv[1:] = resume.expand(sys.argv[1:])
         job()
-    except (UserError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-        message = one_line(error, CONF)
-        if _wants_traceback or (message is None and not sweeps.summary()):
-            raise
-        if message is not None:
-            _fail(message)
-        sys.exit(1)
-    except Exception:
-        if not sweeps.summary():
-            raise
-        sys.exit(1)
+    except Exception as error:
+        problem = error
     finally:
+        if before is None:
+            del os.environ[TRACEBACK]
         if rank == 0 and ("RANK" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ):
             from fer_lightning import launch
 
             launch.dismiss()
-    if sweeps.summary():
+    if sweeps.summary():  # each job has told why
         sys.exit(1)
+    if problem is not None:
+        known = isinstance(problem, UserError | HydraException | OmegaConfBaseException | OSError | ValueError)
+        message = one_line(problem, CONF) if known else None
+        if _wants_traceback or message is None:
+            raise problem
+        _fail(message)
 
 
 def _fail(message: str) -> NoReturn:

@@ -42,7 +42,7 @@ def fan_out(run_dir: Path, processes: int) -> None:
 
     Raises:
         UserError: a rank raised one, or was killed.
-        RuntimeError: a rank failed otherwise; the message holds its traceback.
+        RankError: a rank failed otherwise.
         Interrupted: a signal ended the job.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -76,11 +76,15 @@ def fan_out(run_dir: Path, processes: int) -> None:
         except SignalException as error:
             raise Interrupted(received[0] if received else int(error.sigval)) from None
         except ChildFailedError as error:
-            _tell(error.failures, run_dir)
+            raise _first_failure(error.failures, run_dir) from None
 
 
-def _tell(failures: Mapping[int, Any], run_dir: Path) -> None:
-    """Raise what the first failing rank met; the others only lost sight of it."""
+class RankError(Exception):
+    """A rank met a defect; the message holds its traceback, and there is nothing to add."""
+
+
+def _first_failure(failures: Mapping[int, Any], run_dir: Path) -> BaseException:
+    """What the first failing rank met; the others only lost sight of it."""
     facts = {rank: _facts(failure) for rank, failure in failures.items()}
 
     def when(rank: int) -> float:  # one that was killed left no time, nor did one that ended because of another
@@ -89,16 +93,16 @@ def _tell(failures: Mapping[int, Any], run_dir: Path) -> None:
     rank = min(facts, key=when)
     failure, fact = failures[rank], facts[rank]
     if "user_error" in fact:
-        raise UserError(fact["user_error"])
+        return UserError(fact["user_error"])
     if "traceback" in fact:
-        raise RuntimeError(f"rank {rank} failed; its log is {run_dir}/rank{rank}.log\n{fact['traceback']}")
+        return RankError(f"rank {rank} failed; its log is {run_dir}/rank{rank}.log\n{fact['traceback']}")
     if failure.exitcode == 1:  # it has told why
-        raise UserError(f"rank {rank} failed; its log is {run_dir}/rank{rank}.log")
+        return UserError(f"rank {rank} failed; its log is {run_dir}/rank{rank}.log")
     if failure.exitcode > 128 and failure.exitcode - 128 in SIGNALS:  # it was asked to end, and did so in good order
-        raise Interrupted(failure.exitcode - 128)
+        return Interrupted(failure.exitcode - 128)
     how = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else f"exit code {failure.exitcode}"
     reason = ", as the system does when memory runs out" if failure.exitcode == -signal.SIGKILL else ""
-    raise UserError(
+    return UserError(
         f"rank {rank} was ended by {how}{reason}, and the job with it; go on from its last checkpoint with "
         f"`python train.py resume={run_dir}`"
     )

@@ -22,6 +22,8 @@ def one_line(error: BaseException, conf: Path) -> str | None:
         error: what was raised.
         conf: the folder of config groups, to find near names in.
     """
+    if match := re.search(r"UserError raised while resolving interpolation: (.*)", str(error)):
+        return _flat(match[1])  # by a resolver of ours
     if isinstance(error, UserError):
         return _flat(str(error))
     if isinstance(error, MissingConfigException):
@@ -36,7 +38,9 @@ def one_line(error: BaseException, conf: Path) -> str | None:
     if isinstance(error, OverrideParseException):
         reason = _flat(str(error)).partition(" See http")[0]
         return f"{error.override!r} is not an override: write key=value, as in imbalance=weighted ({reason})"
-    if isinstance(error, ValueError):  # Hydra's own, for `group=null` and the like
+    if isinstance(error, ValueError) and not isinstance(
+        error, OmegaConfBaseException
+    ):  # Hydra's own, for `group=null` and the like
         return _flat(str(error)) if "onfig group" in str(error) else None
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     reason = _flat(str(cause).strip().splitlines()[0])

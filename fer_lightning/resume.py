@@ -40,11 +40,11 @@ def expand(arguments: Sequence[str]) -> list[str]:
     if (folder / "multirun.yaml").is_file():
         hydra = OmegaConf.load(folder / "multirun.yaml").hydra
         kept = [*hydra.overrides.task, *hydra.overrides.hydra]
-        place = [f"hydra.sweep.dir={_quoted(folder)}", "--multirun"]
+        mode, place = ["--multirun"], f"hydra.sweep.dir={_quoted(folder)}"
     elif (folder / HYDRA / "overrides.yaml").is_file():
         hydra = OmegaConf.load(folder / HYDRA / "hydra.yaml").hydra
         kept = [str(override) for override in OmegaConf.load(folder / HYDRA / "overrides.yaml")]
-        place = [f"hydra.run.dir={_quoted(folder)}"]
+        mode, place = [], f"hydra.run.dir={_quoted(folder)}"
     else:
         raise UserError(
             f"resume={folder}: there is no run and no sweep; name a folder like outputs/<date>/<time> or "
@@ -54,7 +54,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     if home and Path(home).is_dir():
         os.chdir(home)
     kept = [k for k in kept if k.lstrip("+~").partition("=")[0] not in ITS_OWN]
-    return [str(word) for word in (*_flags(hydra, rest), *kept, *rest, *place, f"resume={AUTO}")]
+    return [str(word) for word in (*mode, *_flags(hydra, rest), *kept, *rest, place, f"resume={AUTO}")]
 
 
 def keep_command(run_dir: Path, cfg: DictConfig) -> None:

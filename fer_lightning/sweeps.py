@@ -41,6 +41,8 @@ def summary() -> int:
     if _sweep_dir is None or not _sweep_dir.is_dir():
         return 0
     jobs = sorted(_sweep_dir.rglob("train.log"))
+    if not jobs:
+        return 0
     unfinished = [log.parent for log in jobs if not (log.parent / "metrics.json").is_file()]
     print(f"sweep    {_sweep_dir}: {len(jobs) - len(unfinished)} of {len(jobs)} jobs finished")
     for job in unfinished:
