@@ -205,5 +205,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # A node of a cluster may train without it: the ranks are started here.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     # What is logged per epoch is the same on every rank already.
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")

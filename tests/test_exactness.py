@@ -52,7 +52,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("devices", [2, 3, 5])
+@pytest.mark.parametrize("devices", [2, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_every_image_is_scored_once_on_any_number_of_devices(devices: int, alone: Path, tmp_path: Path) -> None:
     """The same weights scored by 1, 2, 3 and 5 ranks: shards are uneven, and with 5 one has no test image at all."""
     run = tmp_path / "run"
@@ -103,6 +103,7 @@ def test_torchrun_can_start_the_ranks(two_ranks: Path, tmp_path: Path) -> None:
     assert ended.stdout.count("report   ") == 1
 
 
+@pytest.mark.slow
 def test_torchrun_s_ranks_end_together_on_a_user_s_error(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
     settings = [*SMALL, "trainer.devices=4", f"hydra.run.dir={tmp_path}/run"]
@@ -163,7 +164,7 @@ def test_a_killed_rank_ends_the_job_and_it_can_be_gone_on_with(tmp_path: Path, t
     assert_same(run, kept(two_ranks))
 
 
-@pytest.mark.parametrize("batch", [2, 7])
+@pytest.mark.parametrize("batch", [pytest.param(2, marks=pytest.mark.slow), 7])
 def test_two_ranks_that_are_told_to_end_go_on_to_the_same_weights(batch: int, tmp_path: Path, two_ranks: Path) -> None:
     """The signal reaches one of them; they agree on where to end."""
     run, end = tmp_path / "run", ending("on_train_batch_start", batch, "SIGTERM", tmp_path / "once", rank=1)
@@ -185,7 +186,9 @@ def test_a_failing_rank_is_shown_with_its_own_error(tmp_path: Path) -> None:
     assert processes_of(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_ranks_end_with_the_process_that_started_them(number: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = [s for s in SMALL if "max_epochs" not in s]

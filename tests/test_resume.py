@@ -93,7 +93,10 @@ def kills(n: int) -> list[tuple[int, str, float]]:
     return [(chosen.randint(1, BATCHES), ("SIGKILL", "SIGTERM")[i % 2], (10, 1e-6)[i // 2 % 2]) for i in range(n)]
 
 
-@pytest.mark.parametrize(("batch", "signal", "minutes"), kills(20))
+@pytest.mark.parametrize(
+    ("batch", "signal", "minutes"),
+    [pytest.param(*kill, marks=[] if i < 4 else [pytest.mark.slow]) for i, kill in enumerate(kills(20))],
+)
 def test_killed_at_a_random_batch(
     batch: int, signal: str, minutes: float, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
@@ -113,13 +116,13 @@ def test_killed_at_a_random_batch(
     ("hook", "n"),
     [
         ("on_train_batch_end", BATCHES),
-        ("on_validation_batch_end", 1),
+        pytest.param("on_validation_batch_end", 1, marks=pytest.mark.slow),
         ("on_validation_batch_end", 5),
-        ("on_validation_batch_end", 9),
-        ("on_train_epoch_start", 2),
+        pytest.param("on_validation_batch_end", 9, marks=pytest.mark.slow),
+        pytest.param("on_train_epoch_start", 2, marks=pytest.mark.slow),
         ("on_train_epoch_end", 1),
-        ("on_train_epoch_end", 3),
-        ("on_test_start", 1),
+        pytest.param("on_train_epoch_end", 3, marks=pytest.mark.slow),
+        pytest.param("on_test_start", 1, marks=pytest.mark.slow),
         ("on_test_start", 2),
     ],
 )
@@ -132,6 +135,7 @@ def test_told_to_end_between_batches(hook: str, n: int, tmp_path: Path, uninterr
     assert_same(run, uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

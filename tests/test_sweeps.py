@@ -86,7 +86,7 @@ def test_one_and_two_devices_in_one_sweep(tmp_path: Path) -> None:
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_optuna_gets_the_score_of_what_it_asked_for(devices: int, tmp_path: Path) -> None:
     """Every trial's ranks ran the trial's own values, and the value returned is the one at the best checkpoint."""
     pytest.importorskip("optuna")
@@ -116,6 +116,7 @@ def test_joblib_runs_jobs_beside_each_other(tmp_path: Path) -> None:
     assert "2 of 2 jobs finished" in ended.out
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_joblib_s_jobs_end_with_the_sweep(tmp_path: Path) -> None:
     pytest.importorskip("joblib")
