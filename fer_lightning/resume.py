@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning.errors import UserError
+from fer_lightning.runfolder import has_trained
 
 AUTO = "auto"
 HYDRA = ".hydra"
@@ -58,9 +59,9 @@ def expand(arguments: Sequence[str]) -> list[str]:
 
 
 def keep_command(run_dir: Path, cfg: DictConfig) -> None:
-    """Write `.hydra/` into a run folder, once: what Hydra would write, but never over what the run started with."""
+    """Write `.hydra/` into a run folder: what Hydra would write, but never over what the run was started with."""
     folder = run_dir / HYDRA
-    if (folder / "overrides.yaml").exists():
+    if (folder / "overrides.yaml").exists() and has_trained(run_dir):
         return
     folder.mkdir(parents=True, exist_ok=True)
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])

@@ -46,6 +46,13 @@ def finished(run_dir: Path) -> dict[str, float | str] | None:
     return metrics
 
 
+def has_trained(run_dir: Path) -> bool:
+    """Whether there is anything to lose: a run that failed before its first epoch may be started anew."""
+    return any((run_dir / name).exists() for name in (METRICS, "metrics.csv")) or any(
+        (run_dir / CHECKPOINTS).glob("*.ckpt")
+    )
+
+
 def enter(run_dir: Path, settings: Mapping[str, Any]) -> IO[bytes]:
     """Make the folder a run's own, or go on with the run that is there.
 
@@ -79,7 +86,7 @@ def enter(run_dir: Path, settings: Mapping[str, Any]) -> IO[bytes]:
 
 
 def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    if not (run_dir / CONFIG).exists():
+    if not (run_dir / CONFIG).exists() or not has_trained(run_dir):
         return
     if settings["resume"] is None:
         raise UserError(

@@ -49,7 +49,7 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["trainer.precision=7"], "trainer: .*7"),
         (["trainer.accelerator=cpu", "trainer.precision=16-mixed"], "precision=fp16 needs a GPU"),
         (["trainer.accelerator=tpu"], "trainer.accelerator=tpu"),
-        (["trainer.devices=2"], "trainer.devices=2"),
+        (["trainer.devices=[0,1]"], "a CPU has no numbered devices"),
         (["trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 .* callbacks=none"),
         (["trainer.check_val_every_n_epoch=3"], "contradicts trainer.max_epochs=2"),
         (["optimizer.lr=-1"], "optimizer: .*-1"),

@@ -153,6 +153,12 @@ def test_a_run_folder_is_never_written_over(train: Train, finished: Path) -> Non
     assert (finished / "metrics.json").read_bytes() == before
 
 
+def test_a_folder_in_which_nothing_was_trained_may_be_used_again(train: Train, tmp_path: Path) -> None:
+    assert train(*TINY, "model.depth=51", folder=tmp_path / "mine").code == 1
+    assert train(*TINY, folder=tmp_path / "mine").code == 0
+    assert "51" not in (tmp_path / "mine" / ".hydra" / "overrides.yaml").read_text()
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
