@@ -87,8 +87,10 @@ def _first_failure(failures: Mapping[int, Any], run_dir: Path) -> BaseException:
     """What the first failing rank met; the others only lost sight of it."""
     facts = {rank: _facts(failure) for rank, failure in failures.items()}
 
-    def when(rank: int) -> float:  # one that was killed left no time, nor did one that ended because of another
-        return float(facts[rank].get("time", 0.0 if failures[rank].exitcode < 0 else math.inf))
+    def when(rank: int) -> float:
+        """One that was killed left no time; one that torchrun or another's failure ended is not the first."""
+        killed = failures[rank].exitcode < 0 and failures[rank].exitcode != -signal.SIGTERM
+        return float(facts[rank].get("time", 0.0 if killed else math.inf))
 
     rank = min(facts, key=when)
     failure, fact = failures[rank], facts[rank]

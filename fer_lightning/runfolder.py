@@ -76,7 +76,9 @@ def enter(run_dir: Path, settings: Mapping[str, Any]) -> IO[bytes]:
     try:
         _compare(run_dir, settings, wanted)
         portable = _replaced(wanted, str(run_dir.absolute()), HERE)
-        write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(portable)).encode())
+        content = OmegaConf.to_yaml(OmegaConf.create(portable)).encode()
+        if not (run_dir / CONFIG).exists() or (run_dir / CONFIG).read_bytes() != content:
+            write_atomically(run_dir / CONFIG, content)
     except BaseException as error:
         lock.close()
         if isinstance(error, OSError):
