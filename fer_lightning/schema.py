@@ -109,7 +109,7 @@ class Config:
 
 def register() -> None:
     """Make the types known to Hydra under the name that conf/config.yaml starts from, and what configs compute."""
-    OmegaConf.register_new_resolver("optuna_direction", lambda mode: f"{mode}imize", replace=True)
+    OmegaConf.register_new_resolver("optuna_direction", lambda mode: f"{Mode(mode).value}imize", replace=True)
     OmegaConf.register_new_resolver("slurm_job", _slurm_job, replace=True)
     ConfigStore.instance().store(name="schema", node=Config)
 
