@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -12,7 +13,7 @@ import lightning.pytorch as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from fer_lightning import ranks
 from fer_lightning.errors import UserError
@@ -116,8 +117,10 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn != "fit":
             return
         # Taken now, since once in validation there is no other moment from which Lightning can go on; only written if
-        # a signal comes. Costs nothing: the weights in it are the ones in use.
+        # a signal comes. Costs nothing: the weights in it are those in use, unless they will be swapped for averages.
         state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            state = copy.deepcopy(state)
         progress = state["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
         for count in (progress["total"], progress["current"]):  # as Lightning knows a validation that was broken off
             count["ready"] += 1
