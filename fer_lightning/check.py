@@ -63,7 +63,7 @@ def _check_devices(settings: Mapping[str, Any], place: Ranks | None) -> None:
         raise UserError("precision=fp16 needs a GPU; use precision=bf16 or fp32 on the CPU")
     if trainer["precision"] == "bf16-mixed" and kind == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("precision=bf16: this GPU has no bfloat16; use precision=fp16 or fp32")
-    if trainer["sync_batchnorm"] and kind != "cuda":
+    if trainer.get("sync_batchnorm") and kind != "cuda":
         raise UserError("trainer.sync_batchnorm=true: PyTorch has it for GPUs only; leave it out")
     if place and kind == "mps":
         raise UserError("several Apple GPUs cannot train together; start one process, or use accelerator=cpu")

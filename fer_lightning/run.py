@@ -65,7 +65,9 @@ def run(settings: Settings, run_dir: Path) -> dict[str, float | str]:
         history = History(run_dir / "metrics.csv")
         callbacks = [*build.named("callbacks", settings["callbacks"]), history]
         trainer = make_trainer(settings, run_dir, callbacks, loggers)
-        checkpoint = checkpoint_to_resume(run_dir)
+        found = checkpoint_to_resume(run_dir) if ranks.is_first() else None  # reads every byte: once is enough
+        name = ranks.broadcast(str(found) if found else None)
+        checkpoint = Path(name) if name else None
         if trainer.is_global_zero:
             _announce(settings, data, classifier, trainer, run_dir, checkpoint)
         failed = True
