@@ -31,7 +31,7 @@ class Monitor:
 class Synthetic:
     n_train: int = 2600
     n_val: int = 400
-    n_test: int = 1200
+    n_test: int = 3000
     seed: int = 0
 
 

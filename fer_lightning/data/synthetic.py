@@ -22,7 +22,7 @@ from fer_lightning.errors import UserError
 
 Floats = NDArray[np.float64]
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when the same parameters come to mean other images, so that nothing cached is mistaken for them."""
 
 TRAINING_COUNTS = (3995, 436, 4097, 7215, 4830, 3171, 4965)
@@ -34,7 +34,7 @@ CHUNK = 4  # faces drawn at once: from 6 on, malloc hands their arrays back each
 EXPRESSION = {
     #          brow   slope   eye   open  width  curve  teeth  nose   fold   lift
     "angry": (-0.11, -0.36, 0.085, 0.035, 0.30, -0.05, 0.50, 0.45, 0.30, 0.00),
-    "disgust": (-0.05, -0.08, 0.040, 0.060, 0.31, -0.13, 0.40, 1.00, 1.00, 0.10),
+    "disgust": (-0.05, -0.08, 0.030, 0.080, 0.30, -0.15, 0.40, 1.00, 1.00, 0.14),
     "fear": (0.09, 0.28, 0.150, 0.090, 0.37, -0.05, 0.50, 0.00, 0.15, 0.00),
     "happy": (0.02, 0.00, 0.075, 0.090, 0.44, 0.15, 0.90, 0.00, 0.70, 0.03),
     "sad": (0.00, 0.34, 0.075, 0.005, 0.28, -0.11, 0.10, 0.00, 0.20, 0.00),
@@ -235,9 +235,9 @@ def _nose(on: _Canvas, draw: _Uniform, skin: Floats, wrinkled: Floats, fold: Flo
     on.paint(np.maximum(flank, np.abs(on.y - 0.5 * nose_y + 0.1) - 0.18), 0.75 * skin, draw(0.1, 0.6))
     on.paint(_ellipse(on.side - draw(0.07, 0.11), on.y - nose_y, draw(0.04, 0.06), 0.03), 0.4 * skin)
     wrinkled = np.minimum(np.maximum(wrinkled, 0.0), 1.0)
-    stripes = np.abs(np.abs(on.y - nose_y + 0.12 + 0.4 * on.side) - 0.05) - 0.015
+    stripes = np.abs(np.abs(on.y - nose_y + 0.12 + 0.4 * on.side) - 0.05) - 0.022
     on.paint(np.maximum(stripes, on.side - 0.15), 0.45 * skin, wrinkled)
-    on.paint(np.maximum(np.abs(on.side - 0.05) - 0.012, np.abs(on.y + 0.34) - 0.09), 0.5 * skin, 0.8 * wrinkled)
+    on.paint(np.maximum(np.abs(on.side - 0.05) - 0.018, np.abs(on.y + 0.34) - 0.09), 0.5 * skin, 0.8 * wrinkled)
     crease = np.abs(on.side - 0.20 - 0.55 * (on.y - 0.12)) - 0.02
     on.paint(np.maximum(crease, np.abs(on.y - 0.30) - 0.17), 0.6 * skin, np.minimum(np.maximum(fold, 0.0), 1.0))
 
