@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +73,7 @@ def run(settings: Settings, run_dir: Path) -> dict[str, float | str]:
             _announce(settings, data, classifier, trainer, run_dir, checkpoint)
         failed = True
         try:
-            tracking.log_config(loggers, settings)
+            tracking.log_start(loggers, settings, results.class_counts(data))
             trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             metrics = results.write(settings, data, classifier, trainer, run_dir, history)
             failed = False
@@ -88,7 +89,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # type: ignore[assignment]
     data = settings["data"]
     if data["path"] is not None:  # so that the run can be evaluated from another folder
-        data["path"] = str(Path(data["path"]).expanduser().absolute())
+        data["path"] = os.path.abspath(Path(data["path"]).expanduser())
     return settings
 
 
