@@ -18,13 +18,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from fer_lightning.errors import UserError
 
 
-def network(node: Mapping[str, Any], num_classes: int) -> nn.Module:
-    """The network: images (B, 1, H, W) to logits (B, num_classes)."""
-    return _instantiate("model", node, num_classes=num_classes)  # type: ignore[no-any-return]
+def network(node: Mapping[str, Any], num_classes: int, cosine_scale: float | None = None) -> nn.Module:
+    """The network: images (B, 1, H, W) to logits (B, num_classes), `cosine_scale` × cosines where that is given."""
+    head = {} if cosine_scale is None else {"cosine_scale": cosine_scale}
+    return _instantiate("model", node, num_classes=num_classes, **head)  # type: ignore[no-any-return]
 
 
 def loss(node: Mapping[str, Any], class_counts: Sequence[int]) -> nn.Module:
-    """The loss: logits (B, C) and labels (B,) to a scalar; knows the training images per class."""
+    """The loss: logits (B, C) and labels (B,), or probabilities (B, C), to a scalar; knows the training images per
+    class."""
     return _instantiate("imbalance.loss", node, class_counts=list(class_counts))  # type: ignore[no-any-return]
 
 
@@ -33,9 +35,12 @@ def optimizer(node: Mapping[str, Any], parameters: Iterable[Any]) -> Optimizer:
     return _call("optimizer", node, parameters)  # type: ignore[no-any-return]
 
 
-def schedule(node: Mapping[str, Any], optimizer: Optimizer, total_steps: int, mode: str) -> tuple[LRScheduler, str]:
-    """The learning-rate schedule and whether it steps each `step` or `epoch`."""
-    return _call("schedule", node, optimizer, total_steps, mode)  # type: ignore[no-any-return]
+def schedule(
+    node: Mapping[str, Any], optimizer: Optimizer, phases: Sequence[int], mode: str
+) -> tuple[LRScheduler, str]:
+    """The learning-rate schedule, which starts again for each phase of so many steps, and whether it steps each `step`
+    or `epoch`."""
+    return _call("schedule", node, optimizer, phases, mode)  # type: ignore[no-any-return]
 
 
 def named(key: str, nodes: Mapping[str, Any] | None) -> list[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fer_lightning import devices
+from fer_lightning.data.loader import first_epoch
 from fer_lightning.errors import UserError
 from fer_lightning.model.metrics import scores
 from fer_lightning.ranks import Ranks
@@ -41,7 +42,33 @@ def check(settings: Mapping[str, Any], place: Ranks | None = None) -> None:
                 f"trainer.check_val_every_n_epoch={every} contradicts trainer.max_epochs={epochs}: there would be no "
                 "validation to choose a checkpoint by"
             )
+    _check_imbalance(settings)
     _check_devices(settings, place)
+
+
+def _check_imbalance(settings: Mapping[str, Any]) -> None:
+    imbalance, trainer = settings["imbalance"], settings["trainer"]
+    if settings.get("mix") and imbalance.get("mix"):
+        raise UserError(f"mix and imbalance={imbalance['name']} both mix images: use mix=none")
+    loss, sampler, retrain = imbalance["loss"], imbalance.get("sampler") or {}, imbalance.get("retrain_after")
+    late = {
+        "imbalance.loss.after": loss.get("after"),
+        "imbalance.sampler.after": sampler.get("after"),
+        "imbalance.retrain_after": retrain,
+    }
+    for key, after in late.items():
+        if after and (trainer["max_epochs"] < 1 or trainer["max_steps"] > 0):
+            raise UserError(f"{key}={after} is a fraction of trainer.max_epochs: set that, and leave trainer.max_steps")
+    if retrain is None:
+        return
+    epochs = trainer["max_epochs"]
+    if not 0 < retrain < 1 or first_epoch(retrain, epochs) == 0:
+        raise UserError(
+            f"imbalance.retrain_after={retrain} of trainer.max_epochs={epochs} leaves the first stage no epoch"
+        )
+    targets = [str(node.get("_target_", "")) for node in (settings["callbacks"] or {}).values() if node]
+    if any(target.endswith("WeightAveraging") for target in targets):
+        raise UserError("imbalance.retrain_after with callbacks=ema: the average would be of two classifiers")
 
 
 def check_monitor(monitor: Mapping[str, str], classes: tuple[str, ...]) -> None:
@@ -73,6 +100,11 @@ def _check_devices(settings: Mapping[str, Any], place: Ranks | None) -> None:
             f"started on this machine: use trainer.devices={place.local_world} or auto"
         )
     world = place.world if place else here
+    if (settings.get("mix") or settings["imbalance"].get("mix")) and batch_size % (2 * world):
+        raise UserError(
+            f"data.batch_size={batch_size}: images are mixed in pairs, so it is a multiple of {2 * world} on {world} "
+            f"device{'s' if world > 1 else ''}"
+        )
     if batch_size % world or batch_size < 2 * world:
         fits = [n * world for n in (batch_size // world, batch_size // world + 1) if n >= 2]
         raise UserError(

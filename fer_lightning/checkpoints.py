@@ -38,6 +38,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         part = path.with_name(f".{path.name}.part")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()

@@ -121,7 +121,9 @@ def load_classifier(run_dir: Path) -> FERClassifier:
     if not path.is_file():
         raise UserError(f"{path}: there is no best checkpoint; the run has not finished an epoch, or kept none")
     try:
-        return FERClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+        # Whatever the loss was, scoring has no use for it.
+        loss = {"_target_": "fer_lightning.model.losses.CrossEntropy"}
+        return FERClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True, loss=loss).eval()
     except (RuntimeError, EOFError, KeyError, OSError) as error:
         raise UserError(
             f"{path}: damaged or not a checkpoint of this project ({' '.join(str(error).split())})"

@@ -121,7 +121,9 @@ def load_data(settings: Settings) -> FERDataModule:
         faces,
         partition(faces, **settings["protocol"]),
         resample=build.node("imbalance.resample", settings["imbalance"]["resample"]),
+        sampler=build.node("imbalance.sampler", settings["imbalance"].get("sampler")),
         augment=build.node("augment", settings["augment"]),
+        mix=build.node("imbalance.mix", settings["imbalance"].get("mix")) or build.node("mix", settings.get("mix")),
         batch_size=data["batch_size"],
         eval_batch_size=data["eval_batch_size"],
         seed=settings["seed"],
@@ -134,17 +136,27 @@ def make_classifier(settings: Settings, data: FERDataModule) -> FERClassifier:
     Raises:
         UserError: the network or the loss cannot be.
     """
-    return FERClassifier(
+    imbalance = settings["imbalance"]
+    classifier = FERClassifier(
         classes=list(data.faces.classes),
         class_counts=data.class_counts.tolist(),
         model=settings["model"],
-        loss=settings["imbalance"]["loss"],
+        loss=imbalance["loss"],
         optimizer=settings["optimizer"],
         schedule=settings["schedule"],
         monitor=settings["monitor"],
+        head=imbalance.get("head"),
+        posthoc_tau=imbalance.get("posthoc_tau", 0.0),
+        retrain_after=imbalance.get("retrain_after"),
         channels_last=settings["trainer"]["channels_last"],
         seed=settings["seed"],
     )
+    if data.mix is not None and not getattr(classifier.loss, "soft_targets", True):
+        raise UserError(
+            f"imbalance={imbalance['name']} and mixing contradict each other: {type(classifier.loss).__name__} is "
+            "defined for one true class; use mix=none"
+        )
+    return classifier
 
 
 def make_trainer(settings: Settings, run_dir: Path, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:

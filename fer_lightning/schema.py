@@ -65,6 +65,11 @@ class Protocol:
 class Imbalance:
     name: str = MISSING
     resample: Optional[dict[str, Any]] = None
+    sampler: Optional[dict[str, Any]] = None
+    mix: Optional[dict[str, Any]] = None
+    head: Optional[dict[str, Any]] = None
+    posthoc_tau: float = 0.0
+    retrain_after: Optional[float] = None
     loss: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,6 +100,7 @@ class Config:
     protocol: Protocol = field(default_factory=Protocol)
     imbalance: Imbalance = field(default_factory=Imbalance)
     augment: Optional[dict[str, Any]] = None
+    mix: Optional[dict[str, Any]] = None
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)

@@ -216,7 +216,7 @@ def test_a_weighted_loss_is_that_of_the_whole_batch(tmp_path: Path) -> None:
         "r = dist.get_rank()\n"
         "data = torch.load(sys.argv[1], weights_only=True)\n"
         "w = torch.zeros(5, 7, requires_grad=True)\n"
-        "loss = CrossEntropy(data['counts'], weighted=True, label_smoothing=0.1)\n"
+        "loss = CrossEntropy(data['counts'], weights='inverse', label_smoothing=0.1)\n"
         "loss(data['x'][r::2] @ w, data['y'][r::2]).backward()\n"
         "dist.all_reduce(w.grad)\n"
         "torch.save(w.grad / 2, f'{sys.argv[1]}.{r}')\n"

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,6 +37,11 @@ class Draws:
     def symmetric(self) -> Tensor:
         """Numbers in [-1, 1), float (B,)."""
         return 2 * self.uniform() - 1
+
+    def beta(self, alpha: float) -> Tensor:
+        """Numbers from Beta(alpha, alpha), float (B,)."""
+        rng = np.random.default_rng(int(torch.randint(2**31, (), generator=self._rng)))  # torch's takes no generator
+        return torch.from_numpy(rng.beta(alpha, alpha, self._total)).float()[self._mine]
 
     def seeds(self) -> list[int]:
         """Seeds for other generators."""

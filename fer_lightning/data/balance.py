@@ -1,4 +1,4 @@
-"""Meeting the imbalance by changing how many training images of each class there are."""
+"""Meeting the imbalance by changing how many training images of each class there are, or how often they are shown."""
 
 from __future__ import annotations
 
@@ -88,3 +88,31 @@ class Resample:
                 images[i] = pipeline(images[i][..., None], seed)[..., 0]
         copied = np.arange(len(source)) >= len(kept)
         return TrainingSet(images, training.labels[source], training.rows[source], copied)
+
+
+@dataclass(frozen=True)
+class ClassSampling:
+    """Shows images of a class of n images with a probability proportional to nᑫ (Kang et al. 2020, arXiv:1910.09217,
+    equation 1), each drawn anew: an epoch has as many images as before, some of them several times.
+
+    Args:
+        q: 0 shows all classes equally often, ½ by the square root of their size, 1 as the data has them.
+        after: in force after this fraction of the epochs.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    q: float = 0.0
+    after: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, top in (("q", self.q, 1.0), ("after", self.after, 0.999)):
+            if not 0 <= value <= top:
+                raise ValueError(f"{name} is a fraction, from 0 to {top:g}, not {value}")
+
+    def probabilities(self, class_counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of each class: float (C,), 0 for one without images."""
+        sizes: NDArray[np.float64] = np.where(class_counts > 0, np.maximum(class_counts, 1.0) ** self.q, 0.0)
+        sizes /= sizes.sum()
+        return sizes

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fer_lightning.data.balance import TrainingSet
+from fer_lightning.data.balance import ClassSampling, TrainingSet
 from fer_lightning.data.faces import FaceTable
-from fer_lightning.data.loader import Augment, EvaluationOrder, FaceLoader, TrainingOrder
+from fer_lightning.data.loader import Augment, EvaluationOrder, FaceLoader, MixImages, TrainingOrder, first_epoch
 from fer_lightning.data.protocols import Partition, Rows
 from fer_lightning.errors import UserError
 
@@ -23,7 +24,9 @@ class FERDataModule(L.LightningDataModule):
         faces: every image of the source.
         parts: which of them train, validate and test.
         resample: changes the training set, see `fer_lightning.data.balance`; validation and test are never touched.
+        sampler: how often images are shown, see `fer_lightning.data.balance`.
         augment: applied to each training batch.
+        mix: applied to each training batch after that.
         batch_size: images a batch of training, over all devices: each gets an equal part.
         eval_batch_size: images a batch of validation and test, on each device.
         seed: of the order of batches and of augmentation.
@@ -38,7 +41,9 @@ class FERDataModule(L.LightningDataModule):
         parts: Partition,
         *,
         resample: Callable[[TrainingSet, tuple[str, ...]], TrainingSet] | None = None,
+        sampler: ClassSampling | None = None,
         augment: Augment | None = None,
+        mix: MixImages | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 512,
         seed: int = 0,
@@ -48,7 +53,8 @@ class FERDataModule(L.LightningDataModule):
             raise UserError(f"data.batch_size={batch_size}: batch norm needs 2 images at least")
         if eval_batch_size < 1:
             raise UserError(f"data.eval_batch_size={eval_batch_size}: 1 at least is needed")
-        self.faces, self.parts, self.augment = faces, parts, augment
+        self.faces, self.parts = faces, parts
+        self.sampler, self.augment, self.mix = sampler, augment, mix
         self.batch_size, self.eval_batch_size, self.seed = (batch_size, eval_batch_size, seed)
         rows = parts.train
         training = TrainingSet(faces.images[rows], faces.labels[rows], rows, np.zeros(len(rows), dtype=bool))
@@ -69,18 +75,46 @@ class FERDataModule(L.LightningDataModule):
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
-        """Images per class of what is trained on, after resampling: int64 (C,)."""
-        return self.training.counts(len(self.faces.classes))
+        """Images per class of what is trained on, after resampling: int64 (C,). With a sampler that is in force from
+        the start, as many as an epoch is expected to show."""
+        counts = self.training.counts(len(self.faces.classes))
+        if self.sampler is None or self.sampler.after:
+            return counts
+        shown = self.sampler.probabilities(counts) * counts.sum()
+        return np.where(counts > 0, np.maximum(shown.round(), 1), 0).astype(np.int64)
 
     def train_dataloader(self) -> FaceLoader:
         training = self.training
         rank, world = _place(self.trainer)
         if len(training) < 2 * world:
             raise UserError(f"{self.faces.source}: {len(training)} training images are too few for {world} devices")
-        order = TrainingOrder(len(training), self.batch_size, seed=self.seed, rank=rank, world=world)
-        device, skip, self._skip = _device(self.trainer), self._skip, 0
-        self._loader = FaceLoader(training.images, training.labels, training.rows, order, device, self.augment, skip)
+        order = TrainingOrder(len(training), self.batch_size, seed=self.seed, rank=rank, world=world, **self._drawn())
+        skip, self._skip = self._skip, 0
+        self._loader = FaceLoader(
+            training.images,
+            training.labels,
+            training.rows,
+            order,
+            _device(self.trainer),
+            self.augment,
+            self.mix,
+            self.class_counts,
+            skip,
+        )
         return self._loader
+
+    def _drawn(self) -> dict[str, Any]:
+        """What the sampler makes of the training order."""
+        if self.sampler is None:
+            return {}
+        counts = self.training.counts(len(self.faces.classes))
+        labels = self.training.labels
+        probabilities = (self.sampler.probabilities(counts) / np.maximum(counts, 1))[labels]
+        epochs = (self.trainer.max_epochs if self.trainer else None) or 1
+        return {
+            "probabilities": probabilities / probabilities.sum(),
+            "drawn_from": first_epoch(self.sampler.after, epochs) if self.sampler.after else 0,
+        }
 
     def val_dataloader(self) -> FaceLoader:
         return self.evaluation_loader(self.parts.val)

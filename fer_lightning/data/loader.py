@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,23 +16,36 @@ from fer_lightning.data.augment import Draws
 
 
 class Batch(NamedTuple):
-    """images float (B, 1, H, W) in [0, 1]; labels int64 (B,); rows int64 (B,), where each came from in its source."""
+    """images float (B, 1, H, W) in [0, 1]; labels int64 (B,); rows int64 (B,), where each came from in its source;
+    targets float (B, C), probabilities to learn where they are more than the label."""
 
     images: Tensor
     labels: Tensor
     rows: Tensor
+    targets: Tensor | None = None
 
 
 class Augment(Protocol):
     def __call__(self, images: Tensor, draws: Draws) -> Tensor: ...
 
 
+class MixImages(Protocol):
+    def __call__(
+        self, images: Tensor, targets: Tensor, draws: Draws, class_counts: Tensor
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def first_epoch(after: float, epochs: int) -> int:
+    """The first of so many epochs, from 0, that has the fraction `after` of them behind it, or else the last one."""
+    return next((epoch for epoch in range(epochs) if epoch / epochs >= after), max(epochs - 1, 0))
+
+
 class TrainingOrder:
     """Which images one rank trains on in one epoch, and in which order.
 
-    Every rank draws the same permutation of (seed, epoch) and cuts it into the same batches; of each batch it takes
-    every `world`-th image. A batch thus holds the same images on any number of devices. What is left over at the end
-    of an epoch, less than a batch, is left out; another permutation leaves out others.
+    Every rank draws the same order of (seed, epoch) and cuts it into the same batches; of each batch it takes its part.
+    A batch thus holds the same images on any number of devices. What is left over at the end of an epoch, less than a
+    batch, is left out; another epoch leaves out others.
 
     Lightning calls `set_epoch` on whatever a loader carries as `sampler`.
 
@@ -39,14 +53,28 @@ class TrainingOrder:
         n: images in the training set.
         batch_size: images a batch, over all ranks; fewer only if there are fewer altogether.
         seed, rank, world: of the shuffle, this rank and how many there are.
+        probabilities: float (n,), draw each image with its own instead of showing every one once.
+        drawn_from: the first epoch, from 0, in which they are in force.
     """
 
-    def __init__(self, n: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        probabilities: NDArray[np.float64] | None = None,
+        drawn_from: int = 0,
+    ) -> None:
         self.n, self.seed, self.epoch = n, seed, 0
         self.batch_size = min(batch_size, n - n % world)
         assert self.batch_size > 0
         assert self.batch_size % world == 0
-        self.shard = slice(rank, None, world)
+        part = self.batch_size // world
+        self.shard = slice(rank * part, (rank + 1) * part)
+        self.probabilities, self.drawn_from = probabilities, drawn_from
         self._shuffled: tuple[int, NDArray[np.int64]] | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -58,7 +86,10 @@ class TrainingOrder:
     def batch(self, number: int) -> NDArray[np.int64]:
         """This rank's positions in the data set of a batch of the epoch, int64 (batch_size / world,)."""
         if self._shuffled is None or self._shuffled[0] != self.epoch:
-            self._shuffled = self.epoch, np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+            rng = np.random.default_rng([self.seed, self.epoch])
+            drawn = self.probabilities is not None and self.epoch >= self.drawn_from
+            order = rng.choice(self.n, self.n, p=self.probabilities) if drawn else rng.permutation(self.n)
+            self._shuffled = self.epoch, order
         return self._shuffled[1][number * self.batch_size : (number + 1) * self.batch_size][self.shard]
 
     def draws(self, number: int) -> Draws:
@@ -95,6 +126,8 @@ class FaceLoader:
         order: which of them, in which order; augmentation needs a TrainingOrder.
         device: where the images are put, once.
         augment: applied to each batch.
+        mix: applied to each batch after that.
+        class_counts: training images per class, int64 (C,); for `mix`.
         skip: images of the first epoch to leave out: a run that is gone on with has seen them.
 
     Attributes:
@@ -111,6 +144,8 @@ class FaceLoader:
         order: TrainingOrder | EvaluationOrder,
         device: torch.device,
         augment: Augment | None = None,
+        mix: MixImages | None = None,
+        class_counts: NDArray[np.int64] | None = None,
         skip: int = 0,
     ) -> None:
         assert len(images) == len(labels) == len(rows) == order.n
@@ -118,7 +153,8 @@ class FaceLoader:
         self.images = torch.from_numpy(np.array(images))[:, None].to(device)
         self.labels = torch.from_numpy(np.array(labels)).to(device)
         self.rows = torch.from_numpy(np.array(rows)).to(device)
-        self.sampler, self.augment = order, augment
+        self.sampler, self.augment, self.mix = order, augment, mix
+        self.class_counts = None if class_counts is None else torch.from_numpy(class_counts).to(device)
         self.served, self._skip = 0, skip
 
     def __len__(self) -> int:
@@ -129,12 +165,18 @@ class FaceLoader:
         skip, self._skip = self._skip, 0
         for number in range(skip // order.batch_size, len(order)):
             index = torch.from_numpy(order.batch(number)).to(self.images.device)
-            images = self.images[index].float().div_(255)
-            if self.augment is not None:
+            images, labels, targets = self.images[index].float().div_(255), self.labels[index], None
+            if self.augment is not None or self.mix is not None:
                 assert isinstance(order, TrainingOrder)
-                images = self.augment(images, order.draws(number))
+                draws = order.draws(number)
+                if self.augment is not None:
+                    images = self.augment(images, draws)
+                if self.mix is not None:
+                    assert self.class_counts is not None
+                    targets = F.one_hot(labels, len(self.class_counts)).float()
+                    images, targets = self.mix(images, targets, draws, self.class_counts)
             self.served = (number + 1) * order.batch_size
-            yield Batch(images, self.labels[index], self.rows[index])
+            yield Batch(images, labels, self.rows[index], targets)
 
     def state_dict(self) -> dict[str, int]:
         """Nothing; that there is one tells Lightning that training can go on within an epoch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from fer_lightning import build, ranks
-from fer_lightning.data.loader import Batch
+from fer_lightning.data.loader import Batch, first_epoch
 from fer_lightning.errors import UserError
+from fer_lightning.model import stages
+from fer_lightning.model.losses import LDAM, ClassLoss, log_prior
 from fer_lightning.model.metrics import SUMS, ClassificationScores, Predictions
 from fer_lightning.model.optim import parameter_groups
 
@@ -38,6 +41,12 @@ class FERClassifier(L.LightningModule):
         optimizer: config node of the optimizer, its parameters left open.
         schedule: config node of the schedule, see `fer_lightning.model.optim`.
         monitor: `metric` and `mode` (min or max) that checkpoints, early stopping and plateau schedule go by.
+        head: `scale` of a cosine head, in place of a linear one.
+        posthoc_tau: τ of the post-hoc logit adjustment (Menon et al. 2021, arXiv:2007.07314, equation 9): predictions
+            are made from logits less τ times the log of the class's share of the training images. Training knows
+            nothing of it.
+        retrain_after: after this fraction of the epochs, train the classifier alone once more, see
+            `fer_lightning.model.stages`.
         channels_last: memory layout of the network's tensors; the faster one for convolutions in mixed precision.
         seed: of what the network itself draws while it trains, such as dropout.
     """
@@ -51,14 +60,26 @@ class FERClassifier(L.LightningModule):
         optimizer: Mapping[str, Any],
         schedule: Mapping[str, Any],
         monitor: Mapping[str, str],
+        head: Mapping[str, float] | None = None,
+        posthoc_tau: float = 0.0,
+        retrain_after: float | None = None,
         channels_last: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # loggers get the whole config
         self.classes = list(classes)
-        self.network = build.network(model, len(self.classes))
+        scale = head["scale"] if head else None
+        self.network = build.network(model, len(self.classes), scale)
         self.loss = build.loss(loss, class_counts)
+        if isinstance(self.loss, LDAM) and self.loss.scale != scale:
+            raise UserError(
+                f"imbalance.loss.scale={self.loss.scale} needs imbalance.head.scale={self.loss.scale}, not {scale}: "
+                "margins are of cosines"
+            )
+        if retrain_after is not None:
+            stages.check_network(self.network)
+        self.register_buffer("log_prior", log_prior(class_counts), persistent=False)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.val_scores = ClassificationScores(classes)
@@ -68,28 +89,58 @@ class FERClassifier(L.LightningModule):
         self._bad_step = torch.tensor(0)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Faces (B, 1, H, W), float in [0, 1], to logits (B, C)."""
-        images = ((images - MEAN) / STD).contiguous(memory_format=self.memory_format)
-        return self.network(images)  # type: ignore[no-any-return]
+        """Faces (B, 1, H, W), float in [0, 1], to logits (B, C) to train on."""
+        return self.network(self._standardised(images))  # type: ignore[no-any-return]
+
+    def predict_logits(self, images: Tensor) -> Tensor:
+        """Faces (B, 1, H, W), float in [0, 1], to logits (B, C) to predict by."""
+        logits: Tensor = self(images)
+        tau = self.hparams["posthoc_tau"]
+        return logits - tau * self.log_prior if tau else logits
+
+    def _standardised(self, images: Tensor) -> Tensor:
+        return ((images - MEAN) / STD).contiguous(memory_format=self.memory_format)
+
+    @property
+    def _retrain_from(self) -> float:
+        """The epoch that starts to train the classifier alone."""
+        after = self.hparams["retrain_after"]
+        return math.inf if after is None else first_epoch(after, self.trainer.max_epochs or 1)
 
     def on_train_epoch_start(self) -> None:
         self._sums.zero_()
+        if self.current_epoch < self._retrain_from < math.inf:
+            stages.hold_early_stopping(self.trainer)
+        if self.current_epoch == self._retrain_from:
+            stages.start_retraining(self.trainer, self.network, seed=_seed_of(self.hparams["seed"], self.current_epoch))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Whatever the network draws follows from where training is, not from what was drawn before: a run that is gone
         # on with draws the same.
-        place = [self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+        torch.manual_seed(_seed_of(self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank))
+        if isinstance(self.loss, ClassLoss):
+            self.loss.in_force = self.current_epoch >= first_epoch(self.loss.after, self.trainer.max_epochs or 1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits = self(batch.images)
-        loss: Tensor = self.loss(logits, batch.labels)
-        value, n = loss.detach(), len(batch.labels)
+        retraining = self.current_epoch >= self._retrain_from
+        logits = (
+            stages.head_logits(self.network, self._standardised(batch.images)) if retraining else self(batch.images)
+        )
+        targets = batch.labels if batch.targets is None else batch.targets
+        loss: Tensor = self.loss(logits, targets)
+        if retraining and ranks.world() > 1:
+            loss = loss + stages.nothing_of_the_rest(self.network)
+        labels = targets if targets.ndim == 1 else targets.argmax(1)
+        value, n = loss.detach(), len(labels)
         first_bad = (self._bad_step.to(self.device) == 0) & ~value.isfinite()
         self._bad_step = torch.where(first_bad, self.global_step + 1, self._bad_step)
-        hits = (logits.detach().argmax(1) == batch.labels).sum()
+        hits = (logits.detach().argmax(1) == labels).sum()
         self._sums = self._sums.to(self.device) + torch.stack([value * n, hits, torch.full_like(hits, n)])
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.current_epoch >= self._retrain_from:
+            stages.forget_gradients_of_the_rest(self.network)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -146,7 +197,7 @@ class FERClassifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if len(batch.labels):  # a rank may have run out of images before the others
-            self.val_scores.update(self(batch.images), batch.labels)
+            self.val_scores.update(self.predict_logits(batch.images), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         values = {f"val/{name}": value for name, value in self.val_scores.compute().items()}
@@ -161,7 +212,7 @@ class FERClassifier(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Only collects: all test scores come from `predictions`, so that any subset of them can be scored."""
         if len(batch.rows):
-            self.predictions.update(batch.rows, self(batch.images))
+            self.predictions.update(batch.rows, self.predict_logits(batch.images))
         else:  # a rank may have run out of images before the others
             self.predictions.update(batch.rows, torch.empty(0, len(self.classes), device=self.device))
 
@@ -183,8 +234,16 @@ class FERClassifier(L.LightningModule):
         optimizer = build.optimizer(hparams["optimizer"], groups)
         mode, metric = hparams["monitor"]["mode"], hparams["monitor"]["metric"]
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler, interval = build.schedule(hparams["schedule"], optimizer, steps, mode)
+        phases = [steps]
+        if hparams["retrain_after"] is not None:
+            first = round(steps * self._retrain_from / (self.trainer.max_epochs or 1))
+            phases = [first, steps - first]
+        scheduler, interval = build.schedule(hparams["schedule"], optimizer, phases, mode)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": metric},
         }
+
+
+def _seed_of(*place: int) -> int:
+    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 Schedule = tuple[LRScheduler, Literal["step", "epoch"]]
 """A scheduler and how often it steps."""
+
+Factor = Callable[[int], float]
+"""From a step, counted from 0, to the fraction of the highest rate."""
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -24,59 +27,85 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     ]
 
 
-def cosine(optimizer: Optimizer, total_steps: int, mode: str, warmup: float = 0.05, final: float = 0.0) -> Schedule:
+def cosine(
+    optimizer: Optimizer, phases: Sequence[int], mode: str, warmup: float = 0.05, final: float = 0.0
+) -> Schedule:
     """Linear warm-up over the first fraction `warmup` of the steps, then half a cosine down to `final` × the rate
     (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
     _check_fraction("schedule.warmup", warmup)
-    warmup_steps = max(1, round(warmup * total_steps))
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+    def over(steps: int) -> Factor:
+        warmup_steps = max(1, round(warmup * steps))
 
-    return LambdaLR(optimizer, factor), "step"
+        def factor(step: int) -> float:
+            if step < warmup_steps:
+                return (step + 1) / warmup_steps
+            return _half_cosine(1, final, (step - warmup_steps) / max(1, steps - warmup_steps))
+
+        return factor
+
+    return LambdaLR(optimizer, _one_after_another(phases, over)), "step"
 
 
 def onecycle(
     optimizer: Optimizer,
-    total_steps: int,
+    phases: Sequence[int],
     mode: str,
     warmup: float = 0.3,
     start: float = 0.04,
     final: float = 4e-5,
-    cycle_momentum: bool = False,
 ) -> Schedule:
     """Up to the rate by a cosine over the fraction `warmup` of the steps, then down to `final` × the rate (Smith &
     Topin 2018, arXiv:1708.07120); `start` and `final` are fractions of the highest rate."""
     _check_fraction("schedule.warmup", warmup)
-    highest = [group["lr"] for group in optimizer.param_groups]
-    scheduler = OneCycleLR(
-        optimizer,
-        highest,
-        total_steps=total_steps + 1,  # Lightning steps once after the last batch too
-        pct_start=warmup,
-        div_factor=1 / start,
-        final_div_factor=start / final,
-        cycle_momentum=cycle_momentum,
-    )
-    return scheduler, "step"
+
+    def over(steps: int) -> Factor:
+        peak = max(0.0, warmup * (steps + 1) - 1)
+
+        def factor(step: int) -> float:
+            if step <= peak:
+                return _half_cosine(start, 1, step / peak if peak else 1)
+            return _half_cosine(1, final, (step - peak) / (steps - peak))
+
+        return factor
+
+    return LambdaLR(optimizer, _one_after_another(phases, over)), "step"
 
 
-def plateau(optimizer: Optimizer, total_steps: int, mode: str, factor: float = 0.5, patience: int = 5) -> Schedule:
+def plateau(optimizer: Optimizer, phases: Sequence[int], mode: str, factor: float = 0.5, patience: int = 5) -> Schedule:
     """The rate × `factor` whenever the monitored metric has not improved for more than `patience` epochs."""
+    if len(phases) > 1:
+        raise ValueError("plateau goes by one training's scores and cannot start again for a second one; use another")
     return ReduceLROnPlateau(optimizer, mode=mode, factor=factor, patience=patience), "epoch"  # type: ignore[arg-type]
 
 
-def constant(optimizer: Optimizer, total_steps: int, mode: str, warmup: float = 0.0) -> Schedule:
+def constant(optimizer: Optimizer, phases: Sequence[int], mode: str, warmup: float = 0.0) -> Schedule:
     """One rate, after a linear warm-up over the first fraction `warmup` of the steps."""
     _check_fraction("schedule.warmup", warmup)
-    warmup_steps = max(1, round(warmup * total_steps))
-    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup_steps)), "step"
+
+    def over(steps: int) -> Factor:
+        warmup_steps = max(1, round(warmup * steps))
+        return lambda step: min(1.0, (step + 1) / warmup_steps)
+
+    return LambdaLR(optimizer, _one_after_another(phases, over)), "step"
 
 
-MakeSchedule = Callable[[Optimizer, int, str], Schedule]
+def _one_after_another(phases: Sequence[int], over: Callable[[int], Factor]) -> Factor:
+    """A schedule that starts again for each phase, given the steps of each."""
+    factors = [over(steps) for steps in phases]
+
+    def factor(step: int) -> float:
+        for steps, phase in zip(phases[:-1], factors, strict=False):
+            if step < steps:
+                return phase(step)
+            step -= steps
+        return factors[-1](step)
+
+    return factor
+
+
+def _half_cosine(first: float, last: float, progress: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
 def _check_fraction(key: str, value: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Stem = Literal["report", "small"]
@@ -77,6 +78,17 @@ class Bottleneck(nn.Module):
         return out
 
 
+class Cosine(nn.Linear):
+    """Features (B, in_features) to `scale` × their cosines with one direction a class (B, out_features)."""
+
+    def __init__(self, in_features: int, out_features: int, scale: float) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(x), F.normalize(self.weight))
+
+
 DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
@@ -99,6 +111,7 @@ class ResNet(nn.Module):
         dropout: probability of zeroing a feature before the head.
         zero_init_last: start every block as an identity by a zero scale in its last norm (Goyal et al. 2017,
             arXiv:1706.02677, section 5.1).
+        cosine_scale: make logits this times the cosine of features and class weights, as margins need it.
 
     Raises:
         ValueError: unknown depth or stem.
@@ -112,6 +125,7 @@ class ResNet(nn.Module):
         stem: Stem = "report",
         dropout: float = 0.0,
         zero_init_last: bool = True,
+        cosine_scale: float | None = None,
     ) -> None:
         super().__init__()
         if depth not in DEPTHS:
@@ -129,7 +143,10 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = self._stages(block, blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(512 * block.expansion, num_classes)
+        features = 512 * block.expansion
+        self.fc = (
+            nn.Linear(features, num_classes) if cosine_scale is None else Cosine(features, num_classes, cosine_scale)
+        )
         self._initialise(zero_init_last)
 
     @staticmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fer_lightning.data.balance import Resample, TrainingSet
+from fer_lightning.data.balance import ClassSampling, Resample, TrainingSet
 from fer_lightning.data.pipelines import Pipeline
 from fer_lightning.errors import UserError
 
@@ -87,3 +87,13 @@ def test_a_pipeline_must_keep_shape_and_type() -> None:
     pipeline = Pipeline([{"name": "Resize", "height": 32, "width": 32}], key="augment.transforms")
     with pytest.raises(UserError, match="leave out steps like Resize"):
         pipeline(np.zeros((48, 48, 1), np.uint8), 0)
+
+
+def test_class_sampling_goes_by_a_power_of_the_class_size() -> None:
+    counts = np.array([3995, 436, 0, 7215])
+    assert ClassSampling(q=0).probabilities(counts) == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
+    assert ClassSampling(q=1).probabilities(counts) == pytest.approx(counts / counts.sum())
+    roots = np.array([3995**0.5, 436**0.5, 0, 7215**0.5])
+    assert ClassSampling(q=0.5).probabilities(counts) == pytest.approx(roots / roots.sum())
+    with pytest.raises(ValueError, match="q is a fraction"):
+        ClassSampling(q=2)

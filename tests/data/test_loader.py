@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fer_lightning.data.augment import BatchAugment
-from fer_lightning.data.loader import EvaluationOrder, FaceLoader, TrainingOrder
+from fer_lightning.data.loader import EvaluationOrder, FaceLoader, TrainingOrder, first_epoch
+from fer_lightning.data.mix import Mix
 
 
 def loader(order: TrainingOrder | EvaluationOrder, **options: object) -> FaceLoader:
@@ -110,3 +111,42 @@ def test_an_epoch_that_was_broken_off_goes_on_behind_what_was_served() -> None:
     assert whole.served == 16
     assert seen + rows(rest) == rows(loader(training(48)))
     assert len(rows(rest)) == 6, "the next epoch is whole again"
+
+
+def test_drawn_images_come_in_the_proportion_asked_for() -> None:
+    probabilities = np.where(np.arange(1000) % 10 == 0, 0.5 / 100, 0.5 / 900)
+    order = TrainingOrder(1000, 1000, seed=1, probabilities=probabilities)
+    drawn = np.concatenate([_epoch(order, epoch) for epoch in range(20)])
+    assert (drawn % 10 == 0).mean() == pytest.approx(0.5, abs=0.02)
+    assert np.array_equal(_epoch(order, 3), _epoch(order, 3)) and not np.array_equal(_epoch(order, 3), _epoch(order, 4))
+
+
+def test_drawing_starts_with_its_epoch() -> None:
+    order = TrainingOrder(1000, 1000, probabilities=np.full(1000, 1e-3), drawn_from=3)
+    assert [len(set(_epoch(order, epoch).tolist())) == 1000 for epoch in range(5)] == [True] * 3 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("after", "epochs", "first"),
+    [(0.0, 5, 0), (0.8, 10, 8), (0.7, 10, 7), (0.75, 4, 3), (0.5, 3, 2), (0.9, 3, 2), (0.5, 1, 0)],
+)
+def test_first_epoch_after_a_fraction(after: float, epochs: int, first: int) -> None:
+    assert first_epoch(after, epochs) == first
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_batch_is_mixed_alike_on_any_number_of_devices(world: int) -> None:
+    counts = np.array([17, 17, 16])
+
+    def batches(rank: int, world: int) -> list[torch.Tensor]:
+        order = training(50, 16, rank=rank, world=world)
+        return [torch.cat([b.images.flatten(1), b.targets], 1) for b in loader(order, mix=Mix(), class_counts=counts)]  # type: ignore[list-item]
+
+    ranks = [batches(rank, world) for rank in range(world)]
+    for number, alone in enumerate(batches(0, 1)):
+        assert torch.equal(alone, torch.cat([batch[number] for batch in ranks]))
+
+
+def _epoch(order: TrainingOrder, epoch: int) -> np.ndarray:
+    order.set_epoch(epoch)
+    return order.batch(0)
