@@ -19,9 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fer_lightning import resume, schema, sweeps
+from fer_lightning import resume, schema, slurm, sweeps
 from fer_lightning.errors import UserError
-from fer_lightning.interrupts import Interrupted
+from fer_lightning.interrupts import Interrupted, handled, interrupts
 from fer_lightning.launch import RankError
 from fer_lightning.messages import one_line
 
@@ -59,7 +59,7 @@ def job(cfg: DictConfig) -> float | None:
 def _metrics(cfg: DictConfig) -> dict[str, float | str]:
     """What the job's metrics.json holds, after running it in this process, in one for each device, or as one rank of
     those that torchrun or srun started."""
-    from fer_lightning import devices, launch, ranks, runfolder, slurm
+    from fer_lightning import devices, launch, ranks, runfolder
     from fer_lightning.check import check
     from fer_lightning.run import resolve, run
 
@@ -81,13 +81,14 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
         processes = 1 if place else devices.count(settings["trainer"])
         try:
             if place:
-                launch.lead(settings, run_dir)
+                return launch.lead(settings, run_dir)
             if processes == 1:
                 return run(settings, run_dir)
             launch.fan_out(run_dir, processes)
         except Interrupted as error:
             print(f"{error}: go on with `python train.py resume={run_dir}`", file=sys.stderr)
-            slurm.requeue_if_warned(error.signum)
+            if sweeps.has_own_launcher():  # which does not come by `main`
+                slurm.requeue_if_due(error.signum)
             raise
         metrics = runfolder.finished(run_dir)
         assert metrics is not None
@@ -96,8 +97,18 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
 
 def main() -> None:
     """Entry point of `train.py` and `python -m fer_lightning.app`; exits with code 1 and one line on a user's error."""
-    schema.register()
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    with handled():  # what is loaded and read before training takes its time, too
+        try:
+            _run(rank)
+        except Interrupted as error:
+            if rank == 0:
+                slurm.requeue_if_due(error.signum)
+            raise
+
+
+def _run(rank: int) -> None:
+    schema.register()
     if rank > 0:
         from fer_lightning import launch, ranks
 
@@ -115,7 +126,8 @@ def main() -> None:
     finally:
         if before is None:
             del os.environ[TRACEBACK]
-        if rank == 0 and ("RANK" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ):
+        started_outside = "RANK" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ
+        if rank == 0 and started_outside and not interrupts.received:  # a signal reaches the others as well
             from fer_lightning import launch
 
             launch.dismiss()

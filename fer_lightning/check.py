@@ -94,6 +94,11 @@ def _check_devices(settings: Mapping[str, Any], place: Ranks | None) -> None:
         raise UserError("trainer.sync_batchnorm=true: PyTorch has it for GPUs only; leave it out")
     if place and kind == "mps":
         raise UserError("several Apple GPUs cannot train together; start one process, or use accelerator=cpu")
+    if place and kind == "cuda" and torch.cuda.device_count() < place.local_world:
+        raise UserError(
+            f"{place.local_world} processes here, and this one sees {torch.cuda.device_count()} GPU: each has to see "
+            "all of them; in SLURM, ask for them with --gpus-per-node, not --gpus-per-task"
+        )
     if place and trainer["devices"] not in devices.AUTO and here != place.local_world:
         raise UserError(
             f"trainer.devices={trainer['devices']} contradicts the {place.local_world} processes that torchrun or srun "

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fer_lightning.errors import UserError
 from fer_lightning.interrupts import SIGNALS, Interrupted
@@ -175,14 +175,31 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
-def lead(settings: Mapping[str, Any], run_dir: Path) -> None:
-    """Tell the other ranks, which torchrun or srun started beside this one, what all of them run."""
+def lead(settings: Mapping[str, Any], run_dir: Path) -> dict[str, float | str]:
+    """Run a job with the other ranks, which torchrun or srun started beside this one; returns its metrics.json.
+
+    Raises:
+        UserError: another machine does not have this run folder, or a rank is gone.
+    """
     global _led
     from fer_lightning import ranks
+    from fer_lightning.run import run
 
     ranks.connect()
-    ranks.broadcast({"settings": dict(settings), "run_dir": str(run_dir)})
-    _led = True
+    end_with_parent()
+    with tempfile.NamedTemporaryFile(dir=run_dir, prefix=".seen-") as mark:  # a folder of that name may be another one
+        ranks.broadcast({"settings": dict(settings), "run_dir": str(run_dir), "mark": Path(mark.name).name})
+        _led = True
+        ranks.agree(None)
+    try:
+        return run(settings, run_dir)
+    except Exception as error:
+        if why := ranks.lost_contact(error):
+            raise UserError(
+                f"another rank ended, and the job with it ({why}); unless it has told why, go on from the last "
+                f"checkpoint with `python train.py resume={run_dir}`"
+            ) from error
+        raise
 
 
 def dismiss() -> None:
@@ -215,12 +232,28 @@ def follow() -> dict[str, float | str]:
         sys.exit(0)
     run_dir = Path(order["run_dir"])
     end_with_parent()
+    ranks.agree(_unshared(run_dir, order["mark"]))
     log_to(run_dir / f"rank{place.rank}.log", console=False)
     try:
         return run(order["settings"], run_dir)
     except UserError as error:
         print(f"error: rank {place.rank}: {error}", file=sys.stderr)
-        sys.exit(1)
+        _leave(1)
+    except Exception as error:
+        log.exception("")
+        if not ranks.lost_contact(error):
+            traceback.print_exc()
+        _leave(1)
+
+
+def _unshared(run_dir: Path, mark: str) -> UserError | None:
+    """What is wrong with the run folder as this machine sees it, or None."""
+    if (run_dir / mark).exists() and os.access(run_dir, os.W_OK):
+        return None
+    why = "not writable" if (run_dir / mark).exists() else "not the first machine's folder"
+    return UserError(
+        f"{run_dir} is {why} here: choose one on a file system that all machines share, with hydra.run.dir=<folder>"
+    )
 
 
 def main() -> None:
@@ -253,7 +286,7 @@ def log_to(path: Path, *, console: bool) -> None:
     logging.captureWarnings(True)
 
 
-def _leave(code: int, error: BaseException | None = None) -> None:
+def _leave(code: int, error: BaseException | None = None) -> NoReturn:
     """End at once: other ranks wait for this one in vain, and must not be the first to complain."""
     import json
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import zlib
 from collections.abc import Callable, MutableMapping
 from datetime import timedelta
@@ -78,23 +80,36 @@ def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
     if "," in per_node:
         raise UserError(f"SLURM_STEP_TASKS_PER_NODE={per_node}: use --ntasks-per-node, equally many on every machine")
     step = f"{environment['SLURM_JOB_ID']}.{environment['SLURM_STEP_ID']}"
+    here = int(per_node.partition("(")[0])
+    cpus = environment.get("SLURM_CPUS_PER_TASK") or int(environment.get("SLURM_CPUS_ON_NODE", here)) // here
     named = {
         "RANK": environment["SLURM_PROCID"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_WORLD_SIZE": per_node.partition("(")[0],
+        "LOCAL_WORLD_SIZE": str(here),
         "GROUP_RANK": environment["SLURM_NODEID"],
         "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(environment["SLURM_STEP_NODELIST"]),
         # Every rank must find the same one without asking; below the range of ports that systems hand out themselves.
         "MASTER_PORT": environment.get("MASTER_PORT", str(20_000 + zlib.crc32(step.encode()) % 10_000)),
     }
     environment.update(named)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, int(cpus))))  # tasks of a step may see each other's
 
 
 def connect() -> None:
     """Join the process group; the CPU half of it carries what ranks agree on."""
     if not dist.is_initialized():
+        if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():  # found out after torch was loaded
+            torch.set_num_threads(int(threads))
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+
+
+def lost_contact(error: BaseException) -> str | None:
+    """Why ranks could not talk to each other, where that is what failed: another one has ended, and tells of itself."""
+    if not isinstance(error, RuntimeError):
+        return None
+    found = re.search(r"Connection (closed|reset|refused)[^.]*[.\d]*(\]:\d+)?|Broken pipe|Timed out[^.]*", str(error))
+    return found[0] if found else type(error).__name__ if isinstance(error, dist.DistError) else None
 
 
 def disconnect() -> None:
@@ -143,23 +158,49 @@ def gathered(values: torch.Tensor) -> torch.Tensor:
     return torch.stack(all_of_them)
 
 
+def everyones(value: Any) -> list[Any]:
+    """Every rank's value, on every rank; plain values only, as JSON."""
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = [int(size) for size in gathered(torch.tensor([len(text)]))]
+    texts = gathered(torch.nn.functional.pad(text, (0, max(sizes) - len(text))))
+    return [json.loads(bytes(row[:size].tolist())) for row, size in zip(texts, sizes, strict=True)]
+
+
 def first_alone(work: Callable[[], T]) -> T:
-    """Do the work on rank 0 first and then on the others, which find its files; a user's error is told once.
+    """Do the work on rank 0 first and then on the others, which find its files.
 
     Raises:
-        UserError: rank 0 raised it.
+        UserError: on rank 0, what the first rank that failed raised: a file may be missing on one machine only.
         FailedElsewhere: the same, on the other ranks.
     """
     if world() == 1:
         return work()
-    if is_first():
-        try:
-            result = work()
-        except BaseException:
-            broadcast(False)
-            raise
-        broadcast(True)
-        return result
-    if not broadcast(None):
-        raise FailedElsewhere
-    return work()
+    problem: BaseException | None = None
+    for its_turn in (is_first(), not is_first()):
+        if its_turn:
+            try:
+                result = work()
+            except BaseException as error:
+                problem = error
+        agree(problem)
+    return result
+
+
+def agree(problem: BaseException | None) -> None:
+    """Go on if no rank has met a problem.
+
+    Raises:
+        UserError: on rank 0, the first one that any rank met; what else a rank met, there.
+        FailedElsewhere: on the other ranks.
+    """
+    mine = [str(problem), socket.gethostname()] if isinstance(problem, UserError) else None
+    failed, *_ = highest(int(problem is not None))
+    if not failed:
+        return
+    users_errors = [(rank, *error) for rank, error in enumerate(everyones(mine)) if error]
+    if problem and (mine is None or is_first()):
+        raise problem
+    if users_errors and is_first():
+        rank, message, host = users_errors[0]
+        raise UserError(f"rank {rank} on {host}: {message}")
+    raise FailedElsewhere

@@ -123,11 +123,7 @@ def write(
         return metrics
     history.write()
 
-    counts = {
-        "before": dict(zip(classes, faces.counts(parts.train).tolist(), strict=True)),
-        "after": dict(zip(classes, data.class_counts.tolist(), strict=True)),
-    }
-    images = np.array(faces.images[test.rows])
+    counts, images = class_counts(data), np.array(faces.images[test.rows])
     index = write_report(
         run_dir,
         predictions=test.predictions,
@@ -152,7 +148,6 @@ def write(
         confusions={split: tables.confusion_matrix(matrix, classes) for split, matrix in matrices.items()},
         predictions=test.predictions,
         images=images,
-        counts=counts,
         checkpoint=best,
     )
     # Its being there says that the run has come to its end.
@@ -160,6 +155,15 @@ def write(
     tables.print_report(report, title=f"{faces.source}, {settings['protocol']['name']}: test images, per class")
     print(f"report   {index}")
     return metrics
+
+
+def class_counts(data: FERDataModule) -> dict[str, dict[str, int]]:
+    """Training images per class "before" and "after" resampling."""
+    classes = data.faces.classes
+    return {
+        "before": dict(zip(classes, data.faces.counts(data.parts.train).tolist(), strict=True)),
+        "after": dict(zip(classes, data.class_counts.tolist(), strict=True)),
+    }
 
 
 def confusion_of(predictions: pd.DataFrame, classes: tuple[str, ...]) -> NDArray[np.int64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Optional
@@ -10,7 +9,7 @@ from typing import Any, Optional
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from fer_lightning.errors import UserError
+from fer_lightning import slurm
 
 # Optional[...] rather than `| None`: OmegaConf resolves the annotations at run time.
 # ruff: noqa: UP045
@@ -116,12 +115,5 @@ class Config:
 def register() -> None:
     """Make the types known to Hydra under the name that conf/config.yaml starts from, and what configs compute."""
     OmegaConf.register_new_resolver("optuna_direction", lambda mode: f"{Mode(mode).value}imize", replace=True)
-    OmegaConf.register_new_resolver("slurm_job", _slurm_job, replace=True)
+    OmegaConf.register_new_resolver("slurm_job", slurm.job_folder, replace=True)
     ConfigStore.instance().store(name="schema", node=Config)
-
-
-def _slurm_job() -> str:
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        raise UserError("accelerator=slurm: SLURM_JOB_ID is not set; start it in a job of SLURM, with sbatch or srun")
-    return job

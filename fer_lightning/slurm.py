@@ -1,26 +1,70 @@
-"""SLURM's warning that a job's time is nearly up, and putting the job back into the queue."""
+"""A job of SLURM: its name, and putting it back into the queue after it was told to end."""
 
 from __future__ import annotations
 
-import logging
 import os
+import re
 import signal
 import subprocess
+import sys
 
-log = logging.getLogger(__name__)
+from fer_lightning.errors import UserError
 
 
-def requeue_if_warned(signum: int) -> None:
-    """Put this SLURM job back into the queue after SIGUSR1, the signal that `--signal=USR1@90` sends before the end.
+def job_name() -> str | None:
+    """What SLURM's commands call the job this process belongs to: 12, or 12_3 in an array; None outside of SLURM."""
+    if "SLURM_ARRAY_TASK_ID" in os.environ:  # SLURM_JOB_ID may be that of the whole array
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
 
-    After SIGTERM nothing is done: SLURM requeues what it preempts by itself, and what a user cancels shall not return.
+
+def job_folder() -> str:
+    """The name of the job's run folder.
+
+    Raises:
+        UserError: this process does not belong to a job.
     """
-    job = os.environ.get("SLURM_JOB_ID")
-    if signum != getattr(signal, "SIGUSR1", None) or job is None:
+    name = job_name()
+    if name is None:
+        raise UserError(
+            "accelerator=slurm: SLURM_JOB_ID is not set; start it in a job of SLURM, with sbatch or srun (and leave it "
+            "out with hydra/launcher=submitit_slurm, which makes the jobs)"
+        )
+    return name
+
+
+def requeue_if_due(signum: int) -> None:
+    """Put the job back into the queue where a signal means that it is to go on later.
+
+    That is SIGUSR1, the warning of `--signal=USR1@90` that its time is nearly up, and SIGTERM when the job has to give
+    way to another one: SLURM puts those back that outlast their grace time, not those that end well within it. A job
+    that a user cancels stays where it is. SLURM ends what is left of the job while it puts it back.
+    """
+    name = job_name()
+    if name is None or (signum != getattr(signal, "SIGUSR1", None) and not _is_preempted(name)):
         return
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    # With `srun --kill-on-bad-exit` the first rank that has ended takes the others with it.
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+        _scontrol("requeue", name)
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("SLURM job %s could not be put back into the queue: %s", job, getattr(error, "stderr", error))
+        reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
+        print(
+            f"SLURM does not put job {name} back into the queue ({reason}): submit jobs with --requeue", file=sys.stderr
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_preempted(name: str) -> bool:
+    try:
+        shown = _scontrol("show", "job", "--oneliner", name)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    facts = dict(re.findall(r"\b(PreemptTime|StartTime)=(\d\S*)", shown))  # times compare as texts
+    return bool(facts.get("PreemptTime", "") >= facts.get("StartTime", "~"))
+
+
+def _scontrol(*arguments: str) -> str:
+    command = ["scontrol", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout

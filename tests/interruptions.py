@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 from torch import Tensor, nn
+
+from fer_lightning.interrupts import interrupts
 
 
 class EndAt(L.Callback):
@@ -32,7 +35,10 @@ class EndAt(L.Callback):
         self.calls += 1
         if self.calls == self.n and not self.once.exists():
             self.once.touch()
-            os.kill(os.getpid(), getattr(signal, self.signal))
+            self._act()
+
+    def _act(self) -> None:
+        os.kill(os.getpid(), getattr(signal, self.signal))
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         self._called("on_train_batch_start", trainer)
@@ -51,6 +57,16 @@ class EndAt(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, *args: Any) -> None:
         self._called("on_test_start", trainer)
+
+
+class WaitAt(EndAt):
+    """Waits there until someone else has sent the signal."""
+
+    def _act(self) -> None:
+        end = time.monotonic() + 120
+        while interrupts.received != getattr(signal, self.signal):
+            assert time.monotonic() < end, f"{self.signal} did not come, but {interrupts.received}"
+            time.sleep(0.05)
 
 
 class SmallNetwork(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import sys
@@ -73,7 +74,10 @@ def _train(overrides: tuple[str, ...], files: tuple[Path, Path], cwd: Path, envi
     from fer_lightning.app import main
 
     sys.argv = [str(REPOSITORY / "train.py"), *overrides]
-    main()
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out
 
 
 def processes_of(folder: Path) -> list[int]:

@@ -22,10 +22,10 @@ BLOCK, HEADER = 32768, 7
 
 
 def records(run_dir: Path) -> Iterator[Any]:
-    """The records of an offline run: LevelDB's log format after a header of seven bytes, protobuf inside."""
+    """The records of a run: LevelDB's log format after a header of seven bytes, protobuf inside."""
     from wandb.proto import wandb_internal_pb2
 
-    (path,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    (path,) = run_dir.glob("wandb/*run-[0-9]*/run-*.wandb")
     content, at, pending = path.read_bytes(), HEADER, b""
     while at + HEADER <= len(content):
         left = BLOCK - at % BLOCK

@@ -7,7 +7,10 @@ therefore keeps the last step it was given in the run folder, and drops what it 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,10 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from fer_lightning.errors import UserError
 from fer_lightning.report.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 class Once:
@@ -86,7 +92,74 @@ class TensorBoard(OnceMixin, TensorBoardLogger):  # type: ignore[misc]
     """Lightning's TensorBoardLogger."""
 
 
-class Wandb(OnceMixin, WandbLogger):  # type: ignore[misc]
-    """Lightning's WandbLogger that remembers whether the best checkpoint shall be sent as an artifact."""
+class Wandb(OnceMixin, WandbLogger):
+    """Lightning's WandbLogger, whose troubles never stop a run: they are told in one line, and it goes on without.
+
+    Attributes:
+        send_checkpoint: whether the best checkpoint shall be sent as an artifact.
+        may_go_offline: whether to log offline where the run cannot be registered.
+        failed: W&B could not take something, and it was told.
+    """
 
     send_checkpoint = False
+    may_go_offline = True
+    failed = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None and self._wandb_init.get("mode") == "online":
+            import wandb
+
+            try:
+                return super().experiment
+            except (wandb.Error, TimeoutError) as error:
+                reason = " ".join(str(error).split())
+                if not self.may_go_offline:
+                    raise UserError(f"logger.wandb.mode=online: {reason}; mode=auto would log offline") from error
+                self.tell_offline(f"as the run could not be registered ({reason})")
+                self._wandb_init["mode"] = "offline"
+        return super().experiment
+
+    def tell_offline(self, reason: str) -> None:
+        """Say that the run is kept here, and how to send it."""
+        log.warning("W&B logs offline, %s; `wandb sync %s/wandb/offline-run-*` sends it later", reason, self.save_dir)
+
+    def log_hyperparams(self, params: Any) -> None:
+        self.attempt(partial(super().log_hyperparams, params))
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.attempt(partial(super().log_metrics, metrics, step))
+
+    def finish(self, *, failed: bool) -> None:
+        """End the W&B run; waits for what is not sent yet, for as long as the setting `finish_timeout` says."""
+        if self._experiment is not None:
+            self.attempt(partial(self._finish, self._experiment, int(failed)))
+
+    @staticmethod
+    def _finish(run: Any, exit_code: int) -> None:
+        import wandb
+
+        try:
+            run.finish(exit_code=exit_code)
+        except ConnectionError:  # its process is dead: the next job of a sweep starts another
+            with suppress(Exception):
+                wandb.teardown()
+            raise
+
+    def attempt(self, send: Callable[[], None]) -> None:
+        """Send something; that W&B could not take it all is told once."""
+        try:
+            send()
+        except UserError:
+            raise
+        except Exception as error:
+            if self.failed:
+                return
+            self.failed = True
+            log.info("W&B", exc_info=error)
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            folder = self._experiment.settings.sync_dir if self._experiment is not None else self.save_dir
+            log.warning(
+                "W&B did not get all of the run (%s); `wandb sync --include-online %s` sends it later", reason, folder
+            )

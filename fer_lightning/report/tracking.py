@@ -6,15 +6,18 @@ import logging
 import netrc
 import os
 import secrets
-import socket
 from collections.abc import Mapping, Sequence
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import HTTPError
 from urllib.parse import urlparse
+from urllib.request import urlopen
 
 import numpy as np
 import pandas as pd
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from numpy.typing import NDArray
 
 from fer_lightning import ranks
@@ -39,10 +42,11 @@ def wandb_logger(
     tags: Sequence[str] | None = None,
     mode: Literal["auto", "online", "offline"] = "auto",
     log_checkpoint: bool = False,
+    finish_timeout: float = 60.0,
 ) -> Wandb:
-    """A W&B logger that never stops or slows a run.
+    """A W&B logger that never stops a run, and holds its end up by `finish_timeout` seconds at most.
 
-    `auto` goes online where an API key is set and W&B's server answers within two seconds, and offline otherwise,
+    `auto` goes online where an API key is set and W&B's server answers within five seconds, and offline otherwise,
     saying so once; the environment variable WANDB_MODE goes first. The run's id is kept in the run folder.
 
     Raises:
@@ -54,14 +58,14 @@ def wandb_logger(
         return Wandb(save_dir=save_dir)
     import wandb
 
+    # Where the server is gone, its reports on itself would hold the end of a run up by ten seconds, and each table of
+    # the results by twenty.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_HTTP_TIMEOUT", "5")
     chosen = os.environ.get("WANDB_MODE", mode)
+    reason = _why_offline() if chosen == "auto" else None
     if chosen == "auto":
-        reason = _why_offline()
         chosen = "offline" if reason else "online"
-        if reason:
-            log.warning(
-                "W&B logs offline, %s; `wandb sync %s/wandb/offline-run-*` sends the run later", reason, save_dir
-            )
     logger = Wandb(
         project=project,
         save_dir=save_dir,
@@ -73,22 +77,28 @@ def wandb_logger(
         tags=list(tags) if tags else None,
         mode=chosen,
         # The rich bar would fill the console capture with copies of itself.
-        settings=wandb.Settings(console="off", init_timeout=30),
+        settings=wandb.Settings(
+            console="off", init_timeout=30, finish_timeout=finish_timeout, finish_timeout_raises=True
+        ),
     )
-    logger.send_checkpoint = log_checkpoint
+    logger.send_checkpoint, logger.may_go_offline = log_checkpoint, mode == "auto"
+    if reason:
+        logger.tell_offline(reason)
     return logger
 
 
 def _why_offline() -> str | None:
     """Why W&B cannot be reached, or None."""
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    name, port = (host.hostname or "", host.port or (80 if host.scheme == "http" else 443))
-    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(name):
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    host = urlparse(url).hostname or ""
+    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host):
         return "as there is no API key (`wandb login` stores one)"
     try:
-        socket.create_connection((name, port), timeout=2).close()
-    except OSError:
-        return f"as {name} does not answer"
+        urlopen(url, timeout=5).close()
+    except HTTPError:  # an answer
+        return None
+    except (OSError, HTTPException, ValueError):
+        return f"as {host or url} does not answer"
     return None
 
 
@@ -108,10 +118,19 @@ def _run_id(run_dir: Path) -> str:
     return path.read_text().strip()
 
 
-def log_config(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
-    """Send the resolved config to every logger."""
+def log_start(loggers: Sequence[Logger], config: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Send the resolved config to every logger, and the class counts to W&B.
+
+    Args:
+        loggers: of the run.
+        config: resolved.
+        counts: by name ("before", "after" resampling), training images per class.
+    """
     for logger in loggers:
         logger.log_hyperparams(dict(config))
+        if isinstance(logger, Wandb):
+            # Not with the results: W&B takes tables from a run that has lost its server only if it has sent one before.
+            logger.attempt(partial(_log_counts, logger, counts))
 
 
 def log_results(
@@ -123,7 +142,6 @@ def log_results(
     confusions: Mapping[str, pd.DataFrame],
     predictions: pd.DataFrame,
     images: NDArray[np.uint8],
-    counts: Mapping[str, Mapping[str, int]],
     checkpoint: Path | None,
 ) -> None:
     """Send the scores of the best checkpoint to every logger, and tables and pictures to W&B.
@@ -135,15 +153,15 @@ def log_results(
         confusions: by split ("val", "test"), rows true and columns predicted classes.
         predictions: a row an image, see `tables.predictions`.
         images: uint8 (N, 48, 48), in the order of `predictions`.
-        counts: by name ("before", "after"), images per class.
         checkpoint: the best one.
     """
     final = {name: value for name, value in metrics.items() if not isinstance(value, str)}
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            _log_wandb(logger, metrics, report, confusions, predictions, images, counts)
-            if checkpoint is not None and getattr(logger, "send_checkpoint", False):
-                _log_artifact(logger, checkpoint, {n: v for n, v in final.items() if n in HEADLINES})
+        if isinstance(logger, Wandb):
+            logger.attempt(partial(_log_wandb, logger, metrics, report, confusions, predictions, images))
+            if checkpoint is not None and logger.send_checkpoint:
+                headlines = {n: v for n, v in final.items() if n in HEADLINES}
+                logger.attempt(partial(_log_artifact, logger, checkpoint, headlines))
         else:
             logger.log_metrics({n: v for n, v in final.items() if n.startswith("test/")}, step)
 
@@ -152,18 +170,25 @@ def finish(loggers: Sequence[Logger], *, failed: bool) -> None:
     """Close every logger: W&B would let the next job of a sweep write into this one's run."""
     for logger in loggers:
         logger.finalize("failed" if failed else "success")
-        if isinstance(logger, WandbLogger) and logger._experiment is not None:
-            logger._experiment.finish(exit_code=int(failed))
+        if isinstance(logger, Wandb):
+            logger.finish(failed=failed)
+
+
+def _log_counts(logger: Wandb, counts: Mapping[str, Mapping[str, int]]) -> None:
+    import wandb
+
+    before, after = counts["before"], counts["after"]
+    rows: list[Any] = [[name, before[name], after[name]] for name in before]
+    logger.experiment.log({"data/class_counts": wandb.Table(columns=["class", "before", "after"], data=rows)})
 
 
 def _log_wandb(
-    logger: WandbLogger,
+    logger: Wandb,
     metrics: Mapping[str, float | str],
     report: pd.DataFrame,
     confusions: Mapping[str, pd.DataFrame],
     predictions: pd.DataFrame,
     images: NDArray[np.uint8],
-    counts: Mapping[str, Mapping[str, int]],
 ) -> None:
     import wandb
 
@@ -171,10 +196,6 @@ def _log_wandb(
     for split, table in confusions.items():
         cells: list[Any] = [[true, guess, int(n)] for true, row in table.iterrows() for guess, n in row.items()]
         media[f"{split}/confusion_matrix"] = wandb.Table(columns=["actual", "predicted", "images"], data=cells)
-    before, after = counts["before"], counts["after"]
-    media["data/class_counts"] = wandb.Table(
-        columns=["class", "before", "after"], data=[[name, before[name], after[name]] for name in before]
-    )
     wrong = most_confident(predictions, correct=False)[:MISTAKES]
     media["test/mistakes"] = [
         wandb.Image(images[i], caption=f"{row.label} taken for {row.prediction} ({row.confidence:.0%}), {row.id}")
@@ -184,7 +205,7 @@ def _log_wandb(
     logger.experiment.summary.update(dict(metrics))
 
 
-def _log_artifact(logger: WandbLogger, checkpoint: Path, metadata: Mapping[str, float]) -> None:
+def _log_artifact(logger: Wandb, checkpoint: Path, metadata: Mapping[str, float]) -> None:
     import wandb
 
     artifact = wandb.Artifact(f"{logger.experiment.id}-best", type="model", metadata=dict(metadata))
