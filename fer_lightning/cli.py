@@ -16,11 +16,6 @@ from fer_lightning.errors import UserError
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__.partition("\n")[0])
 
 
-@cli.callback()
-def _commands() -> None:
-    """Keeps `evaluate` a subcommand while it is the only one."""
-
-
 @cli.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
@@ -37,6 +32,22 @@ def evaluate(
     from fer_lightning.evaluate import evaluate as evaluate_run
 
     evaluate_run(run, split=split, data=data, out=out, accelerator=accelerator)
+
+
+@cli.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs or sweeps.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; else `comparison` beside the runs.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The setting that confusions are compared with; else `none`, or the first.")
+    ] = None,
+    clean: Annotated[bool, typer.Option(help="Only test images without a twin in the training data.")] = False,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of test images and seeds.")] = 4000,
+) -> None:
+    """Compare runs on the same test images: one row per setting, over seeds, with paired tests."""
+    from fer_lightning.comparison.write import compare_runs
+
+    compare_runs(runs, out=out, baseline=baseline, clean=clean, resamples=resamples)
 
 
 def app() -> None:

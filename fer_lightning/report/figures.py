@@ -65,7 +65,7 @@ STYLE: dict[Any, Any] = {
 P = ParamSpec("P")
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(STYLE):
@@ -82,7 +82,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-@_styled
+@styled
 def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Counts and shares of each true class; the colour is the share, so rare classes are as visible as common ones.
 
@@ -94,7 +94,7 @@ def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str]) -> Fi
     support = confusion.sum(axis=1, keepdims=True)
     share = confusion / np.maximum(support, 1)
 
-    names = [_short(name) for name in classes]
+    names = [short(name) for name in classes]
     longest = 0.085 * max(map(len, names))  # inches, about
     cell = float(np.clip(7.0 / n_classes, 0.5, 1.0))
     slanted = longest > cell
@@ -145,7 +145,7 @@ _PANELS = {  # axis label: {column: (name, colour, line style)}
 }
 
 
-@_styled
+@styled
 def curves(history: pd.DataFrame, monitor: str = "val/f1_macro", mode: Literal["min", "max"] = "max") -> Figure:
     """Loss, scores and learning rate over the epochs; what was not logged is left out.
 
@@ -193,7 +193,7 @@ def curves(history: pd.DataFrame, monitor: str = "val/f1_macro", mode: Literal["
     return figure
 
 
-@_styled
+@styled
 def class_counts(before: Mapping[str, int], after: Mapping[str, int] | None = None, title: str = "") -> Figure:
     """Images per class: as the data has them and, where that differs, as trained on.
 
@@ -233,14 +233,14 @@ def class_counts(before: Mapping[str, int], after: Mapping[str, int] | None = No
         texts = [f"{n:,} ({n - o:+,})" if n != o else f"{n:,}" for o, n in zip(old, new, strict=True)]
         _number_bars(panels[1], np.maximum(old, new), texts, space)
         figure.legend(loc="outside lower right", ncols=3)
-    panels[0].set_yticks(positions, [_short(name) for name in classes])
+    panels[0].set_yticks(positions, [short(name) for name in classes])
     panels[0].set_ylim(len(classes) - 0.45, -0.55)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
     return figure
 
 
-@_styled
+@styled
 def reliability(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> Figure:
     """Reliability diagram: how often predictions of a given confidence are right, and how many there are.
 
@@ -277,7 +277,7 @@ def reliability(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int
     return figure
 
 
-@_styled
+@styled
 def faces(images: NDArray[np.uint8], captions: Sequence[str], columns: int = 8, title: str = "") -> Figure:
     """A gallery of faces, each with its caption.
 
@@ -291,7 +291,7 @@ def faces(images: NDArray[np.uint8], captions: Sequence[str], columns: int = 8, 
         return _empty("No images")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    captions = ["\n".join(_short(line, 18) for line in caption.splitlines()) for caption in captions]
+    captions = ["\n".join(short(line, 18) for line in caption.splitlines()) for caption in captions]
     lines = max(caption.count("\n") + 1 for caption in captions)
     figure = Figure(
         figsize=(1.15 * columns, (1.15 + 0.14 * lines) * rows + (0.3 if title else 0)), layout="constrained"
@@ -306,7 +306,7 @@ def faces(images: NDArray[np.uint8], captions: Sequence[str], columns: int = 8, 
     return figure
 
 
-def _short(name: str, width: int = 24) -> str:
+def short(name: str, width: int = 24) -> str:
     """`name` on one line of at most `width` characters."""
     name = " ".join(name.split())
     return name if len(name) <= width else name[: width - 1] + "…"

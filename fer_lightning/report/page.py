@@ -154,16 +154,29 @@ def render(
     plots = figures or {}
     name = about.get("name", "Run")
     sections = [
-        _section("Results", _headline(metrics), _comparison(metrics)),
-        _section("Per class", _per_class(report)),
-        _section("Confusion matrix", _plot(plots, "confusion_matrix"), _confusions(confusion)),
-        _section("Training", _plot(plots, "curves")),
-        _section("Training images per class", _plot(plots, "class_counts")),
-        _section("Calibration", _plot(plots, "reliability")),
-        _section("Most confident mistakes", _gallery(mistakes)),
-        _section("Most confident correct predictions", _galleries(examples)),
-        _section("Configuration", _config(config_yaml)),
+        section("Results", _headline(metrics), _comparison(metrics)),
+        section("Per class", _per_class(report)),
+        section("Confusion matrix", plot(plots, "confusion_matrix"), _confusions(confusion)),
+        section("Training", plot(plots, "curves")),
+        section("Training images per class", plot(plots, "class_counts")),
+        section("Calibration", plot(plots, "reliability")),
+        section("Most confident mistakes", _gallery(mistakes)),
+        section("Most confident correct predictions", _galleries(examples)),
+        section("Configuration", _config(config_yaml)),
     ]
+    return document(name, "fer-lightning run report", _facts(about, metrics), sections, files)
+
+
+def document(title: str, kind: str, head: str, sections: Sequence[str], files: Sequence[str] = ()) -> str:
+    """A page of its own.
+
+    Args:
+        title: its heading.
+        kind: what sort of page it is.
+        head: HTML below the heading.
+        sections: HTML of the parts.
+        files: names of the files next to the page, to link to.
+    """
     links = ", ".join(f'<a href="{escape(file)}">{escape(file)}</a>' for file in files)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -171,14 +184,14 @@ def render(
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(name)}, fer-lightning</title>
+<title>{escape(title)}, fer-lightning</title>
 <style>{STYLE}</style>
 </head>
 <body>
 <header>
-<p class="kind">fer-lightning run report</p>
-<h1>{escape(name)}</h1>
-{_facts(about, metrics)}
+<p class="kind">{escape(kind)}</p>
+<h1>{escape(title)}</h1>
+{head}
 </header>
 <main>
 {"".join(sections)}
@@ -189,7 +202,8 @@ def render(
 """
 
 
-def _section(title: str, *parts: str) -> str:
+def section(title: str, *parts: str) -> str:
+    """A part of a page, of HTML that is not empty; nothing where all is."""
     body = "\n".join(part for part in parts if part)
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>\n" if body else ""
 
@@ -226,9 +240,9 @@ def _comparison(metrics: Mapping[str, float | str]) -> str:
             interval = _interval(metrics, f"{prefix}/{key}")
             cells.append("" if value is None else f"{value:.3f}" + (f" ({interval})" if interval else ""))
         rows.append([title, *cells])
-    body = "".join(_row(row) for row in rows if any(row[1:]))
+    body = "".join(row(cells) for cells in rows if any(cells[1:]))
     note = "Clean: no image of the training data has the same pixels." if "test/clean" in sets else ""
-    return _table(["Score", *sets.values()], body, note=note)
+    return table(["Score", *sets.values()], body, note=note)
 
 
 def _per_class(report: pd.DataFrame | None) -> str:
@@ -243,7 +257,7 @@ def _per_class(report: pd.DataFrame | None) -> str:
         )
         kind = "" if i < first_summary else ' class="sum first"' if i == first_summary else ' class="sum"'
         rows += f'<tr{kind}><th scope="row">{escape(name)}</th>{cells}<td>{support:,}</td></tr>\n'
-    return _table(["Class", "Precision", "Recall", "F1", "Support"], rows)
+    return table(["Class", "Precision", "Recall", "F1", "Support"], rows)
 
 
 def _confusions(confusion: pd.DataFrame | None) -> str:
@@ -257,12 +271,13 @@ def _confusions(confusion: pd.DataFrame | None) -> str:
         true, predicted = divmod(int(cell), len(counts))
         if count := wrong[true, predicted]:
             pair = [str(confusion.index[true]), str(confusion.columns[predicted])]
-            rows += _row([*pair, f"{count:,}", f"{count / support[true]:.1%}"])
+            rows += row([*pair, f"{count:,}", f"{count / support[true]:.1%}"])
     header = ["True class", "Predicted as", "Images", "Share of the true class"]
-    return _table(header, rows, title="Most frequent confusions") if rows else ""
+    return table(header, rows, title="Most frequent confusions") if rows else ""
 
 
-def _plot(figures: Mapping[str, bytes], name: str) -> str:
+def plot(figures: Mapping[str, bytes], name: str) -> str:
+    """A figure, PNG, in a card; nothing where there is none of that name."""
     if name not in figures:
         return ""
     png = figures[name]
@@ -301,15 +316,17 @@ def _config(text: str) -> str:
     )
 
 
-def _table(header: Sequence[str], rows: str, title: str = "", note: str = "") -> str:
+def table(header: Sequence[str], rows: str, title: str = "", note: str = "") -> str:
+    """A table in a card, of rows that `row` made."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     after = f'<p class="note">{escape(note)}</p>' if note else ""
     caption = f"<caption>{escape(title)}</caption>" if title else ""
-    table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>"
-    return f'<div class="card"><div class="scroll">{table}</div>{after}</div>'
+    body = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>"
+    return f'<div class="card"><div class="scroll">{body}</div>{after}</div>'
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """A row of a table, of text."""
     rest = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
     return f'<tr><th scope="row">{escape(cells[0])}</th>{rest}</tr>\n'
 

@@ -1,0 +1,1 @@
+"""Many finished runs, compared on the same test images."""

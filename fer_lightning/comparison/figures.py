@@ -1,0 +1,118 @@
+"""Figures of a comparison, in the style of a run's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fer_lightning.comparison.statistics import Comparison, mean_shares
+from fer_lightning.report.figures import BLUE, GREY, INK, short, styled
+
+WIDTH = 34
+"""Characters of a setting's name."""
+
+
+@styled
+def class_scores(table: pd.DataFrame, score: str, classes: Sequence[str]) -> Figure:
+    """A score of each class under each setting, mean over seeds; the best of each class in bold.
+
+    Args:
+        table: `Comparison.table`.
+        score: "recall" or "f1".
+        classes: (C,), class names in label order.
+    """
+    values = table[[f"{score}/{name}" for name in classes]].to_numpy()
+    names = [short(str(name), WIDTH) for name in table["setting"]]
+    longest = 0.075 * max(map(len, names))  # inches, about
+    figure = Figure(figsize=(1.2 + longest + 0.8 * len(classes), 1.0 + 0.32 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.ndindex(*values.shape):
+        value = values[row, column]
+        best = value == values[:, column].max() and len(names) > 1
+        look: dict[str, Any] = {
+            "color": "white" if value > 0.6 else INK,
+            "fontweight": "bold" if best else "normal",
+            "fontsize": 8.5,
+        }
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", **look)
+    axes.set_xticks(range(len(classes)), [short(name) for name in classes])
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label={"recall": "Recall", "f1": "F1"}[score], shrink=0.9).outline.set_visible(
+        False
+    )
+    return figure
+
+
+@styled
+def accuracy_f1(comparison: Comparison) -> Figure:
+    """Accuracy against macro-F1 of each setting, with the 95 % interval of each, for itself."""
+    table, intervals = comparison.table, comparison.intervals
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    x, y = table["accuracy"].to_numpy(), table["f1_macro"].to_numpy()
+    errors = [
+        np.abs(np.stack([v - intervals[f"{score}_low"], intervals[f"{score}_high"] - v]))
+        for score, v in (("accuracy", x), ("f1_macro", y))
+    ]
+    axes.errorbar(x, y, errors[1], errors[0], fmt="none", ecolor=GREY, elinewidth=0.7, alpha=0.55, zorder=1)
+    runs = comparison.runs
+    axes.plot(runs["accuracy"], runs["f1_macro"], ".", color=BLUE, alpha=0.35, markersize=4, zorder=2)
+    axes.plot(x, y, "o", color=BLUE, markersize=5, zorder=3)
+    numbers = len(table) > 1
+    for i in range(len(table)):
+        text = f"{i + 1}" if numbers else str(table["setting"][i])
+        axes.annotate(text, (x[i], y[i]), xytext=(5, 4), textcoords="offset points", fontsize=8.5, zorder=4)
+    if numbers:
+        legend = "\n".join(f"{i + 1}  {short(str(name), WIDTH)}" for i, name in enumerate(table["setting"]))
+        axes.annotate(legend, (1.02, 1), xycoords="axes fraction", va="top", fontsize=8.5, linespacing=1.5)
+    axes.set(xlabel="Accuracy", ylabel="Macro-F1")
+    axes.grid()
+    return figure
+
+
+@styled
+def confusion_differences(comparison: Comparison, baseline: str) -> Figure:
+    """Confusion matrices, as shares of each true class, mean over seeds, less those of a baseline.
+
+    Args:
+        comparison: of two settings or more.
+        baseline: name of the setting to compare with.
+    """
+    classes = comparison.settings[0].runs[0].classes
+    shares = {setting.name: mean_shares(setting) for setting in comparison.settings}
+    others = [name for name in shares if name != baseline]
+    assert others
+    columns = min(4, len(others))
+    rows = math.ceil(len(others) / columns)
+    figure = Figure(figsize=(2.5 * columns + 0.9, 2.6 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    limit = max(0.01, max(float(np.abs(shares[name] - shares[baseline]).max()) for name in others))
+    for axes in grid.flat[len(others) :]:
+        axes.set_visible(False)
+    for axes, name in zip(grid.flat, others, strict=False):
+        difference = shares[name] - shares[baseline]
+        image = axes.imshow(difference, cmap="RdBu", vmin=-limit, vmax=limit)
+        for row, column in np.ndindex(*difference.shape):
+            value = 100 * difference[row, column]
+            if abs(value) >= 0.5:
+                colour = "white" if abs(value) > 70 * limit else INK
+                axes.text(column, row, f"{value:+.0f}", ha="center", va="center", fontsize=6.5, color=colour)
+        axes.set_title(short(name, 24), fontsize=9)
+        ticks = [short(name, 9) for name in classes]
+        axes.set_xticks(range(len(classes)), ticks, rotation=90, fontsize=7.5)
+        axes.set_yticks(range(len(classes)), ticks, fontsize=7.5)
+        axes.tick_params(length=0, labelbottom=True)
+    bar = figure.colorbar(image, ax=grid, shrink=0.7, label=f"Points more or less than {short(baseline, 24)}")
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}")
+    bar.outline.set_visible(False)
+    figure.supxlabel("Predicted class", fontsize=9)
+    figure.supylabel("True class", fontsize=9)
+    return figure

@@ -1,0 +1,228 @@
+"""Scores of settings with their spread over seeds, and which differences between settings are beyond chance.
+
+Two things vary: which images happen to be in the test set, and what a training run makes of its seed. Intervals come
+from resampling both; tests are paired, since all settings are scored on the same images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from fer_lightning.comparison.collect import FinishedRun, Setting
+from fer_lightning.model.metrics import calibration_bins, confusion, expected_calibration_error, scores
+
+Floats = NDArray[np.float64]
+
+TESTED = ("accuracy", "f1_macro")
+"""Scores that settings are tested by."""
+
+LEVEL = 0.95
+CHUNK = 200  # resamples at once: 200 × 7,178 weights are 6 MB
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is known about some settings.
+
+    Attributes:
+        settings: as compared.
+        runs: a row a run: setting, seed, folder, and every score.
+        table: a row a setting, in their order: setting, seeds, and of every score its mean and, as `<score>_sd`, its
+            standard deviation over seeds (n − 1; missing for one seed).
+        intervals: a row a setting: `<score>_low` and `<score>_high` of the tested scores, 95 %, each for itself.
+        pairs: a row a pair of settings (a, b): of each tested score `<score>_difference` (a − b), its simultaneous 95 %
+            interval over all pairs `<score>_low`, `<score>_high`, and whether that leaves out zero, `<score>_differs`;
+            McNemar's p, `mcnemar_p`, and the same corrected by Holm, `mcnemar_p_holm`.
+    """
+
+    settings: tuple[Setting, ...]
+    runs: pd.DataFrame
+    table: pd.DataFrame
+    intervals: pd.DataFrame
+    pairs: pd.DataFrame
+
+
+def compare(settings: Sequence[Setting], *, resamples: int = 4000, seed: int = 0) -> Comparison:
+    """Score, resample and test.
+
+    Args:
+        settings: scored on the same images.
+        resamples: of test images and seeds.
+        seed: of the resampling.
+    """
+    runs = pd.DataFrame(
+        [
+            {"setting": setting.name, "seed": run.seed, "folder": str(run.folder), **run_scores(run)}
+            for setting in settings
+            for run in setting.runs
+        ]
+    )
+    groups = runs.drop(columns=["seed", "folder"]).groupby("setting", sort=False)
+    mean, sd = groups.mean(), groups.std().add_suffix("_sd")
+    columns = [name for score in mean.columns for name in (score, f"{score}_sd")]
+    table = pd.concat([groups.size().rename("seeds"), mean, sd], axis=1)[["seeds", *columns]].reset_index()
+
+    drawn = resampled(settings, resamples, seed)
+    tail = 100 * (1 - LEVEL) / 2
+    intervals = pd.DataFrame({"setting": table["setting"]})
+    for score, values in drawn.items():
+        intervals[f"{score}_low"], intervals[f"{score}_high"] = np.percentile(values, [tail, 100 - tail], axis=1)
+    return Comparison(tuple(settings), runs, table, intervals, _pairs(settings, table, drawn))
+
+
+def run_scores(run: FinishedRun) -> dict[str, float]:
+    """Scores of one run, as in its metrics.json; per class only recall and F1."""
+    labels = run.labels
+    values = scores(confusion(labels, run.guesses, len(run.classes)), run.classes)
+    bins = calibration_bins(torch.from_numpy(run.probabilities), torch.from_numpy(labels))
+    chosen = {name: values[name] for name in ("accuracy", "balanced_accuracy", "f1_macro")}
+    chosen["ece"] = expected_calibration_error(bins.numpy())
+    return chosen | {f"{s}/{name}": values[f"{s}/{name}"] for s in ("recall", "f1") for name in run.classes}
+
+
+def resampled(settings: Sequence[Setting], resamples: int, seed: int = 0) -> dict[str, Floats]:
+    """Tested scores of each setting, mean over seeds, when images and seeds are drawn anew with replacement.
+
+    The images drawn are the same for all settings, so that differences between rows are paired.
+
+    Returns:
+        Of each tested score float (settings, resamples).
+    """
+    rng = np.random.default_rng(seed)
+    runs = [run for setting in settings for run in setting.runs]
+    n_classes, n_images = len(runs[0].classes), len(runs[0].predictions)
+    labels = runs[0].labels
+    # One column for each cell of each run's confusion matrix: a weighted sum over images fills all of them at once.
+    cells = np.zeros((n_images, len(runs), n_classes**2), dtype=np.float32)
+    for i, run in enumerate(runs):
+        cells[np.arange(n_images), i, labels * n_classes + run.guesses] = 1
+    flat = cells.reshape(n_images, -1)
+    per_run: dict[str, list[Floats]] = {score: [] for score in TESTED}
+    for start in range(0, resamples, CHUNK):
+        weights = rng.multinomial(n_images, np.full(n_images, 1 / n_images), min(CHUNK, resamples - start))
+        matrices = (weights.astype(np.float32) @ flat).reshape(-1, len(runs), n_classes, n_classes).astype(np.float64)
+        hits, support, predicted = np.einsum("brii->bri", matrices), matrices.sum(3), matrices.sum(2)
+        per_run["accuracy"].append(hits.sum(2) / n_images)
+        per_run["f1_macro"].append((2 * hits / np.maximum(support + predicted, 1)).mean(2))
+    drawn: dict[str, Floats] = {score: np.empty((len(settings), resamples)) for score in TESTED}
+    first = 0
+    for i, setting in enumerate(settings):
+        n_seeds = len(setting.runs)
+        chosen = first + rng.integers(n_seeds, size=(resamples, n_seeds))
+        for score in TESTED:
+            values = np.concatenate(per_run[score])
+            drawn[score][i] = values[np.arange(resamples)[:, None], chosen].mean(1)
+        first += n_seeds
+    return drawn
+
+
+def _pairs(settings: Sequence[Setting], table: pd.DataFrame, drawn: dict[str, Floats]) -> pd.DataFrame:
+    from statsmodels.stats.multitest import multipletests
+
+    indices = list(combinations(range(len(settings)), 2))
+    if not indices:
+        return pd.DataFrame()
+    names = table["setting"]
+    pairs = pd.DataFrame({"a": [names[i] for i, _ in indices], "b": [names[j] for _, j in indices]})
+    for score in TESTED:
+        observed = np.array([table[score][i] - table[score][j] for i, j in indices])
+        resampled = np.array([drawn[score][i] - drawn[score][j] for i, j in indices])
+        low, high = simultaneous(observed, resampled)
+        pairs[f"{score}_difference"], pairs[f"{score}_low"], pairs[f"{score}_high"] = observed, low, high
+        pairs[f"{score}_differs"] = (low > 0) | (high < 0)
+    pairs["mcnemar_p"] = [mcnemar_p(settings[i], settings[j]) for i, j in indices]
+    pairs["mcnemar_p_holm"] = multipletests(pairs["mcnemar_p"], method="holm")[1]
+    return pairs
+
+
+def simultaneous(observed: Floats, resampled: Floats) -> tuple[Floats, Floats]:
+    """Intervals that hold together: all of them cover in 95 % of cases.
+
+    Each is the difference ± q standard errors, q being the 95 % quantile of the largest standardised deviation among
+    all differences (Westfall & Young 1993, single-step maxT), so that what they have in common is made use of.
+
+    Args:
+        observed: differences (D,).
+        resampled: the same in each resample (D, B).
+    """
+    error = resampled.std(1)
+    deviation = np.abs(resampled - resampled.mean(1, keepdims=True)) / np.where(error > 0, error, 1)[:, None]
+    q = np.quantile(deviation.max(0), LEVEL)
+    return observed - q * error, observed + q * error
+
+
+def mcnemar_p(a: Setting, b: Setting) -> float:
+    """McNemar's exact test of equal accuracy on the same images (Dietterich 1998).
+
+    Over several seeds, runs of the same seed are paired, or of the same place where seeds differ; twice the median of
+    their p-values is one that holds however they depend on each other (Rüger 1978; Vovk & Wang 2020, arXiv:1212.4966).
+    """
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    of_b = {run.seed: run for run in b.runs}
+    matched = [(run, of_b[run.seed]) for run in a.runs if run.seed in of_b] or list(zip(a.runs, b.runs, strict=False))
+    p_values = []
+    for one, other in matched:
+        right = [run.guesses == run.labels for run in (one, other)]
+        table = [[np.sum((right[0] == x) & (right[1] == y)) for y in (True, False)] for x in (True, False)]
+        p_values.append(float(mcnemar(table, exact=True).pvalue))
+    return min(1.0, 2 * float(np.median(p_values))) if len(p_values) > 1 else p_values[0]
+
+
+def mean_shares(setting: Setting) -> Floats:
+    """The confusion matrix as shares of each true class, mean over seeds: float (C, C)."""
+    matrices = [confusion(run.labels, run.guesses, len(run.classes)) for run in setting.runs]
+    mean: Floats = np.mean([matrix / np.maximum(matrix.sum(1, keepdims=True), 1) for matrix in matrices], axis=0)
+    return mean
+
+
+def conclusions(comparison: Comparison) -> list[str]:
+    """What can and what cannot be concluded, in plain sentences."""
+    table, pairs, settings = comparison.table, comparison.pairs, comparison.settings
+    if len(settings) < 2:
+        return ["One setting only: there is nothing to compare it with."]
+    sentences = []
+    for score, title in (("f1_macro", "macro-F1"), ("accuracy", "accuracy")):
+        best = str(table["setting"][int(table[score].to_numpy().argmax())])
+        beaten: list[str] = []
+        open_: list[str] = []
+        for row in pairs[(pairs["a"] == best) | (pairs["b"] == best)].to_dict("records"):
+            other = row["b"] if row["a"] == best else row["a"]
+            (beaten if row[f"{score}_differs"] else open_).append(str(other))
+        value = shown(*table.loc[table["setting"] == best, [score, f"{score}_sd"]].iloc[0])
+        told = f"By {title}, {best} is highest ({value})"
+        if beaten:
+            told += f"; the test images and seeds tell it from {_listed(beaten)}"
+        if open_:
+            told += f"{', but not' if beaten else '; the test images and seeds do not tell it'} from {_listed(open_)}"
+        sentences.append(told + ".")
+    few = min(len(setting.runs) for setting in settings)
+    pairs_word = f"all {len(pairs)} differences" if len(pairs) > 1 else "the difference"
+    sentences.append(f"“Tell” means: the interval that covers {pairs_word} together with 95 % leaves out zero.")
+    if few == 1:
+        sentences.append(
+            "Some settings have one seed: what is compared there is one trained network, not what it was trained by; "
+            "another seed may turn the order round."
+        )
+    elif few < 5:
+        sentences.append(
+            f"With {few} seeds the spread over seeds is known roughly; differences of the size of the standard "
+            "deviation should not be built on."
+        )
+    return sentences
+
+
+def shown(mean: float, sd: float) -> str:
+    """ "0.612 ± 0.004", or the mean alone where there is no deviation."""
+    return f"{mean:.3f}" if np.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,236 @@
+"""A comparison as terminal tables, CSV, Markdown, LaTeX and one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fer_lightning.comparison import figures
+from fer_lightning.comparison.collect import collect
+from fer_lightning.comparison.statistics import Comparison, compare, conclusions, shown
+from fer_lightning.errors import UserError
+from fer_lightning.report import page
+from fer_lightning.report.figures import png
+from fer_lightning.report.files import write_atomically
+
+SCORES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1_macro": "macro-F1", "ece": "ECE"}
+
+
+def compare_runs(
+    paths: Sequence[Path],
+    *,
+    out: Path | None = None,
+    baseline: str | None = None,
+    clean: bool = False,
+    resamples: int = 4000,
+) -> Comparison:
+    """Compare finished runs and sweeps, print the tables and write them to a folder.
+
+    Args:
+        paths: run folders, sweep folders, or folders of such.
+        out: the folder to write; by default `comparison` in the one path, or in the working directory.
+        baseline: name of the setting that confusion matrices are compared with; by default `none`, or the first.
+        clean: score test images without a pixel-identical twin in training only.
+        resamples: of test images and seeds.
+
+    Raises:
+        UserError: nothing to compare, or runs that were scored on different test images.
+    """
+    if resamples < 100:
+        raise UserError(f"--resamples {resamples}: an interval needs 100 at least")
+    settings, unfinished = collect(paths, clean=clean)
+    names = [setting.name for setting in settings]
+    if baseline is None:
+        baseline = next((name for name in names if name.partition(",")[0] == "none"), names[0])
+    elif baseline not in names:
+        raise UserError(f"--baseline {baseline}: there are {'; '.join(names)}")
+    comparison = compare(settings, resamples=resamples)
+    out = out or (paths[0] if len(paths) == 1 else Path()) / "comparison"
+    index = _write(comparison, out, baseline, unfinished, clean)
+    _print(comparison, Console())
+    for sentence in conclusions(comparison):
+        print(sentence)
+    if unfinished:
+        print(f"left out, not finished: {', '.join(map(str, unfinished))}")
+    print(f"page     {index}")
+    return comparison
+
+
+def summary(comparison: Comparison) -> pd.DataFrame:
+    """The main table for people: a row a setting, "mean ± deviation" as text."""
+    return _as_text(comparison.table, SCORES)
+
+
+def per_class(comparison: Comparison, score: str) -> pd.DataFrame:
+    """A score of each class for people: a row a setting.
+
+    Args:
+        comparison: to be shown.
+        score: "recall" or "f1".
+    """
+    classes = comparison.settings[0].runs[0].classes
+    return _as_text(comparison.table, {f"{score}/{name}": name for name in classes})
+
+
+def pairwise(comparison: Comparison) -> pd.DataFrame:
+    """Every difference with its simultaneous interval, for people; largest difference of macro-F1 first."""
+    pairs = comparison.pairs
+    if pairs.empty:
+        return pairs
+    rows = []
+    for pair in pairs.iloc[np.argsort(-pairs["f1_macro_difference"].abs(), kind="stable")].to_dict("records"):
+        # The better one first, so that differences of macro-F1 are positive.
+        sign = 1 if pair["f1_macro_difference"] >= 0 else -1
+        a, b = (pair["a"], pair["b"])[::sign]
+        row = {"setting": str(a), "against": str(b)}
+        for score in ("f1_macro", "accuracy"):
+            low, high = sorted((sign * pair[f"{score}_low"], sign * pair[f"{score}_high"]))
+            text = f"{sign * pair[f'{score}_difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+            row[SCORES[score]] = text + (" *" if pair[f"{score}_differs"] else "")
+        row["McNemar p (Holm)"] = f"{pair['mcnemar_p_holm']:.2g}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    cells = [list(frame.columns), *frame.astype(str).to_numpy().tolist()]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+    rule = "|" + "|".join(["---", *["---:"] * (len(frame.columns) - 1)]) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+
+
+def latex(frame: pd.DataFrame, caption: str) -> str:
+    """A table in LaTeX, for the package booktabs."""
+    style = frame.style.hide(axis="index").format(str, escape="latex")
+    style = style.format_index(str, axis="columns", escape="latex")
+    text: str = style.to_latex(
+        hrules=True, column_format="l" + "r" * (len(frame.columns) - 1), caption=caption, position="htbp"
+    )
+    return text.replace("±", r"$\pm$").replace("–", "--")
+
+
+def _as_text(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+    shown_columns = {
+        title: [shown(*values) for values in table[[score, f"{score}_sd"]].to_numpy()]
+        for score, title in columns.items()
+    }
+    return pd.DataFrame({"setting": table["setting"], "seeds": table["seeds"], **shown_columns})
+
+
+def _write(comparison: Comparison, out: Path, baseline: str, unfinished: Sequence[Path], clean: bool) -> Path:
+    classes = comparison.settings[0].runs[0].classes
+    images = len(comparison.settings[0].runs[0].predictions)
+    what = f"{images:,} {'clean ' if clean else ''}test images"
+    main = summary(comparison)
+    tables = {"recall": per_class(comparison, "recall"), "f1": per_class(comparison, "f1")}
+    caption = f"Mean and standard deviation over seeds, on {what}."
+    files = {
+        "table.csv": _csv(comparison.table),
+        "runs.csv": _csv(comparison.runs),
+        "pairs.csv": _csv(comparison.pairs),
+        "table.md": "\n".join(
+            [markdown(main), *map(markdown, tables.values()), markdown(pairwise(comparison))]
+        ).encode(),
+        "table.tex": "\n".join(
+            [
+                latex(main, caption),
+                *(latex(t, f"{name.capitalize()} per class. {caption}") for name, t in tables.items()),
+            ]
+        ).encode(),
+    }
+    plots = {
+        "recall_by_class": figures.class_scores(comparison.table, "recall", classes),
+        "f1_by_class": figures.class_scores(comparison.table, "f1", classes),
+        "accuracy_f1": figures.accuracy_f1(comparison),
+    }
+    if len(comparison.settings) > 1:
+        plots["confusion_differences"] = figures.confusion_differences(comparison, baseline)
+    pngs = {name: png(figure) for name, figure in plots.items()}
+    files |= {f"{name}.png": content for name, content in pngs.items()}
+    files["index.html"] = _page(comparison, main, pngs, what, unfinished, list(files)).encode()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_atomically(out / name, content)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or out}: cannot be written ({error.strerror}); name a folder by --out"
+        ) from error
+    return out / "index.html"
+
+
+def _page(
+    comparison: Comparison,
+    main: pd.DataFrame,
+    pngs: dict[str, bytes],
+    what: str,
+    unfinished: Sequence[Path],
+    files: Sequence[str],
+) -> str:
+    told = "".join(f"<p>{escape(sentence)}</p>" for sentence in conclusions(comparison))
+    if unfinished:
+        told += f'<p class="note">Left out, not finished: {escape(", ".join(map(str, unfinished)))}</p>'
+    note = f"Mean ± standard deviation over seeds, on the same {what}."
+    pairs = pairwise(comparison)
+    sections = [
+        page.section("What follows", f'<div class="card">{told}</div>'),
+        page.section("Scores", _table(main, note)),
+        page.section("Accuracy and macro-F1", page.plot(pngs, "accuracy_f1"), _note(ACCURACY_F1)),
+        page.section("Recall by class", page.plot(pngs, "recall_by_class")),
+        page.section("F1 by class", page.plot(pngs, "f1_by_class")),
+        page.section("Confusions that changed", page.plot(pngs, "confusion_differences")),
+        page.section("All differences", _table(pairs, PAIRS)) if len(pairs) else "",
+        page.section("Runs", _table(_runs(comparison), "")),
+    ]
+    title = f"{len(main)} settings, {len(comparison.runs)} runs"
+    return page.document(title, "fer-lightning comparison", "", sections, files)
+
+
+ACCURACY_F1 = "Circles: means over seeds, each with its own 95 % interval over test images and seeds; dots: runs."
+
+PAIRS = (
+    "Differences, with intervals that cover all of them together with 95 % (bootstrap of test images and seeds, maxT). "
+    "An asterisk: zero lies outside. McNemar: exact test on paired predictions, over seeds twice the median p, "
+    "corrected by Holm."
+)
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _table(frame: pd.DataFrame, note: str) -> str:
+    rows = "".join(page.row(row) for row in frame.astype(str).to_numpy().tolist())
+    return page.table(list(frame.columns), rows, note=note)
+
+
+def _runs(comparison: Comparison) -> pd.DataFrame:
+    runs = comparison.runs
+    numbers = {title: runs[score].map("{:.3f}".format) for score, title in SCORES.items()}
+    return pd.DataFrame({"setting": runs["setting"], "seed": runs["seed"], **numbers, "folder": runs["folder"]})
+
+
+def _print(comparison: Comparison, console: Console) -> None:
+    classes = comparison.settings[0].runs[0].classes
+    recall = comparison.table[["setting", *(f"recall/{name}" for name in classes)]]
+    recall = recall.rename(columns=lambda name: name.removeprefix("recall/"))
+    recall = recall.map(lambda value: value if isinstance(value, str) else f"{value:.2f}")
+    for title, frame in (("mean ± deviation over seeds", summary(comparison)), ("recall, mean over seeds", recall)):
+        table = Table(title=Text(title), title_justify="left", header_style="bold")
+        for i, column in enumerate(frame.columns):
+            table.add_column(Text(str(column)), justify="right" if i else "left")
+        for cells in frame.astype(str).to_numpy().tolist():
+            table.add_row(*(Text(cell, overflow="fold") for cell in cells))
+        console.print(table)
+
+
+def _csv(frame: pd.DataFrame) -> bytes:
+    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()

@@ -1,0 +1,259 @@
+"""Comparing runs: which belong together, what is computed, what is said; against scikit-learn, SciPy and by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import stats
+from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
+from typer.testing import CliRunner
+
+from fer_lightning.cli import cli
+from fer_lightning.comparison.collect import collect
+from fer_lightning.comparison.statistics import (
+    Comparison,
+    compare,
+    conclusions,
+    mcnemar_p,
+    mean_shares,
+    resampled,
+    simultaneous,
+)
+from fer_lightning.comparison.write import compare_runs, latex, markdown, pairwise, summary
+from fer_lightning.errors import UserError
+from fer_lightning.report import tables
+from tests.conftest import TINY, Run
+
+CLASSES = ("angry", "happy", "sad_&_lonely")
+N = 400
+LABELS = np.random.default_rng(2013).choice(3, N, p=[0.2, 0.7, 0.1])
+
+
+def make_run(
+    folder: Path, skill: float, seed: int = 0, labels: np.ndarray = LABELS, finished: bool = True, **keys: Any
+) -> Path:
+    """A run folder as a job leaves it, of a network that knows the answer with the probability `skill`."""
+    rng = np.random.default_rng([seed, round(1000 * skill)])
+    guesses = np.where(rng.random(len(labels)) < skill, labels, rng.integers(0, 3, len(labels)))
+    probabilities = np.full((len(labels), 3), 0.2)
+    probabilities[np.arange(len(labels)), guesses] = 0.6
+    clean = np.arange(len(labels)) % 10 > 0
+    ids = [f"{i:03}" for i in range(len(labels))]
+    frame = tables.predictions(ids, ["private"] * len(labels), labels, probabilities, clean, CLASSES)
+    (folder / "report").mkdir(parents=True)
+    frame.to_csv(folder / "report/predictions.csv", index=False)
+    config: dict[str, Any] = {
+        "seed": seed,
+        "imbalance": {"name": "none", "resample": {"seed": seed}},
+        "logger": {"a": 1},
+    }
+    for key, value in keys.items():
+        node = config
+        *parents, last = key.split("__")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    if finished:
+        (folder / "metrics.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two strategies of unlike skill and one like the first, three seeds each, and a job that did not finish."""
+    folder = tmp_path_factory.mktemp("sweep")
+    jobs = [(0.5, {}), (0.8, {"imbalance__name": "weighted", "imbalance__loss__weights": "inverse"}),
+            (0.51, {"imbalance__name": "focal", "imbalance__loss__gamma": 2.0})]  # fmt: skip
+    for number, ((skill, keys), seed) in enumerate((job, seed) for job in jobs for seed in range(3)):
+        make_run(folder / str(number), skill, seed, logger__run=number, **keys)
+    make_run(folder / "9", 0.5, 7, finished=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def comparison(sweep: Path) -> Comparison:
+    return compare(collect([sweep])[0])
+
+
+def test_settings_are_named_by_what_differs_and_seeds_belong_together(sweep: Path) -> None:
+    settings, unfinished = collect([sweep])
+    assert [setting.name for setting in settings] == ["none", "weighted", "focal"]
+    assert [[run.seed for run in setting.runs] for setting in settings] == [[0, 1, 2]] * 3
+    assert unfinished == [sweep / "9"]
+
+
+def test_as_many_keys_as_it_takes(tmp_path: Path) -> None:
+    rates = {"a": {}, "b": {"optimizer__lr": 0.1}, "c": {"optimizer__lr": 0.1, "imbalance__name": "weighted"}}
+    for name, keys in rates.items():
+        make_run(tmp_path / name, 0.5, **{"optimizer__lr": 0.01, **keys})
+    settings, _ = collect([tmp_path / name for name in rates])
+    assert [s.name for s in settings] == [
+        "none, optimizer.lr=0.01",
+        "none, optimizer.lr=0.1",
+        "weighted, optimizer.lr=0.1",
+    ]
+
+
+def test_one_run_twice_is_one_run(sweep: Path) -> None:
+    settings, _ = collect([sweep / "0", sweep, sweep / "../" / sweep.name / "0"])
+    assert sum(len(setting.runs) for setting in settings) == 9
+
+
+def test_scores_are_scikit_learn_s(comparison: Comparison) -> None:
+    for setting, row in zip(comparison.settings, comparison.table.to_dict("records"), strict=True):
+        accuracy = [np.mean(run.guesses == LABELS) for run in setting.runs]
+        assert row["accuracy"] == pytest.approx(np.mean(accuracy))
+        assert row["accuracy_sd"] == pytest.approx(np.std(accuracy, ddof=1))
+        f1 = [f1_score(LABELS, run.guesses, average="macro") for run in setting.runs]
+        assert (row["f1_macro"], row["f1_macro_sd"]) == pytest.approx((np.mean(f1), np.std(f1, ddof=1)))
+        balanced = [balanced_accuracy_score(LABELS, run.guesses) for run in setting.runs]
+        assert row["balanced_accuracy"] == pytest.approx(np.mean(balanced))
+        recall = np.mean([recall_score(LABELS, run.guesses, average=None) for run in setting.runs], axis=0)
+        assert [row[f"recall/{name}"] for name in CLASSES] == pytest.approx(recall.tolist())
+        assert mean_shares(setting).diagonal() == pytest.approx(recall)
+
+
+def test_resampled_scores_are_those_of_the_images_drawn(sweep: Path) -> None:
+    (setting,) = collect([sweep / "3"])[0]
+    drawn = resampled([setting], 5, seed=1)
+    weights = np.random.default_rng(1).multinomial(N, np.full(N, 1 / N), 5)
+    guesses = setting.runs[0].guesses
+    for i, weight in enumerate(weights):
+        assert drawn["accuracy"][0, i] == pytest.approx(np.average(guesses == LABELS, weights=weight))
+        expected = f1_score(LABELS, guesses, average="macro", sample_weight=weight)
+        assert drawn["f1_macro"][0, i] == pytest.approx(expected)
+
+
+def test_the_interval_of_one_difference_is_scipy_s(sweep: Path) -> None:
+    settings, _ = collect([sweep / "0", sweep / "3"])
+    right = [setting.runs[0].guesses == LABELS for setting in settings]
+    expected = stats.bootstrap(
+        right, lambda a, b, axis: a.mean(axis) - b.mean(axis), paired=True, n_resamples=20_000, rng=0, method="basic"
+    ).confidence_interval
+    pair = compare(settings, resamples=20_000).pairs.iloc[0]
+    assert (pair["accuracy_low"], pair["accuracy_high"]) == pytest.approx(tuple(expected), abs=0.006)
+
+
+def test_simultaneous_intervals_cover_all_differences_together() -> None:
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        # Means of 5 groups of 50 numbers, no true difference; all against the first, so that they depend on each other.
+        x = rng.normal(size=(5, 50))
+        means = rng.normal(x.mean(1)[:, None], x.std(1)[:, None] / 50**0.5, (5, 500))
+        low, high = simultaneous(x.mean(1)[1:] - x.mean(1)[0], means[1:] - means[:1])
+        covered += bool(((low <= 0) & (high >= 0)).all())
+    assert covered / 400 == pytest.approx(0.95, abs=0.035)
+
+
+def test_mcnemar_is_a_binomial_test_of_what_only_one_got_right(sweep: Path) -> None:
+    a, b = (collect([sweep / job])[0][0] for job in ("0", "6"))
+    right = [setting.runs[0].guesses == LABELS for setting in (a, b)]
+    only_a, only_b = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
+    assert mcnemar_p(a, b) == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def test_what_differs_is_said_and_what_does_not_is_not(comparison: Comparison) -> None:
+    first, *_ = conclusions(comparison)
+    assert first.startswith("By macro-F1, weighted is highest (") and "from none and focal" in first
+    pairs = comparison.pairs.set_index(["a", "b"])
+    assert pairs.at[("none", "weighted"), "f1_macro_differs"] and not pairs.at[("none", "focal"), "f1_macro_differs"]
+    assert (
+        pairs.at[("none", "weighted"), "mcnemar_p_holm"] < 1e-6 < 0.05 < pairs.at[("none", "focal"), "mcnemar_p_holm"]
+    )
+
+
+def test_one_seed_is_not_enough_and_one_setting_no_comparison(sweep: Path) -> None:
+    assert "one seed" in " ".join(conclusions(compare(collect([sweep / "0", sweep / "3"])[0], resamples=200)))
+    assert "nothing to compare" in conclusions(compare(collect([sweep / "0"])[0], resamples=200))[0]
+
+
+def test_everything_is_written(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = compare_runs([sweep], out=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *["table.csv", "runs.csv", "pairs.csv", "table.md", "table.tex", "index.html"],
+        *["recall_by_class.png", "f1_by_class.png", "accuracy_f1.png", "confusion_differences.png"],
+    }
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert table["setting"].tolist() == ["none", "weighted", "focal"]
+    assert table["f1_macro"].to_numpy() == pytest.approx(comparison.table["f1_macro"].to_numpy(), rel=1e-5)
+    assert len(pd.read_csv(tmp_path / "runs.csv")) == 9 and len(pd.read_csv(tmp_path / "pairs.csv")) == 3
+    html, out = (tmp_path / "index.html").read_text(), capsys.readouterr().out
+    for text in (html, out):
+        assert "weighted is highest" in text and "not finished" in text and str(sweep / "9") in text
+    assert "http" not in html.replace("http-equiv", "")
+
+
+def test_tables_for_papers(comparison: Comparison) -> None:
+    text = markdown(summary(comparison)).splitlines()
+    assert text[0].startswith("| setting | seeds | accuracy |") and text[1].startswith("|---|---:|")
+    assert len(text) == 5 and "±" in text[2]
+    tex = latex(pd.DataFrame({"setting": ["a_b & c"], "x": ["0.1 ± 0.2"]}), "A caption.")
+    assert r"a\_b \& c" in tex and r"$\pm$" in tex and r"\toprule" in tex
+    pairs = pairwise(comparison)
+    assert pairs["setting"].tolist()[:2] == ["weighted", "weighted"] and "*" in pairs["macro-F1"][0]
+
+
+def test_clean_images_only(sweep: Path) -> None:
+    settings, _ = collect([sweep], clean=True)
+    assert {len(run.predictions) for setting in settings for run in setting.runs} == {N * 9 // 10}
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"labels": LABELS[::-1].copy()}, "other images or labels"),
+        ({"labels": LABELS[:-1]}, "400 and 399 images"),
+        ({"optimizer": None}, "same seed"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(other: Mapping[str, Any], said: str, tmp_path: Path) -> None:
+    keys = {key: value for key, value in other.items() if key != "optimizer"}
+    folders = [make_run(tmp_path / "a", 0.5), make_run(tmp_path / "b", 0.6, **keys)]
+    with pytest.raises(UserError, match=said) as error:
+        collect(folders)
+    assert all(str(folder) in str(error.value) for folder in folders)
+
+
+def test_folders_without_runs_are_named(tmp_path: Path) -> None:
+    for folder, said in ((tmp_path, "no run there"), (tmp_path / "none", "no such folder")):
+        with pytest.raises(UserError, match=said):
+            collect([folder])
+    make_run(tmp_path / "x", 0.5, finished=False)
+    with pytest.raises(UserError, match="no finished run"):
+        collect([tmp_path])
+
+
+def test_names_that_look_like_numbers_or_nothing(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.5)
+    path = tmp_path / "a/report/predictions.csv"
+    path.write_text(path.read_text().replace("angry", "nan").replace("happy", "007"))
+    (setting,) = collect([tmp_path / "a"])[0]
+    assert setting.runs[0].classes[:2] == ("nan", "007") and (setting.runs[0].labels >= 0).all()
+
+
+def test_the_command(sweep: Path, tmp_path: Path) -> None:
+    ended = CliRunner().invoke(cli, ["compare", str(sweep), "--out", str(tmp_path), "--resamples", "200"])
+    assert ended.exit_code == 0, ended.output
+    ended = CliRunner().invoke(cli, ["compare", str(sweep), "--baseline", "nothing"])
+    assert isinstance(ended.exception, UserError) and "none; weighted; focal" in str(ended.exception)
+
+
+@pytest.mark.slow
+def test_runs_that_were_trained(train: Callable[..., Run], tmp_path: Path) -> None:
+    small = (*(s for s in TINY if not s.startswith("model")), "model._target_=tests.interruptions.SmallNetwork")
+    for strategy in ("none", "weighted"):
+        assert train(*small, f"imbalance={strategy}", folder=tmp_path / strategy).code == 0
+    comparison = compare_runs([tmp_path], resamples=200)
+    assert [setting.name for setting in comparison.settings] == ["none", "weighted"]
+    for name, row in comparison.table.set_index("setting").iterrows():
+        metrics = json.loads((tmp_path / f"{name}/metrics.json").read_text())
+        for score in ("accuracy", "balanced_accuracy", "f1_macro", "ece", "recall/happy", "f1/disgust"):
+            assert row[score] == pytest.approx(metrics[f"test/{score}"], abs=1e-5)
