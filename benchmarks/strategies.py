@@ -1,0 +1,108 @@
+"""Time of a training step under each imbalance strategy relative to `none`, which is plain cross-entropy.
+
+    python benchmarks/strategies.py [--steps 40] [overrides …]
+
+One step of each strategy in turn, over and over, so that a machine that is busy now and idle then slows all alike: the
+next batch with its augmentation, forward, loss, backward, optimizer. Prints, for each strategy, the median over rounds
+of its time divided by that of `none` in the same round, the quartiles, and the same for the loss alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from throughput import WARM_UP, settings_of
+
+from fer_lightning import build
+from fer_lightning.app import CONF
+from fer_lightning.data.loader import Batch
+from fer_lightning.model import stages
+from fer_lightning.model.optim import parameter_groups
+from fer_lightning.run import load_data, make_classifier, quiet
+
+
+class Strategy:
+    """One strategy, ready to take steps.
+
+    Args:
+        name: option of the group `imbalance`.
+        overrides: of the config.
+        retraining: measure the second stage.
+    """
+
+    def __init__(self, name: str, overrides: list[str], retraining: bool = False) -> None:
+        settings = settings_of([*overrides, f"imbalance={name}"])
+        self.name = name + (", 2nd stage" if retraining else "")
+        self.retraining = retraining
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.bf16 = settings["trainer"]["precision"] == "bf16-mixed"
+        data = load_data(settings)
+        self.classifier = make_classifier(settings, data).to(self.device)
+        self.classifier.loss.in_force = True
+        groups = parameter_groups(self.classifier.network, settings["optimizer"]["weight_decay"])
+        self.optimizer = build.optimizer(settings["optimizer"], groups)
+        self.batches = _forever(data.train_dataloader())
+
+    def step(self) -> tuple[float, float]:
+        """Seconds of a whole step, and of the loss alone, there and back."""
+        started = time.perf_counter()
+        batch = Batch(*(None if part is None else part.to(self.device) for part in next(self.batches)))
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            if self.retraining:
+                logits = stages.head_logits(self.classifier.network, batch.images)
+            else:
+                logits = self.classifier.train()(batch.images)
+        self._wait()
+        at_loss = time.perf_counter()
+        leaf = logits.detach().requires_grad_()
+        self.classifier.loss(leaf, batch.labels if batch.targets is None else batch.targets).backward()
+        self._wait()
+        after_loss = time.perf_counter()
+        self.optimizer.zero_grad()
+        logits.backward(leaf.grad)
+        self.optimizer.step()
+        self._wait()
+        return time.perf_counter() - started, after_loss - at_loss
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def _forever(loader: Any) -> Iterator[Batch]:
+    while True:
+        yield from loader
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=40)
+    arguments, given = parser.parse_known_args()
+    quiet()
+    overrides = given or ["data=synthetic", "model=resnet18", "data.batch_size=64", "optimizer=adamw", "precision=bf16"]
+    names = sorted(path.stem for path in (CONF / "imbalance").glob("*.yaml") if path.stem != "none")
+    strategies = [Strategy(name, overrides) for name in ("none", *names)]
+    strategies.append(Strategy("two_stage", overrides, retraining=True))
+    seconds = np.empty((arguments.steps, len(strategies), 2))
+    for number in range(-WARM_UP, arguments.steps):
+        # Which one comes first moves on: it may find the caches of the last one.
+        for i in np.roll(np.arange(len(strategies)), number):
+            taken = strategies[i].step()
+            if number >= 0:
+                seconds[number, i] = taken
+    ratio = seconds[..., 0] / seconds[:, :1, 0]
+    print(f"{'':24}  step / none: median (quartiles)   loss, ms   loss / step of none")
+    for i, strategy in enumerate(strategies):
+        low, median, high = np.quantile(ratio[:, i], [0.25, 0.5, 0.75])
+        loss = np.median(seconds[:, i, 1])
+        share = loss / np.median(seconds[:, 0, 0])
+        print(f"{strategy.name:24}  {median:.3f} ({low:.3f} to {high:.3f})   {1e3 * loss:14.3f}   {share:.4f}")
+
+
+if __name__ == "__main__":
+    main()
