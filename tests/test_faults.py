@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.processes import Command, apart
+from tests.data.conftest import csv_bytes, fer_rows
+from tests.processes import REPOSITORY, Command, apart
 from tests.test_resume import SETTINGS, assert_same, ending, kept, table
 from tests.test_wandb import records
 from tests.wandb_server import WandbServer
@@ -185,3 +187,114 @@ def test_a_full_disk_in_training(settings: list[str], file: str, disk: Path, tmp
     assert second.code == 0, second.err
     if "logger=none" not in settings:
         assert_same(run, kept(whole))
+
+
+FROM_FILE = (*(s for s in SETTINGS if not s.startswith("data")), "data.batch_size=100", "trainer.max_epochs=1")
+
+
+class Source:
+    """A CSV, the settings that train on it, and the predictions that come of it."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "fer2013.csv"
+        path.write_bytes(csv_bytes(fer_rows(2100)))
+        self.settings = (*FROM_FILE, f"data.path={path}")
+        ended = apart(folder, *self.settings, f"data.cache_dir={folder}/cache", f"hydra.run.dir={folder}/run")
+        assert ended.code == 0, ended.err
+        self.predictions = predictions(folder / "run")
+
+
+def predictions(run: Path) -> bytes:
+    return (run / "report" / "predictions.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return Source(tmp_path_factory.mktemp("source"))
+
+
+@pytest.mark.parametrize("named", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_read_only_cache_costs_one_line(
+    named: bool, disk: Path, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder that FER_LIGHTNING_CACHE names, or the one of a home that cannot be written to."""
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    monkeypatch.setenv("FER_LIGHTNING_CACHE", str(disk))
+    if not named:
+        monkeypatch.delenv("FER_LIGHTNING_CACHE")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setenv("HOME", str(disk))
+    ended = apart(tmp_path, *source.settings, f"hydra.run.dir={tmp_path}/run")
+    assert ended.code == 0, ended.err
+    (line,) = [line for line in (ended.out + ended.err).splitlines() if "no cache" in line]
+    assert f"no cache in {disk}" in line
+    assert "Read-only file system" in line
+    assert "set FER_LIGHTNING_CACHE" in line
+    assert predictions(tmp_path / "run") == source.predictions
+
+
+@pytest.mark.slow
+def test_a_user_without_a_home_trains_without_a_cache(source: Source) -> None:
+    """As in a container that runs under any number: no such user, no HOME, and no right to write."""
+    if os.geteuid():
+        pytest.skip("only root may become another user")
+    reads_all = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    who = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", *reads_all, "env", "-u", "HOME"]
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)  # noqa: PTH101
+        command = [*who, "-u", "FER_LIGHTNING_CACHE", sys.executable, str(REPOSITORY / "train.py"), *source.settings]
+        ended = subprocess.run(
+            [*command, f"hydra.run.dir={folder}/run"], cwd=folder, capture_output=True, text=True, timeout=240
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("no cache in") == 1
+        assert [path.name for path in Path(folder).iterdir()] == ["run"]
+        assert predictions(Path(folder) / "run") == source.predictions
+
+
+def in_the_middle_of_the_cache(tmp_path: Path, source: Source) -> tuple[Command, Path]:
+    """A run that was stopped while it wrote its table into a cold cache, and the cache's folder of tables."""
+    for attempt in range(30):  # it takes some thousandths of a second to write
+        cache = tmp_path / f"cache{attempt}"
+        folder = tmp_path / f"first{attempt}"
+        command = Command(folder, *source.settings, f"data.cache_dir={cache}", f"hydra.run.dir={folder}/run")
+        tables, end = cache / "v1" / "tables", time.monotonic() + 120
+        while not (tables.is_dir() and os.listdir(tables)) and time.monotonic() < end:
+            pass
+        assert command.process.pid is not None
+        os.kill(command.process.pid, signal.SIGSTOP)
+        time.sleep(0.05)
+        if [name[0] for name in os.listdir(tables)] == ["."]:
+            return command, tables
+        command.process.kill()
+    raise AssertionError("always too late")
+
+
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_jobs_start_on_a_cold_cache(killed: bool, tmp_path: Path, source: Source) -> None:
+    """The second comes while the first writes, which goes on afterwards or is killed."""
+    first, tables = in_the_middle_of_the_cache(tmp_path, source)
+    started = os.listdir(tables)
+    if killed:
+        first.process.kill()
+    second = apart(
+        tmp_path / "second",
+        *source.settings,
+        f"data.cache_dir={tables.parents[1]}",
+        f"hydra.run.dir={tmp_path}/second/run",
+    )
+    assert second.code == 0, second.err
+    assert "no cache" not in second.out + second.err
+    assert predictions(tmp_path / "second" / "run") == source.predictions
+    if not killed:
+        go_on(first)
+        assert first.wait().code == 0, first.err
+        assert predictions(first.files[0].parent / "run") == source.predictions
+    whole = [name for name in os.listdir(tables) if name[0] != "."]
+    assert len(whole) == 1
+    assert sorted(os.listdir(tables)) == sorted(whole + (started if killed else []))  # swept after a day
+    assert sorted(os.listdir(tables / whole[0])) == sorted(
+        [*(f"{name}.npy" for name in ("images", "labels", "split", "ids", "classes")), "table.json"]
+    )
+    memos = os.listdir(tables.parent / "memos")
+    assert not [name for name in memos if name.startswith(".")]
