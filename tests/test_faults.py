@@ -11,9 +11,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as L
 import pytest
+import torch
 
+from fer_lightning.interrupts import INSIST
 from tests.data.conftest import csv_bytes, fer_rows
 from tests.processes import REPOSITORY, Command, apart
 from tests.test_resume import SETTINGS, assert_same, ending, kept, table
@@ -298,3 +302,49 @@ def test_two_jobs_start_on_a_cold_cache(killed: bool, tmp_path: Path, source: So
     )
     memos = os.listdir(tables.parent / "memos")
     assert not [name for name in memos if name.startswith(".")]
+
+
+@pytest.mark.parametrize("batch", [7, pytest.param(12, marks=pytest.mark.slow)])
+def test_sigusr1_ends_a_run_with_a_checkpoint(batch: int, tmp_path: Path, whole: Path) -> None:
+    run, end = tmp_path / "run", ending("on_train_batch_start", batch, "SIGUSR1", tmp_path / "once")
+    first = apart(tmp_path, *SETTINGS, *end, f"hydra.run.dir={run}")
+    assert first.code == 138, first.err
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == batch
+    second = apart(tmp_path, f"resume={run}")
+    assert second.code == 0, second.err
+    assert_same(run, kept(whole))
+
+
+class LongBatch(L.Callback):
+    """Makes one batch last for minutes, the first time that it is trained on."""
+
+    def __init__(self, batch: int, once: str) -> None:
+        self.batch, self.once = batch, Path(once)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.batch and not self.once.exists():
+            self.once.touch()
+            time.sleep(600)
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path: Path, whole: Path) -> None:
+    run, once = tmp_path / "run", tmp_path / "once"
+    long = {"_target_": "tests.test_faults.LongBatch", "batch": 6, "once": once}
+    settings = [f"+callbacks.long.{name}={value}" for name, value in long.items()]
+    command = Command(tmp_path, *SETTINGS, *settings, f"hydra.run.dir={run}")
+    command.wait_for(once.exists)
+    assert command.process.pid is not None
+    for _ in range(2):  # one, as two launchers may pass it on
+        os.kill(command.process.pid, signal.SIGINT)
+        time.sleep(0.1)
+    time.sleep(INSIST)
+    assert command.process.is_alive()
+    os.kill(command.process.pid, signal.SIGINT)
+    ended = command.wait(20)
+    assert ended.code == 130, ended.err
+    assert f"resume={run}" in ended.err
+    assert "Traceback" not in ended.err
+    second = apart(tmp_path, f"resume={run}")
+    assert second.code == 0, second.err
+    assert_same(run, kept(whole))
