@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -348,3 +349,67 @@ def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path: Path, whole: Path) -> None
     second = apart(tmp_path, f"resume={run}")
     assert second.code == 0, second.err
     assert_same(run, kept(whole))
+
+
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+  int (*real)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
+  int result = real(clock, now);
+  if (clock == CLOCK_REALTIME && access(getenv("CLOCK_BACK"), F_OK) == 0) now->tv_sec -= 3600;
+  return result;
+}
+
+time_t time(time_t *out) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  if (out) *out = now.tv_sec;
+  return now.tv_sec;
+}
+
+int gettimeofday(struct timeval *out, void *zone) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  out->tv_sec = now.tv_sec;
+  out->tv_usec = now.tv_nsec / 1000;
+  return 0;
+}
+"""
+"""Goes back by an hour when the file that CLOCK_BACK names appears."""
+
+
+@pytest.mark.slow
+def test_a_clock_that_goes_back_changes_nothing(tmp_path: Path, whole: Path) -> None:
+    """In mid-run, and before a resume, whose checkpoints are then from the future."""
+    if not (compiler := shutil.which("cc")):
+        pytest.skip("needs a C compiler")
+    (tmp_path / "clock.c").write_text(CLOCK)
+    library, back = tmp_path / "clock.so", tmp_path / "back"
+    build = [compiler, "-shared", "-fPIC", "-o", library, tmp_path / "clock.c", "-ldl"]
+    subprocess.run(build, check=True)
+    environment = os.environ | {"LD_PRELOAD": str(library), "CLOCK_BACK": str(back)}
+
+    def train(*overrides: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(REPOSITORY / "train.py"), *overrides]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+
+    run = tmp_path / "run"
+    jump = [o.replace(".end.", ".jump.") for o in ending("on_train_batch_start", 3, "SIGCONT", back)]
+    end = ending("on_train_batch_start", 10, "SIGTERM", tmp_path / "once")
+    first = train(*SETTINGS, *jump, *end, "callbacks.last.every_minutes=1e-6", f"hydra.run.dir={run}")
+    assert first.returncode == 143, first.stderr
+    second = train(f"resume={run}")
+    assert second.returncode == 0, second.stderr
+    times = [line[:19] for line in (run / "train.log").read_text().splitlines()]
+    assert times != sorted(times)
+    assert_same(run, kept(whole))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert 0 < metrics["train/seconds"] < 600
+    assert metrics["train/images_per_second"] > 0
+    assert all(float(row["train/images_per_second"]) > 0 for row in table(run / "metrics.csv"))
