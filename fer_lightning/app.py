@@ -118,9 +118,11 @@ def _run(rank: int) -> None:
     before = os.environ.get(TRACEBACK)
     os.environ[TRACEBACK] = "1"  # Hydra would print its errors itself, in several lines
     problem: Exception | None = None
+    failed = True
     try:
         sys.argv[1:] = resume.expand(sys.argv[1:])
         job()
+        failed = False
     except Exception as error:
         problem = error
     finally:
@@ -130,7 +132,7 @@ def _run(rank: int) -> None:
         if rank == 0 and started_outside and not interrupts.received:  # a signal reaches the others as well
             from fer_lightning import launch
 
-            launch.dismiss()
+            launch.dismiss(int(failed))
     if sweeps.summary():  # each job has told why
         sys.exit(1)
     if problem is not None:

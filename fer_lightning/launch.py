@@ -17,7 +17,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -185,11 +185,11 @@ def lead(settings: Mapping[str, Any], run_dir: Path) -> dict[str, float | str]:
     from fer_lightning import ranks
     from fer_lightning.run import run
 
+    _led = True
     ranks.connect()
     end_with_parent()
     with tempfile.NamedTemporaryFile(dir=run_dir, prefix=".seen-") as mark:  # a folder of that name may be another one
         ranks.broadcast({"settings": dict(settings), "run_dir": str(run_dir), "mark": Path(mark.name).name})
-        _led = True
         ranks.agree(None)
     try:
         return run(settings, run_dir)
@@ -202,34 +202,40 @@ def lead(settings: Mapping[str, Any], run_dir: Path) -> dict[str, float | str]:
         raise
 
 
-def dismiss() -> None:
-    """Let the other ranks go, if they wait still: there is nothing to run."""
+def dismiss(code: int) -> None:
+    """Let the other ranks go, if they wait still, with this exit code: there is nothing to run."""
     from fer_lightning import ranks
 
     if not _led and ranks.started_outside():
-        ranks.connect()
-        ranks.broadcast(None)
-        ranks.disconnect()
+        with suppress(UserError):  # they cannot be reached
+            ranks.connect()
+            ranks.broadcast(code)
+            ranks.disconnect()
 
 
 _led = False
+"""Whether the others have been talked to, or cannot be."""
 
 
 def follow() -> dict[str, float | str]:
     """Run what the first rank says.
 
     Raises:
-        SystemExit: it says nothing, having told why, or met an error.
+        SystemExit: there is nothing to run, and it has told why.
     """
     from fer_lightning import ranks
     from fer_lightning.run import run
 
     place = ranks.started_outside()
     assert place is not None
-    ranks.connect()
+    try:
+        ranks.connect()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _leave(1)
     order = ranks.broadcast(None)
-    if order is None:
-        sys.exit(0)
+    if isinstance(order, int):
+        sys.exit(order)
     run_dir = Path(order["run_dir"])
     end_with_parent()
     ranks.agree(_unshared(run_dir, order["mark"]))

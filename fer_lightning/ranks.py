@@ -9,8 +9,11 @@ import json
 import os
 import re
 import socket
+import struct
+import sys
 import zlib
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -97,11 +100,51 @@ def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
 
 
 def connect() -> None:
-    """Join the process group; the CPU half of it carries what ranks agree on."""
-    if not dist.is_initialized():
-        if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():  # found out after torch was loaded
-            torch.set_num_threads(int(threads))
+    """Join the process group; the CPU half of it carries what ranks agree on.
+
+    Raises:
+        UserError: the others cannot be reached.
+    """
+    if dist.is_initialized():
+        return
+    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():  # found out after torch was loaded
+        torch.set_num_threads(int(threads))
+    if int(os.environ["WORLD_SIZE"]) > int(os.environ["LOCAL_WORLD_SIZE"]) and (name := _interface()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"rank {os.environ['RANK']} on {socket.gethostname()} does not reach the others ({reason}): open the ports "
+            "between the machines, and name the network interface they share with GLOO_SOCKET_IFNAME=<name>"
+        ) from error
+
+
+def _interface() -> str | None:
+    """The network interface that leads to the first rank's machine, where this one's name leads to itself only.
+
+    That is how Debian sets up its /etc/hosts, and gloo offers the others the address that the name has.
+    """
+    try:
+        if not socket.gethostbyname(socket.gethostname()).startswith("127.") or sys.platform != "linux":
+            return None
+    except OSError:  # the name has no address at all
+        pass
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))  # sends nothing
+        except OSError:
+            return None
+        own = asking.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # one without an address
+                answer = fcntl.ioctl(asking, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
+                if socket.inet_ntoa(answer[20:24]) == own and not own.startswith("127."):
+                    return name
+    return None
 
 
 def lost_contact(error: BaseException) -> str | None:

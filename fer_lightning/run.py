@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ def run(settings: Settings, run_dir: Path) -> dict[str, float | str]:
     """
     quiet()
     place = ranks.started_outside()
-    with handled():
+    with handled(), _full_disk_told(run_dir):
         if place:
             ranks.connect()
         L.seed_everything(settings["seed"], workers=True, verbose=False)
@@ -82,6 +84,19 @@ def run(settings: Settings, run_dir: Path) -> dict[str, float | str]:
         if place:
             ranks.disconnect()
     return metrics
+
+
+@contextmanager
+def _full_disk_told(run_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{error.filename or run_dir}: {error.strerror}; make room, then go on with "
+            f"`python train.py resume={run_dir}`"
+        ) from error
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -211,6 +226,7 @@ def _announce(
 
 def quiet() -> None:
     """Silence what libraries say of themselves; what they say of the run still shows."""
+    logging.raiseExceptions = False  # of a full disk that the log is on, the run tells once
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Loaders here have no workers by design.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,16 @@ def waiting(signal: str, once: Path, n: int = 8) -> list[str]:
     return [o.replace("EndAt", "WaitAt") for o in ending("on_train_batch_start", n, signal, once)]
 
 
+def on_this_machine(folder: Path, devices: int) -> Path:
+    """A run of its own, not forked as others are: with one thread from the beginning."""
+    settings = [*SMALL, f"trainer.devices={devices}", f"hydra.run.dir={folder}"]
+    command = [sys.executable, str(REPOSITORY / "train.py"), *settings]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if reason := cluster.missing():
@@ -121,13 +132,7 @@ def without_slurm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], P
 
     def run(devices: int) -> Path:
         if devices not in runs:
-            folder = tmp_path_factory.mktemp("without_slurm") / "run"
-            settings = [*SMALL, f"trainer.devices={devices}", f"hydra.run.dir={folder}"]
-            command = [sys.executable, str(REPOSITORY / "train.py"), *settings]
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-            assert ended.returncode == 0, ended.stderr
-            runs[devices] = folder
+            runs[devices] = on_this_machine(tmp_path_factory.mktemp("without_slurm") / "run", devices)
         return runs[devices]
 
     return run
@@ -292,6 +297,22 @@ def test_submitit_tells_which_job_was_killed_and_the_others_go_on(tmp_path: Path
     )
     assert again.returncode == 0, again.stderr
     assert "2 of 2 jobs finished" in again.stdout
+
+
+@marked
+def test_submitit_s_preempted_job_goes_on(tmp_path: Path, without_slurm: Callable[[int], Path]) -> None:
+    pytest.importorskip("submitit")
+    settings = ["trainer.devices=2", "resume=auto", *waiting("SIGTERM", tmp_path / "once")]
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(sweep, tmp_path, *settings, "hydra.launcher.partition=low")
+        end = time.monotonic() + 120
+        while not (tmp_path / "once").exists():
+            assert time.monotonic() < end and not ended.done(), ended
+            time.sleep(0.2)
+        submit(tmp_path / "high", "#!/bin/bash\nsleep 1\n", "--partition=high", "--exclusive").wait("COMPLETED")
+    assert ended.result().returncode == 0, ended.result().stderr
+    assert "1 of 1 jobs finished" in ended.result().stdout
+    assert_same(tmp_path / "sweep" / "0", kept(without_slurm(2)))
 
 
 STEP = {

@@ -33,12 +33,15 @@ _ABANDONED_S = 24 * 3600
 
 
 def default_root() -> Path:
-    """FER_LIGHTNING_CACHE, or else the user's cache folder."""
+    """FER_LIGHTNING_CACHE, or else the user's cache folder; for a user without a home, a place that holds nothing."""
     if given := os.environ.get("FER_LIGHTNING_CACHE"):
         return Path(given).expanduser()
     from platformdirs import user_cache_path
 
-    return user_cache_path("fer-lightning")
+    with suppress(RuntimeError):  # older releases answer with a relative path instead
+        if (root := user_cache_path("fer-lightning")).is_absolute():
+            return root
+    return Path(os.devnull, "fer-lightning")
 
 
 class Cache:

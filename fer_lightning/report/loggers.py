@@ -6,6 +6,7 @@ therefore keeps the last step it was given in the run folder, and drops what it 
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -56,16 +57,21 @@ class OnceMixin:
     save_dir: Any
     _once: Once | None = None
 
+    @property
+    def once(self) -> Once:
+        """What has been logged so far."""
+        if self._once is None:
+            self._once = Once(Path(self.save_dir) / f".{type(self).__name__.lower()}_step.json")
+        return self._once
+
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         if step is None:
             super().log_metrics(metrics, step)  # type: ignore[misc]
             return
-        if self._once is None:
-            self._once = Once(Path(self.save_dir) / f".{type(self).__name__.lower()}_step.json")
-        if new := self._once.new(metrics, step):
+        if new := self.once.new(metrics, step):
             super().log_metrics(new, step)  # type: ignore[misc]
-            self._once.note(new, step)
+            self.once.note(new, step)
 
 
 class CSV(OnceMixin, CSVLogger):  # type: ignore[misc]
@@ -79,6 +85,12 @@ class CSV(OnceMixin, CSVLogger):  # type: ignore[misc]
             lines = path.read_text().splitlines(keepends=True) if path.exists() else []
             if lines and not lines[-1].endswith("\n"):  # the run was killed while writing it
                 lines.pop()
+            # Nor is there more than was noted, which the run will come to again.
+            lines = lines[:1] + [
+                line
+                for line, row in zip(lines[1:], csv.DictReader(lines), strict=True)
+                if not self.once.new({k: 0.0 for k, v in row.items() if v and k != "step"}, int(row["step"]))
+            ]
             if lines:
                 path.unlink()
             writer = super().experiment

@@ -103,7 +103,7 @@ def _why_offline() -> str | None:
 
 
 def _in_netrc(host: str) -> bool:
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")  # noqa: PTH111 (Path's own raises without a home)
     try:
         return netrc.netrc(path).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
