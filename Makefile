@@ -6,7 +6,7 @@ CANDIDATES = python3 python3.13 python3.12 python3.11
 FITS = import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 BIN = .venv/bin
 
-.PHONY: train test lint clean
+.PHONY: train test test-cluster lint clean
 .DELETE_ON_ERROR:
 
 train: .venv/installed
@@ -14,6 +14,10 @@ train: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# As root, with SLURM and munge installed (Debian: apt-get install slurm-wlm munge), the tests of docs/cluster.md.
+test-cluster: .venv/installed-dev
+	$(BIN)/python -m pytest -m slow -rs tests/test_slurm.py tests/test_machines.py $(ARGS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

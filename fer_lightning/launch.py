@@ -230,23 +230,20 @@ def follow() -> dict[str, float | str]:
     assert place is not None
     try:
         ranks.connect()
+        order = ranks.broadcast(None)
+        if isinstance(order, int):
+            sys.exit(order)
+        run_dir = Path(order["run_dir"])
+        end_with_parent()
+        ranks.agree(_unshared(run_dir, order["mark"]))
+        log_to(run_dir / f"rank{place.rank}.log", console=False)
+        return run(order["settings"], run_dir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         _leave(1)
-    order = ranks.broadcast(None)
-    if isinstance(order, int):
-        sys.exit(order)
-    run_dir = Path(order["run_dir"])
-    end_with_parent()
-    ranks.agree(_unshared(run_dir, order["mark"]))
-    log_to(run_dir / f"rank{place.rank}.log", console=False)
-    try:
-        return run(order["settings"], run_dir)
-    except UserError as error:
-        print(f"error: rank {place.rank}: {error}", file=sys.stderr)
-        _leave(1)
     except Exception as error:
-        log.exception("")
+        if logging.root.handlers:
+            log.exception("")
         if not ranks.lost_contact(error):
             traceback.print_exc()
         _leave(1)
@@ -298,7 +295,7 @@ def _leave(code: int, error: BaseException | None = None) -> NoReturn:
 
     if error is not None:
         logging.getLogger(__name__).error("", exc_info=error)
-        facts = {"traceback": "".join(traceback.format_exception(error)), "time": time.time()}
+        facts = {"traceback": "".join(traceback.format_exception(error)), "time": time.monotonic()}
         if isinstance(error, UserError):
             facts["user_error"] = str(error)
         facts["timestamp"] = str(int(time.time()))

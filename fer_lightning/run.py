@@ -15,7 +15,6 @@ import lightning.pytorch as L
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning import build, devices, ranks, results
@@ -26,6 +25,7 @@ from fer_lightning.data.faces import FaceTable
 from fer_lightning.data.protocols import partition
 from fer_lightning.data.synthetic import synthetic
 from fer_lightning.errors import UserError
+from fer_lightning.gradients import OrderedDDP
 from fer_lightning.interrupts import handled
 from fer_lightning.model.classifier import FERClassifier
 from fer_lightning.report import tracking
@@ -186,7 +186,7 @@ def make_trainer(settings: Settings, run_dir: Path, callbacks: list[L.Callback],
     arguments["devices"] = devices.chosen(settings["trainer"], place.local_world if place else 1)
     if place:
         # The process group is there by now; its backends follow from the machine.
-        arguments |= {"strategy": DDPStrategy(), "num_nodes": place.nodes, "use_distributed_sampler": False}
+        arguments |= {"strategy": OrderedDDP(), "num_nodes": place.nodes, "use_distributed_sampler": False}
     try:
         return L.Trainer(
             default_root_dir=run_dir,

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "setpriv")
 REQUEUE_DELAY = 5
@@ -51,6 +52,7 @@ PreemptMode=REQUEUE
 {node} NodeAddr=127.0.0.1 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES PreemptMode=OFF
 PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=sudden Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 PartitionName=high Nodes=ALL PriorityTier=9 PreemptMode=OFF
 """
 
@@ -78,9 +80,20 @@ def missing() -> str | None:
     return f"not installed: {', '.join(absent)} (Debian: apt-get install slurm-wlm munge)" if absent else None
 
 
+def skip(reason: str) -> NoReturn:
+    """Skip a test for want of something, or fail it where the environment variable CLUSTER says "required"."""
+    import pytest
+
+    if os.environ.get("CLUSTER") == "required":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """A cluster that lives in a new folder, with partitions `main`, and `low` that gives way to `high`.
+    """A cluster that lives in a new folder.
+
+    Its partitions are `main`, and `low` and `sudden` (without a grace time), which give way to `high`.
 
     Yields:
         The environment variables by which SLURM's commands find it.

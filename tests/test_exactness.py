@@ -12,10 +12,12 @@ import sys
 import time
 from pathlib import Path
 
+import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 
 from tests.conftest import TINY
 from tests.processes import REPOSITORY, Command, apart, processes_of
@@ -87,9 +89,24 @@ def test_a_run_on_two_devices_is_one_run(two_ranks: Path) -> None:
     assert len(steps) == len(set(steps))
 
 
-def test_a_rank_runs_the_saved_config_and_nothing_of_the_command_line(two_ranks: Path) -> None:
-    assert "devices: 2" in (two_ranks / "config.yaml").read_text()
-    assert "trainer.devices=2" in (two_ranks / ".hydra" / "overrides.yaml").read_text()
+class TellSeed(L.Callback):
+    """Notes what each rank was given to run."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        (self.folder / f"seed{trainer.global_rank}").write_text(str(pl_module.hparams["seed"]))
+
+
+def test_a_rank_runs_the_saved_config_and_nothing_of_the_command_line(tmp_path: Path) -> None:
+    """The seed is the time, another one whenever the command line is read."""
+    tell = ["+callbacks.tell._target_=tests.test_exactness.TellSeed", f"+callbacks.tell.folder={tmp_path}"]
+    settings = [*(s for s in SMALL if "max_epochs" not in s), "trainer.max_epochs=1", "trainer.devices=2", *tell]
+    ended = apart(tmp_path, *settings, "seed=${now:1%f}", f"hydra.run.dir={tmp_path}/run")
+    assert ended.code == 0, ended.err
+    saved = OmegaConf.load(tmp_path / "run" / "config.yaml").seed
+    assert [(tmp_path / f"seed{rank}").read_text() for rank in (0, 1)] == [str(saved)] * 2
 
 
 def test_torchrun_can_start_the_ranks(two_ranks: Path, tmp_path: Path) -> None:
@@ -174,6 +191,19 @@ def test_two_ranks_that_are_told_to_end_go_on_to_the_same_weights(batch: int, tm
     assert processes_of(run) == []
     assert apart(tmp_path, f"resume={run}").code == 0
     assert_same(run, kept(two_ranks))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["model._target_=tests.interruptions.SmallNetwork", "model=resnet18"])
+def test_three_ranks_go_on_to_the_same_weights(model: str, tmp_path: Path) -> None:
+    """DDP lays its buckets out anew in each process, and with them the order of a sum of three; ResNet-18 has three."""
+    settings = [*(s for s in SMALL if not s.startswith("model")), model, "trainer.devices=3", "logger=csv"]
+    assert apart(tmp_path, *settings, f"hydra.run.dir={tmp_path}/whole").code == 0
+    end = ending("on_train_batch_start", 7, "SIGTERM", tmp_path / "once", rank=1)
+    assert apart(tmp_path, *settings, *end, f"hydra.run.dir={tmp_path}/run").code == 143
+    second = apart(tmp_path, f"resume={tmp_path}/run")
+    assert second.code == 0, second.err
+    assert_same(tmp_path / "run", kept(tmp_path / "whole"))
 
 
 def test_a_failing_rank_is_shown_with_its_own_error(tmp_path: Path) -> None:

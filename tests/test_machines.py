@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.cluster import skip
 from tests.processes import REPOSITORY
 from tests.test_resume import assert_same, kept
 from tests.test_slurm import SMALL, on_this_machine, waiting
@@ -85,9 +86,9 @@ class Torchrun:
 @pytest.fixture(scope="module")
 def machines() -> Iterator[tuple[Machine, Machine]]:
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        pytest.skip("network namespaces are made as root, on Linux")
+        skip("network namespaces are made as root, on Linux")
     if absent := [program for program in ("ip", "unshare") if shutil.which(program) is None]:
-        pytest.skip(f"not installed: {', '.join(absent)} (Debian: apt-get install iproute2 util-linux)")
+        skip(f"not installed: {', '.join(absent)} (Debian: apt-get install iproute2 util-linux)")
     here = [Machine(f"fer{os.getpid()}-{number}", address, number) for number, address in enumerate(ADDRESSES)]
     links = [f"fer{os.getpid() % 100_000}v{number}" for number in (0, 1)]
     try:
@@ -101,7 +102,7 @@ def machines() -> Iterator[tuple[Machine, Machine]]:
                 _ip("-n", machine.name, "link", "set", name, "up")
         yield first, second
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"no network namespaces here: {error.stderr}")
+        skip(f"no network namespaces here: {error.stderr}")
     finally:
         for machine in here:
             if machine.name in _ip("netns", "list"):

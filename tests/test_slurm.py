@@ -118,7 +118,7 @@ def on_this_machine(folder: Path, devices: int) -> Path:
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if reason := cluster.missing():
-        pytest.skip(reason)
+        cluster.skip(reason)
     with pytest.MonkeyPatch.context() as patch, cluster.cluster(tmp_path_factory.mktemp("slurm") / "cluster") as added:
         for name, value in {**added, "OMP_NUM_THREADS": "1"}.items():
             patch.setenv(name, value)
@@ -168,15 +168,17 @@ def test_every_task_of_an_array_has_a_folder_of_its_own(tmp_path: Path) -> None:
 
 
 @marked
-@pytest.mark.parametrize(("tasks", "devices"), [(1, 1), (2, 2), (1, 2)])
+@pytest.mark.parametrize(
+    ("partition", "tasks", "devices"), [("low", 1, 1), ("low", 2, 2), ("low", 1, 2), ("sudden", 2, 2)]
+)
 def test_a_preempted_job_goes_on_to_the_same_weights(
-    tasks: int, devices: int, tmp_path: Path, without_slurm: Callable[[int], Path]
+    partition: str, tasks: int, devices: int, tmp_path: Path, without_slurm: Callable[[int], Path]
 ) -> None:
-    """It gives way within its grace time, is put back into the queue and goes on after the other job."""
+    """It gives way, within its grace time if there is one, is put back and goes on after the other job."""
     settings = [*SMALL, *waiting("SIGTERM", tmp_path / "once")]
     if tasks < devices:
         settings += [f"trainer.devices={devices}"]
-    low = submit(tmp_path / "low", batch_script(*settings), "--partition=low", "--exclusive", tasks=tasks)
+    low = submit(tmp_path / "low", batch_script(*settings), f"--partition={partition}", "--exclusive", tasks=tasks)
     low.wait_for((tmp_path / "once").exists)
     high = submit(tmp_path / "high", "#!/bin/bash\nsleep 1\n", "--partition=high", "--exclusive")
     high.wait("COMPLETED")
@@ -184,6 +186,7 @@ def test_a_preempted_job_goes_on_to_the_same_weights(
     low.wait("COMPLETED")
     assert low.facts()["Restarts"] == "1"
     assert "gone on with from last.ckpt" in low.out
+    assert "SLURM does not put" not in low.out
     assert low.out.count(f"ended by SIGTERM: go on with `python train.py resume={low.run}`") == 1
     assert_same(low.run, kept(without_slurm(devices)))
 
@@ -259,6 +262,19 @@ def test_a_killed_rank_ends_the_job(tmp_path: Path, without_slurm: Callable[[int
     script = batch_script().replace("accelerator=slurm", f"resume={job.run}")
     submit(tmp_path / "again", script, tasks=2).wait("COMPLETED")
     assert_same(job.run, kept(without_slurm(2)))
+
+
+@marked
+def test_a_sweep_within_a_job_goes_on(tmp_path: Path) -> None:
+    script = batch_script(*SMALL, "seed=0,1", *waiting("SIGUSR1", tmp_path / "once"))
+    job = submit(tmp_path, script.replace("accelerator=slurm", "-m accelerator=slurm"))
+    job.wait_for((tmp_path / "once").exists)
+    subprocess.run(["scancel", "--signal=USR1", job.number], check=True)
+    job.wait_for(lambda: job.facts()["Restarts"] == "1")
+    job.wait("COMPLETED")
+    assert "gone on with from last.ckpt" in job.out
+    assert "2 of 2 jobs finished" in job.out
+    assert len(list(tmp_path.glob(f"multirun/slurm/{job.number}/*/metrics.json"))) == 2
 
 
 def sweep(folder: Path, *settings: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
