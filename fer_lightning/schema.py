@@ -9,7 +9,7 @@ from typing import Any, Optional
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from fer_lightning import slurm
+from fer_lightning import slurm, sweeps
 
 # Optional[...] rather than `| None`: OmegaConf resolves the annotations at run time.
 # ruff: noqa: UP045
@@ -115,5 +115,6 @@ class Config:
 def register() -> None:
     """Make the types known to Hydra under the name that conf/config.yaml starts from, and what configs compute."""
     OmegaConf.register_new_resolver("optuna_direction", lambda mode: f"{Mode(mode).value}imize", replace=True)
+    OmegaConf.register_new_resolver("wandb", sweeps.wandb, replace=True)
     OmegaConf.register_new_resolver("slurm_job", slurm.job_folder, replace=True)
     ConfigStore.instance().store(name="schema", node=Config)

@@ -10,10 +10,14 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 FAILURE = "failure.txt"
 """In the folder of a job that failed: why. Gone when the job is gone on with."""
+
+TAG_LENGTH, GROUP_LENGTH = 64, 128
+"""Characters that W&B takes."""
 
 _sweep_dir: Path | None = None
 
@@ -27,6 +31,31 @@ class NoteSweep(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         (Path(config.hydra.runtime.output_dir) / FAILURE).unlink(missing_ok=True)
+
+
+def swept() -> list[str]:
+    """The overrides that this job of a sweep has and others do not, `seed=…` last; none outside of sweeps."""
+    hydra = HydraConfig.get()
+    told = Path(hydra.sweep.dir) / "multirun.yaml"
+    if hydra.mode is not RunMode.MULTIRUN or not told.is_file():
+        return []
+    of_all = set(OmegaConf.load(told).hydra.overrides.task)
+    own = [str(override) for override in hydra.overrides.task if override not in of_all]
+    return sorted(own, key=lambda override: override.startswith("seed="))
+
+
+def wandb(what: str) -> Any:
+    """How W&B is to know this job of a sweep: `group`, one for each setting; `name`; `tags`, for filters; None outside
+    of sweeps."""
+    own = swept()
+    if not own:
+        return None
+    setting = [override for override in own if not override.startswith("seed=")]
+    sweep = "/".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
+    named = {"group": ", ".join(setting) or sweep, "name": ", ".join(own)}
+    if what == "tags":
+        return [tag[:TAG_LENGTH] for tag in (*own, f"sweep={sweep}")]
+    return named[what][:GROUP_LENGTH]
 
 
 def tell_failure(message: str) -> None:

@@ -6,6 +6,7 @@ import json
 import struct
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from fer_lightning.data.faces import FER_CLASSES
 from fer_lightning.report import tracking
 from tests.conftest import TINY, Run
+from tests.processes import apart
 
 Train = Callable[..., Run]
 
@@ -124,3 +126,23 @@ def test_the_run_id_stays_with_the_run_folder(tmp_path: Path) -> None:
     assert first == second
     with pytest.raises(ValueError, match="mode"):
         tracking.wandb_logger("p", str(tmp_path), mode="off")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_sweep_s_runs_are_grouped_by_setting_and_tagged(tmp_path: Path) -> None:
+    small = (
+        *(s for s in TINY if not s.startswith(("model", "logger"))),
+        "model._target_=tests.interruptions.SmallNetwork",
+    )
+    sweep = [f"hydra.sweep.dir={tmp_path}/2026-01-01/12-00-00", "logger=wandb", "trainer.max_epochs=1"]
+    ended = apart(tmp_path, "-m", *small, *sweep, "seed=0,1", "imbalance=none,weighted")
+    assert ended.code == 0, ended.err
+    found = {}
+    for job in (tmp_path / "2026-01-01/12-00-00").glob("[0-9]"):
+        (sent,) = [record.run for record in records(job) if record.HasField("run")][:1]
+        found[job.name] = (sent.run_group, sent.display_name, list(sent.tags))
+    own = "sweep=2026-01-01/12-00-00"
+    assert found == {
+        str(number): (f"imbalance={name}", f"imbalance={name}, seed={seed}", [f"imbalance={name}", f"seed={seed}", own])
+        for number, (seed, name) in enumerate(product((0, 1), ("none", "weighted")))
+    }
