@@ -218,7 +218,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return Source(tmp_path_factory.mktemp("source"))
 
 
-@pytest.mark.parametrize("named", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("named", [True, False])
 def test_a_read_only_cache_costs_one_line(
     named: bool, disk: Path, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +276,8 @@ def in_the_middle_of_the_cache(tmp_path: Path, source: Source) -> tuple[Command,
     raise AssertionError("always too late")
 
 
-@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
 def test_two_jobs_start_on_a_cold_cache(killed: bool, tmp_path: Path, source: Source) -> None:
     """The second comes while the first writes, which goes on afterwards or is killed."""
     first, tables = in_the_middle_of_the_cache(tmp_path, source)
