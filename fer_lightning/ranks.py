@@ -12,8 +12,8 @@ import socket
 import struct
 import sys
 import zlib
-from collections.abc import Callable, MutableMapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -227,6 +227,17 @@ def first_alone(work: Callable[[], T]) -> T:
                 problem = error
         agree(problem)
     return result
+
+
+@contextmanager
+def agreeing() -> Iterator[None]:
+    """What every rank does by itself, and meets the same errors in; they are raised as by `agree`."""
+    problem: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        problem = error
+    agree(problem)
 
 
 def agree(problem: BaseException | None) -> None:

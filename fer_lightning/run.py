@@ -62,12 +62,13 @@ def run(settings: Settings, run_dir: Path) -> dict[str, float | str]:
             ranks.connect()
         L.seed_everything(settings["seed"], workers=True, verbose=False)
         data = ranks.first_alone(lambda: load_data(settings))
-        check_monitor(settings["monitor"], data.faces.classes)
-        classifier = make_classifier(settings, data)
-        loggers = build.named("logger", settings["logger"])
-        history = History(run_dir / "metrics.csv")
-        callbacks = [*build.named("callbacks", settings["callbacks"]), history]
-        trainer = make_trainer(settings, run_dir, callbacks, loggers)
+        with ranks.agreeing():
+            check_monitor(settings["monitor"], data.faces.classes)
+            classifier = make_classifier(settings, data)
+            loggers = build.named("logger", settings["logger"])
+            history = History(run_dir / "metrics.csv")
+            callbacks = [*build.named("callbacks", settings["callbacks"]), history]
+            trainer = make_trainer(settings, run_dir, callbacks, loggers)
         found = checkpoint_to_resume(run_dir) if ranks.is_first() else None  # reads every byte: once is enough
         name = ranks.broadcast(str(found) if found else None)
         checkpoint = Path(name) if name else None

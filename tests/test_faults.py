@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from fer_lightning.interrupts import INSIST
+from fer_lightning.report import tracking
 from tests.data.conftest import csv_bytes, fer_rows
 from tests.processes import REPOSITORY, Command, apart
 from tests.test_resume import SETTINGS, assert_same, ending, kept, table
@@ -117,6 +118,14 @@ def test_wandb_that_fails_in_mid_run_costs_one_line_and_a_few_seconds(
         assert sent.returncode == 0, sent.stderr
         assert [row["val/f1_macro"] for row in later.history if "val/f1_macro" in row] == pytest.approx(epochs)
         later.go_away()
+
+
+@pytest.mark.slow
+def test_a_wandb_server_that_hangs_at_the_start(server: WandbServer, tmp_path: Path) -> None:
+    server.hang()
+    since = time.monotonic()
+    assert tracking.wandb_logger("p", str(tmp_path))._wandb_init["mode"] == "offline"
+    assert time.monotonic() - since < 8
 
 
 @pytest.fixture
@@ -218,7 +227,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return Source(tmp_path_factory.mktemp("source"))
 
 
-@pytest.mark.parametrize("named", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("named", [True, False])
 def test_a_read_only_cache_costs_one_line(
     named: bool, disk: Path, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +285,8 @@ def in_the_middle_of_the_cache(tmp_path: Path, source: Source) -> tuple[Command,
     raise AssertionError("always too late")
 
 
-@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
 def test_two_jobs_start_on_a_cold_cache(killed: bool, tmp_path: Path, source: Source) -> None:
     """The second comes while the first writes, which goes on afterwards or is killed."""
     first, tables = in_the_middle_of_the_cache(tmp_path, source)

@@ -161,7 +161,8 @@ def test_a_lost_machine_ends_the_job_and_it_can_be_gone_on_with(
     ("setting", "said"),
     [
         ("data.batch_size=31", "use 30 or 32"),  # met before the ranks have met
-        ("data.synthetic.n_train=0", "n_train"),  # met when they read the data
+        ("data.synthetic.n_train=0", "n_train"),  # met by the first one when it reads the data
+        ("monitor.metric=val/nothing", "no such score"),  # met by every one
     ],
 )
 def test_a_user_s_error_ends_both_and_is_told_once(

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fer_lightning import ranks
+from fer_lightning.check import _check_devices
 from fer_lightning.errors import UserError
 from tests import cluster
 from tests.conftest import TINY
@@ -239,7 +240,8 @@ def test_a_job_that_may_not_be_requeued_says_so(tmp_path: Path) -> None:
     ("setting", "said"),
     [
         ("data.batch_size=31", "use 30 or 32"),  # met before the ranks have met
-        ("data.synthetic.n_train=0", "n_train"),  # met when they read the data
+        ("data.synthetic.n_train=0", "n_train"),  # met by the first one when it reads the data
+        ("monitor.metric=val/nothing", "no such score"),  # met by every one
     ],
 )
 def test_a_user_s_error_is_told_once(setting: str, said: str, tmp_path: Path) -> None:
@@ -362,3 +364,12 @@ def test_tasks_that_are_spread_unevenly_are_refused() -> None:
 
 def test_one_task_stands_alone() -> None:
     assert ranks.started_outside(STEP | {"SLURM_STEP_NUM_TASKS": "1"}) is None
+
+
+def test_tasks_that_do_not_see_every_gpu_are_told_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As --gpus-per-task has it. No GPU is needed here."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    trainer = {"accelerator": "gpu", "devices": "auto", "precision": "32-true"}
+    with pytest.raises(UserError, match="--gpus-per-node, not --gpus-per-task"):
+        _check_devices({"trainer": trainer, "data": {"batch_size": 128}}, ranks.Ranks(1, 1, 2, 2))
