@@ -32,7 +32,7 @@ clean:
 	touch $@
 
 .venv/installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --editable '.[dev,sweep]'
+	$(BIN)/python -m pip install --editable '.[dev,sweep,dashboard]'
 	touch $@ .venv/installed
 
 # A name on PATH need not run (pyenv leaves such ones), so each is tried.

@@ -50,6 +50,19 @@ def compare(
     compare_runs(runs, out=out, baseline=baseline, clean=clean, resamples=resamples)
 
 
+@cli.command()
+def dashboard(
+    entity: Annotated[str, typer.Argument(help="W&B user or team.")],
+    project: Annotated[str, typer.Argument(help="W&B project, as in logger.wandb.project.")] = "fer-lightning",
+    classes: Annotated[str, typer.Option(help="Class names, with commas; else FER-2013's.")] = "",
+) -> None:
+    """Make the project's dashboard on W&B: settings over seeds, per class."""
+    from fer_lightning.data.faces import FER_CLASSES
+    from fer_lightning.report.dashboard import save
+
+    print(save(entity, project, [name.strip() for name in classes.split(",")] if classes else FER_CLASSES))
+
+
 def app() -> None:
     """Entry point: a user's error ends in one line and exit code 1."""
     try:

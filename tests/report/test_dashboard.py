@@ -1,0 +1,74 @@
+"""The W&B dashboard as it would be sent: every panel names something that runs log."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from fer_lightning import schema
+from fer_lightning.app import CONF
+from fer_lightning.data.faces import FER_CLASSES
+from fer_lightning.errors import UserError
+from fer_lightning.model.metrics import scores
+from fer_lightning.report import dashboard
+
+pytest.importorskip("wandb_workspaces")
+
+
+@pytest.fixture(scope="module")
+def sent() -> dict[str, Any]:
+    """What would be sent to W&B."""
+    view = dashboard.workspace("someone", "fer-lightning", FER_CLASSES)
+    return json.loads(view._to_model().model_dump_json(by_alias=True))["spec"]["section"]  # type: ignore[no-any-return]
+
+
+def panels(sent: dict[str, Any]) -> list[dict[str, Any]]:
+    return [panel["config"] for section in sent["panelBankConfig"]["sections"] for panel in section["panels"]]
+
+
+def test_every_panel_shows_a_score_that_runs_log(sent: dict[str, Any]) -> None:
+    known = {"loss", "ece", *scores(np.eye(7, dtype=np.int64), FER_CLASSES)}
+    shown = {name for panel in panels(sent) for name in panel.get("metrics", [])}
+    names = {re.sub(r"^summary_metrics\.", "", name) for name in shown}
+    assert len(names) > 30
+    for name in names:
+        split, _, score = name.partition("/")
+        assert split in ("train", "val", "test") and score in (("loss", "accuracy") if split == "train" else known), (
+            name
+        )
+    assert {f"test/recall/{name}" for name in FER_CLASSES} | {f"val/f1/{name}" for name in FER_CLASSES} <= names
+
+
+def test_parallel_coordinates_lead_from_config_values_that_exist(sent: dict[str, Any]) -> None:
+    (plot,) = [panel for panel in panels(sent) if "columns" in panel]
+    schema.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", ["data=synthetic"])
+    keys = [c["accessor"] for c in plot["columns"] if c["accessor"].startswith("config:")]
+    for key in keys:
+        assert OmegaConf.select(config, key.removeprefix("config:").replace(".value", "")) is not None, key
+    assert len(keys) == len(dashboard.SWEPT) and len(plot["columns"]) > len(keys)
+
+
+def test_runs_are_grouped_by_setting(sent: dict[str, Any]) -> None:
+    (runs,) = sent["runSets"]
+    assert runs["grouping"] == [{"section": "run", "name": "group"}]
+
+
+def test_without_a_network_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(dashboard, "workspace", lambda *_: _Refused())
+    with pytest.raises(UserError, match="someone/p: W&B did not take the dashboard"):
+        dashboard.save("someone", "p", FER_CLASSES)
+
+
+class _Refused:
+    def save(self) -> None:
+        raise ConnectionError("refused")
