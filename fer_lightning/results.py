@@ -137,6 +137,7 @@ def write(
         about=about(settings, data, classifier, trainer, run_dir),
         monitor=settings["monitor"]["metric"],
         mode=settings["monitor"]["mode"],
+        best_epoch=None if best is None else best_epoch,
     )
     matrices = {"val": confusion_of(val.predictions, classes), "test": confusion_of(test.predictions, classes)}
     report = tables.classification_report(matrices["test"], classes)

@@ -146,7 +146,12 @@ _PANELS = {  # axis label: {column: (name, colour, line style)}
 
 
 @styled
-def curves(history: pd.DataFrame, monitor: str = "val/f1_macro", mode: Literal["min", "max"] = "max") -> Figure:
+def curves(
+    history: pd.DataFrame,
+    monitor: str = "val/f1_macro",
+    mode: Literal["min", "max"] = "max",
+    best_epoch: float | None = None,
+) -> Figure:
     """Loss, scores and learning rate over the epochs; what was not logged is left out.
 
     Args:
@@ -154,6 +159,7 @@ def curves(history: pd.DataFrame, monitor: str = "val/f1_macro", mode: Literal["
             val/f1_macro, lr. Several rows of one epoch are merged.
         monitor: the column that chose the checkpoint; its best epoch is marked.
         mode: whether the best value of `monitor` is the largest or the smallest.
+        best_epoch: the epoch of the checkpoint, where that need not be the best of all.
     """
     if "epoch" in history:
         history = history.groupby("epoch").last()  # of each column, the last value that is there
@@ -168,6 +174,8 @@ def curves(history: pd.DataFrame, monitor: str = "val/f1_macro", mode: Literal["
     if monitor in history:
         watched = history[monitor].to_numpy()
         row = int(np.nanargmax(watched) if mode == "max" else np.nanargmin(watched))
+        if best_epoch in history.index:
+            row = history.index.tolist().index(best_epoch)
         best, best_value = history.index[row], watched[row]
 
     widths = [0.75 if "lr" in lines else 1 for lines in panels.values()]

@@ -38,6 +38,7 @@ def write_report(
     about: Mapping[str, str],
     monitor: str = "val/f1_macro",
     mode: Literal["min", "max"] = "max",
+    best_epoch: int | None = None,
 ) -> Path:
     """Write `report/` under the run folder; a file is there whole, as it was before, or not at all.
 
@@ -57,6 +58,7 @@ def write_report(
         about: what the run was, in the order to show it; "name" is the title.
         monitor: the column of `history` that chose the checkpoint.
         mode: whether the best value of `monitor` is the largest or the smallest.
+        best_epoch: the epoch of the checkpoint that was scored.
 
     Returns:
         The page, `report/index.html`.
@@ -84,7 +86,7 @@ def write_report(
         plots["confusion_matrix"] = figures.confusion_matrix(counts, classes)
         plots["reliability"] = figures.reliability(tables.probabilities_of(predictions, classes), labels)
     if history is not None:
-        plots["curves"] = figures.curves(history, monitor, mode)
+        plots["curves"] = figures.curves(history, monitor, mode, best_epoch)
     if mistakes:
         captions = [f"{face.prediction} {face.confidence:.2f}\nlabelled {face.label}" for face in mistakes]
         plots["mistakes"] = figures.faces(np.stack([face.image for face in mistakes]), captions)

@@ -87,6 +87,8 @@ def test_curves_mark_the_best_epoch() -> None:
     assert len(figure.axes) == 3
     lowest = figures.curves(history(20), "val/loss", "min")
     assert f"Best, {2 * 0.95**19:.3f} in epoch 19" in texts(lowest)
+    told = figures.curves(history(20), best_epoch=11)  # of a second stage, say
+    assert any(text.startswith("Best, ") and text.endswith("in epoch 11") for text in texts(told))
 
 
 def test_curves_merge_rows_of_one_epoch() -> None:
