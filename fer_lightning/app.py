@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning import resume, schema, slurm, sweeps
 from fer_lightning.errors import UserError
-from fer_lightning.interrupts import Interrupted, handled, interrupts
+from fer_lightning.interrupts import Interrupted, handled, ignore_at_exit, interrupts
 from fer_lightning.launch import RankError
 from fer_lightning.messages import one_line
 
@@ -105,6 +105,8 @@ def main() -> None:
             if rank == 0:
                 slurm.requeue_if_due(error.signum)
             raise
+        finally:
+            ignore_at_exit()
 
 
 def _run(rank: int) -> None:

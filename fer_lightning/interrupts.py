@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 import time
@@ -63,6 +64,14 @@ class Interrupts:
 
 interrupts = Interrupts()
 """Of this process: signals have no other owner."""
+
+
+def ignore_at_exit() -> None:
+    """While the interpreter shuts down, requests to end come too late: by their default they would make a run that is
+    finished one that failed."""
+    for signum in SIGNALS:
+        if signum != signal.SIGINT:
+            atexit.register(signal.signal, signum, signal.SIG_IGN)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fer_lightning.errors import UserError
-from fer_lightning.interrupts import SIGNALS, Interrupted
+from fer_lightning.interrupts import SIGNALS, Interrupted, ignore_at_exit
 
 log = logging.getLogger(__name__)
 
@@ -269,6 +269,7 @@ def main() -> None:
 
     try:
         run(load_settings(run_dir), run_dir)
+        ignore_at_exit()
     except SystemExit as error:
         _leave(error.code if isinstance(error.code, int) else 1)
     except BaseException as error:

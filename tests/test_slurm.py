@@ -366,6 +366,18 @@ def test_one_task_stands_alone() -> None:
     assert ranks.started_outside(STEP | {"SLURM_STEP_NUM_TASKS": "1"}) is None
 
 
+def test_a_signal_while_the_interpreter_shuts_down_comes_too_late() -> None:
+    program = (
+        "import atexit, os, signal, sys\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGUSR1)\n"
+        "from fer_lightning.app import main\n"
+        "sys.argv = ['train.py', '--cfg', 'job']\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_tasks_that_do_not_see_every_gpu_are_told_how(monkeypatch: pytest.MonkeyPatch) -> None:
     """As --gpus-per-task has it. No GPU is needed here."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
