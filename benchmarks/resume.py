@@ -3,7 +3,7 @@
     python benchmarks/resume.py --out DIR [overrides …]
 
     # on a GPU, as users train; and again with trainer.deterministic=true
-    python benchmarks/resume.py --out DIR accelerator=gpu precision=bf16 data.path=fer2013.csv trainer.max_epochs=3
+    python benchmarks/resume.py --out DIR accelerator=gpu precision=bf16 data.path=fer.csv trainer.max_epochs=3
 
 Trains the same thing three times: whole, whole again (what differs there is not resuming's doing), and ended by SIGTERM
 in its second epoch, by SIGKILL right after it was gone on with, and gone on with again. Prints, and writes to

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers that share the cores: one thread each, set before torch is loaded
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)

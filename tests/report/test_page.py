@@ -160,7 +160,7 @@ def test_a_file_that_cannot_be_replaced_is_left_whole(tmp_path: Path, monkeypatc
     before.write_text("as it was")
 
     def full(*_: object) -> None:
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space"):
