@@ -13,7 +13,7 @@ train: .venv/installed
 	$(BIN)/python train.py experiment=quickstart $(ARGS)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 # As root, with SLURM and munge installed (Debian: apt-get install slurm-wlm munge), the tests of docs/cluster.md.
 test-cluster: .venv/installed-dev

@@ -7,7 +7,7 @@
 
 Trains the same thing three times: whole, whole again (what differs there is not resuming's doing), and ended by SIGTERM
 in its second epoch, by SIGKILL right after it was gone on with, and gone on with again. Prints, and writes to
-DIR/resume.json, the largest difference of a weight and how many test images are predicted otherwise, and whether scoring
+DIR/resume.json, the largest difference of a weight, how many test images are predicted otherwise, and whether scoring
 the same checkpoint twice gives the same bytes.
 """
 

@@ -181,7 +181,8 @@ def test_a_killed_rank_ends_the_job_and_it_can_be_gone_on_with(tmp_path: Path, t
     assert_same(run, kept(two_ranks))
 
 
-@pytest.mark.parametrize("batch", [pytest.param(2, marks=pytest.mark.slow), 7])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [2, 7])
 def test_two_ranks_that_are_told_to_end_go_on_to_the_same_weights(batch: int, tmp_path: Path, two_ranks: Path) -> None:
     """The signal reaches one of them; they agree on where to end."""
     run, end = tmp_path / "run", ending("on_train_batch_start", batch, "SIGTERM", tmp_path / "once", rank=1)

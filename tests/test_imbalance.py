@@ -37,10 +37,21 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-@pytest.mark.parametrize("strategy", sorted(path.stem for path in (CONF / "imbalance").glob("*.yaml")))
+STRATEGIES = sorted(path.stem for path in (CONF / "imbalance").glob("*.yaml"))
+ELSEWHERE = ("none", "balanced", "weighted", "balanced_weighted", "posthoc_adjusted", "two_stage")
+"""Trained by other tests; with sqrt_sampler and logit_adjusted nothing is new."""
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(s, marks=[pytest.mark.slow] if s in (*ELSEWHERE, "sqrt_sampler", "logit_adjusted") else [])
+        for s in STRATEGIES
+    ],
+)
 def test_every_strategy_trains(strategy: str, train: Callable[..., Run]) -> None:
     needs_head = strategy in ("two_stage", "ldam_drw")
-    run = train(*(TINY if needs_head else SMALL), f"imbalance={strategy}")
+    run = train(*(TINY if needs_head else SMALL), f"imbalance={strategy}", "trainer.limit_train_batches=2")
     assert run.code == 0, run.err
     assert f"training {strategy}: " in run.out
 
@@ -52,7 +63,7 @@ def test_retraining_changes_the_classifier_and_nothing_else(train: Callable[...,
         "trainer.max_epochs=4",
         keep_all(tmp_path / "all"),
     )
-    run = train(*TINY, *settings)
+    run = train(*TINY, *settings, "trainer.limit_train_batches=2")
     assert run.code == 0, run.err
     epochs = states(tmp_path / "all")
     steps = [changed(before, after) for before, after in pairwise(epochs)]
@@ -79,6 +90,7 @@ def test_retraining_on_two_devices(tmp_path: Path) -> None:
 def test_early_stopping_does_not_skip_the_second_stage(train: Callable[..., Run]) -> None:
     run = train(
         *TINY, "imbalance=two_stage", "imbalance.retrain_after=0.6", "trainer.max_epochs=5", "optimizer.lr=1e-9",
+        "trainer.limit_train_batches=1",
         "callbacks.early_stopping.patience=0",
     )  # fmt: skip
     assert run.code == 0, run.err

@@ -177,14 +177,20 @@ def test_groups_combine(train: Train, overrides: list[str]) -> None:
     assert (run.folder / "report/index.html").exists()
 
 
-def test_the_network_learns(train: Train) -> None:
-    """A ResNet-18 that sees six thousand drawn faces gets above the 25 % of always saying "happy"."""
+def test_the_network_can_learn_by_heart(train: Train) -> None:
     run = train(
-        *TINY, "data.synthetic.n_train=1200", "data.synthetic.n_test=200", "optimizer=adamw", "optimizer.lr=0.0005",
-        "schedule=onecycle", "trainer.max_epochs=5", "augment.rotate=0", "augment.shift=0", "augment.scale=0",
+        *TINY, "data.synthetic.n_train=64", "augment=none", "optimizer=adamw", "optimizer.lr=0.001",
+        "schedule=constant", "trainer.max_epochs=14", "trainer.check_val_every_n_epoch=14",
     )  # fmt: skip
     assert run.code == 0, run.err
+    assert pd.read_csv(run.folder / "metrics.csv")["train/accuracy"].iloc[-1] > 0.9
+
+
+@pytest.mark.slow
+def test_the_quickstart_learns_every_class(train: Train) -> None:
+    run = train("experiment=quickstart", "trainer.accelerator=cpu", "logger=none")
+    assert run.code == 0, run.err
     metrics = metrics_of(run.folder)
-    assert metrics["test/accuracy_low"] > 0.26
-    history = pd.read_csv(run.folder / "metrics.csv")
-    assert history["train/loss"].iloc[-1] < history["train/loss"].iloc[0] - 0.2
+    assert metrics["test/accuracy_low"] > 0.45
+    recall = {name: value for name, value in metrics.items() if name.startswith("test/recall/")}
+    assert min(recall.values()) > 1.5 / 7, recall

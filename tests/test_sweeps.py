@@ -94,19 +94,20 @@ def test_optuna_gets_the_score_of_what_it_asked_for(devices: int, tmp_path: Path
     pytest.importorskip("optuna")
     sweep = tmp_path / "sweep"
     small = [s for s in SMALL if not s.startswith("optimizer.lr")]
-    options = ["sweep=optuna", "hydra.sweeper.n_trials=3", f"trainer.devices={devices}", f"hydra.sweep.dir={sweep}"]
+    options = ["sweep=optuna", "hydra.sweeper.n_trials=2", f"trainer.devices={devices}", f"hydra.sweep.dir={sweep}"]
     ended = apart(tmp_path, *small, *options)
     assert ended.code == 0, ended.err
     found = jobs(sweep)
-    assert sorted(found) == ["0", "1", "2"]
+    assert sorted(found) == ["0", "1"]
     rates = {settings(job).optimizer.lr for job in found.values()}
-    assert len(rates) == 3
+    assert len(rates) == 2
     scores = {name: json.loads((job / "metrics.json").read_text())["val/f1_macro"] for name, job in found.items()}
     best = OmegaConf.load(sweep / "optimization_results.yaml")
     assert best.best_value == pytest.approx(max(scores.values()))
     assert best.best_params["optimizer.lr"] in rates
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_joblib_runs_jobs_beside_each_other(tmp_path: Path) -> None:
     pytest.importorskip("joblib")
@@ -138,6 +139,7 @@ def test_joblib_s_jobs_end_with_the_sweep(tmp_path: Path) -> None:
     assert processes_of(sweep) == []
 
 
+@pytest.mark.slow
 def test_submitit_runs_jobs_on_this_machine(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     sweep = tmp_path / "sweep"

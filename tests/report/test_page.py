@@ -1,3 +1,4 @@
+import errno
 import re
 from html.parser import HTMLParser
 from pathlib import Path
