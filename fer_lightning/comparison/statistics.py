@@ -188,6 +188,8 @@ def conclusions(comparison: Comparison) -> list[str]:
     table, pairs, settings = comparison.table, comparison.pairs, comparison.settings
     if len(settings) < 2:
         return ["One setting only: there is nothing to compare it with."]
+    few = min(len(setting.runs) for setting in settings)
+    drawn = "test images" if few == 1 else "test images and seeds"
     sentences = []
     for score, title in (("f1_macro", "macro-F1"), ("accuracy", "accuracy")):
         best = str(table["setting"][int(table[score].to_numpy().argmax())])
@@ -199,11 +201,11 @@ def conclusions(comparison: Comparison) -> list[str]:
         value = shown(*table.loc[table["setting"] == best, [score, f"{score}_sd"]].iloc[0])
         told = f"By {title}, {best} is highest ({value})"
         if beaten:
-            told += f"; the test images and seeds tell it from {_listed(beaten)}"
+            told += f"; the {drawn} tell it from {_listed(beaten)}"
         if open_:
-            told += f"{', but not' if beaten else '; the test images and seeds do not tell it'} from {_listed(open_)}"
+            not_told = ", but not" if beaten else f"; the {drawn} do not tell it"
+            told += f"{not_told} from {_listed(open_)}"
         sentences.append(told + ".")
-    few = min(len(setting.runs) for setting in settings)
     pairs_word = f"all {len(pairs)} differences" if len(pairs) > 1 else "the difference"
     sentences.append(f"“Tell” means: the interval that covers {pairs_word} together with 95 % leaves out zero.")
     if few == 1:
