@@ -59,12 +59,23 @@ def _check_imbalance(settings: Mapping[str, Any]) -> None:
     for key, after in late.items():
         if after and (trainer["max_epochs"] < 1 or trainer["max_steps"] > 0):
             raise UserError(f"{key}={after} is a fraction of trainer.max_epochs: set that, and leave trainer.max_steps")
+    head = imbalance.get("head")
+    if head is not None and not (
+        set(head) == {"scale"} and isinstance(head["scale"], int | float) and head["scale"] > 0
+    ):
+        raise UserError(f"imbalance.head={head}: null, or a cosine head's {{scale: <number above 0>}}")
     if retrain is None:
         return
     epochs = trainer["max_epochs"]
     if not 0 < retrain < 1 or first_epoch(retrain, epochs) == 0:
         raise UserError(
             f"imbalance.retrain_after={retrain} of trainer.max_epochs={epochs} leaves the first stage no epoch"
+        )
+    every = trainer["check_val_every_n_epoch"]
+    if (epochs // every) * every <= first_epoch(retrain, epochs):
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={every} leaves the second stage of imbalance={imbalance['name']}, which "
+            f"begins after epoch {first_epoch(retrain, epochs)} of {epochs}, no validation to choose a checkpoint by"
         )
     targets = [str(node.get("_target_", "")) for node in (settings["callbacks"] or {}).values() if node]
     if any(target.endswith("WeightAveraging") for target in targets):
@@ -88,6 +99,11 @@ def _check_devices(settings: Mapping[str, Any], place: Ranks | None) -> None:
     kind, here = devices.kind(trainer), devices.count(trainer)
     if trainer["precision"] == "16-mixed" and kind == "cpu":
         raise UserError("precision=fp16 needs a GPU; use precision=bf16 or fp32 on the CPU")
+    if trainer["precision"] == "16-mixed" and trainer["gradient_clip_val"] and settings["optimizer"].get("fused"):
+        raise UserError(
+            "precision=fp16 with trainer.gradient_clip_val needs unscaled gradients, which a fused optimizer does not "
+            "give: add optimizer.fused=false"
+        )
     if trainer["precision"] == "bf16-mixed" and kind == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("precision=bf16: this GPU has no bfloat16; use precision=fp16 or fp32")
     if trainer.get("sync_batchnorm") and kind != "cuda":

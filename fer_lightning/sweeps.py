@@ -52,10 +52,12 @@ def wandb(what: str) -> Any:
         return None
     setting = [override for override in own if not override.startswith("seed=")]
     sweep = "/".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
-    named = {"group": ", ".join(setting) or sweep, "name": ", ".join(own)}
     if what == "tags":
         return [tag[:TAG_LENGTH] for tag in (*own, f"sweep={sweep}")]
-    return named[what][:GROUP_LENGTH]
+    if what == "name":
+        return ", ".join(own)[:GROUP_LENGTH]
+    # Groups are the whole project's: another sweep's runs of the same name are others.
+    return f"{', '.join(setting)[: GROUP_LENGTH - len(sweep) - 3]} ({sweep})" if setting else sweep
 
 
 def tell_failure(message: str) -> None:

@@ -83,9 +83,26 @@ class SmallNetwork(nn.Module):
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Dropout(dropout),
-            nn.Linear(32, num_classes),
         )
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(32, num_classes)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return self.layers(images)  # type: ignore[no-any-return]
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        return self.fc(self.dropout(features))  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images)  # type: ignore[no-any-return]
+        return self.forward_head(self.forward_features(images))
+
+
+class Whole(nn.Module):
+    """A network whose classifier cannot be told from the rest."""
+
+    def __init__(self, num_classes: int, **unused: Any) -> None:
+        super().__init__()
+        self.all = SmallNetwork(num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.all(images)  # type: ignore[no-any-return]

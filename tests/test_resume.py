@@ -144,9 +144,22 @@ def test_told_to_end_between_batches(hook: str, n: int, tmp_path: Path, uninterr
         ("callbacks=ema", "callbacks.ema.decay=0.5"),
         ("trainer.accumulate_grad_batches=2", "imbalance=weighted"),
         ("callbacks.early_stopping.patience=1", "monitor.metric=val/loss", "monitor.mode=min", "optimizer.lr=0.5"),
+        ("imbalance=two_stage", "imbalance.retrain_after=0.5"),
+        ("imbalance=sampler", "imbalance.loss.weights=effective", "imbalance.loss.after=0.5"),
+        ("imbalance=remix", "imbalance.resample=null"),
         ("trainer.limit_train_batches=3", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=4"),
     ],
-    ids=["plateau", "onecycle, bf16", "EMA", "accumulated gradients", "early stopping", "no validation in some epochs"],
+    ids=[
+        "plateau",
+        "onecycle, bf16",
+        "EMA",
+        "accumulated gradients",
+        "early stopping",
+        "two stages",
+        "deferred weights",
+        "remix",
+        "no validation in some epochs",
+    ],
 )
 def test_everything_that_has_a_state_goes_on(settings: tuple[str, ...], tmp_path: Path) -> None:
     base = [s for s in SETTINGS if s.partition("=")[0] not in {o.partition("=")[0] for o in settings}]

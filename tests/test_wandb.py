@@ -143,6 +143,10 @@ def test_a_sweep_s_runs_are_grouped_by_setting_and_tagged(tmp_path: Path) -> Non
         found[job.name] = (sent.run_group, sent.display_name, list(sent.tags))
     own = "sweep=2026-01-01/12-00-00"
     assert found == {
-        str(number): (f"imbalance={name}", f"imbalance={name}, seed={seed}", [f"imbalance={name}", f"seed={seed}", own])
+        str(number): (
+            f"imbalance={name} (2026-01-01/12-00-00)",
+            f"imbalance={name}, seed={seed}",
+            [f"imbalance={name}", f"seed={seed}", own],
+        )
         for number, (seed, name) in enumerate(product((0, 1), ("none", "weighted")))
     }

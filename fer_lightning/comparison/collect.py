@@ -18,6 +18,9 @@ from fer_lightning.runfolder import CONFIG, METRICS, load_settings
 IGNORED = ("seed", "resume", "allow_changes", "logger", "data.cache_dir", "trainer.progress_bar")
 """Keys that change nothing about what is compared; `seed` tells the runs of one setting apart."""
 
+PLACES = ("dirpath", "save_dir")
+"""Last parts of keys that say where a run keeps its files."""
+
 PREDICTIONS = "report/predictions.csv"
 
 
@@ -101,9 +104,9 @@ def _folders(paths: Sequence[Path]) -> Iterator[Path]:
         if not path.is_dir():
             raise UserError(f"{path}: there is no such folder")
         own = (path / CONFIG).is_file()
-        found = (
-            [path] if own else sorted((f.parent for f in path.rglob(CONFIG) if f.parent.name != ".hydra"), key=_order)
-        )
+        found = [path] if own else sorted((f.parent for f in path.rglob(CONFIG)), key=_order)
+        # Within a run folder, Hydra and W&B keep config files of their own.
+        found = [folder for folder in found if not set(folder.parents) & set(found) and folder.name != ".hydra"]
         if not found:
             raise UserError(f"{path}: no run there; name a folder like outputs/<date>/<time> or multirun/<date>/<time>")
         for folder in found:
@@ -183,10 +186,11 @@ def _differing(runs: Sequence[FinishedRun]) -> list[str]:
     names = {name for run in runs for name in run.keys}
     found = []
     for name in names:
-        if name in IGNORED or name.partition(".")[0] in IGNORED:
+        last = name.rpartition(".")[2]
+        if name in IGNORED or name.partition(".")[0] in IGNORED or last in PLACES:
             continue
         values = {str(run.keys.get(name)) for run in runs}
-        follows_seed = len(values) > 1 and all(run.keys.get(name) == run.seed for run in runs if name in run.keys)
+        follows_seed = last == "seed" and all(run.keys.get(name, run.seed) == run.seed for run in runs)
         if len(values) > 1 and not follows_seed:
             found.append(name)
     return sorted(found, key=lambda name: (not name.endswith(".name"), name.count("."), name))

@@ -107,9 +107,16 @@ class FERClassifier(L.LightningModule):
         after = self.hparams["retrain_after"]
         return math.inf if after is None else first_epoch(after, self.trainer.max_epochs or 1)
 
+    @property
+    def _last_change(self) -> int:
+        """The epoch from which on all that was deferred is in force: before it, training must not stop early."""
+        hparams, sampler = self.hparams, getattr(getattr(self.trainer, "datamodule", None), "sampler", None)
+        after = [hparams["retrain_after"], getattr(self.loss, "after", None), getattr(sampler, "after", None)]
+        return first_epoch(max(a or 0.0 for a in after), self.trainer.max_epochs or 1)
+
     def on_train_epoch_start(self) -> None:
         self._sums.zero_()
-        if self.current_epoch < self._retrain_from < math.inf:
+        if self.current_epoch < self._last_change:
             stages.hold_early_stopping(self.trainer)
         if self.current_epoch == self._retrain_from:
             stages.start_retraining(self.trainer, self.network, seed=_seed_of(self.hparams["seed"], self.current_epoch))

@@ -75,6 +75,8 @@ class ClassLoss(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        if min(class_counts) < 1:
+            raise ValueError(f"every class needs training images, not {list(class_counts)}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is a probability mass, from 0 up to 1, not {label_smoothing}")
         if not 0 <= after < 1:
@@ -97,7 +99,7 @@ class ClassLoss(nn.Module):
         smooth = targets * (1 - self.label_smoothing) + self.label_smoothing / terms.shape[1]
         if self.weight is None or not self.in_force:
             return (smooth * terms).sum() / len(terms)
-        total = (targets @ self.weight).sum()
+        total = (targets * self.weight).sum()  # not a matrix product, which autocast would round
         if ranks.world() > 1:
             dist.all_reduce(total)
             total = total / ranks.world()  # DDP averages the gradients of the ranks

@@ -45,7 +45,7 @@ def _rest(network: nn.Module) -> list[nn.Parameter]:
 
 
 def hold_early_stopping(trainer: L.Trainer) -> None:
-    """The first stage does not end the training."""
+    """What comes before a change that is still to come does not end the training."""
     for callback in trainer.early_stopping_callbacks:
         assert isinstance(callback, EarlyStopping)
         callback.wait_count = -2  # an epoch adds 1; even a patience of 0 is not reached
@@ -66,6 +66,7 @@ def start_retraining(trainer: L.Trainer, network: nn.Module, seed: int) -> None:
         if isinstance(callback, ModelCheckpoint):
             callback.best_k_models, callback.best_model_score = {}, None
             callback.kth_best_model_path, callback.kth_value = "", _worst(callback.mode)
+            callback.best_model_path = ""
 
 
 def _worst(mode: str) -> Tensor:

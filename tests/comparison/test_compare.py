@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fer_lightning.comparison.statistics import (
     mcnemar_p,
     mean_shares,
     resampled,
+    seed_residuals,
     simultaneous,
 )
 from fer_lightning.comparison.write import compare_runs, latex, markdown, pairwise, summary
@@ -102,6 +104,21 @@ def test_as_many_keys_as_it_takes(tmp_path: Path) -> None:
     ]
 
 
+def test_a_value_that_happens_to_be_the_seed_is_a_setting(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        make_run(tmp_path / str(seed), 0.5, seed, imbalance__loss__gamma=float(seed))
+    assert [s.name for s in collect([tmp_path])[0]] == ["imbalance.loss.gamma=1.0", "imbalance.loss.gamma=2.0"]
+
+
+def test_config_files_of_others_are_no_runs(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "0", 0.5)
+    for folder in (".hydra", "wandb/run-x/files"):
+        (run / folder).mkdir(parents=True)
+        (run / folder / "config.yaml").write_text("a: 1")
+    settings, unfinished = collect([tmp_path])
+    assert len(settings) == 1 and not unfinished
+
+
 def test_one_run_twice_is_one_run(sweep: Path) -> None:
     settings, _ = collect([sweep / "0", sweep, sweep / "../" / sweep.name / "0"])
     assert sum(len(setting.runs) for setting in settings) == 9
@@ -151,6 +168,22 @@ def test_simultaneous_intervals_cover_all_differences_together() -> None:
         low, high = simultaneous(x.mean(1)[1:] - x.mean(1)[0], means[1:] - means[:1])
         covered += bool(((low <= 0) & (high >= 0)).all())
     assert covered / 400 == pytest.approx(0.95, abs=0.035)
+
+
+@pytest.mark.parametrize(("n_settings", "n_seeds"), [(14, 3), (2, 5)])
+def test_equal_settings_are_rarely_told_apart(n_settings: int, n_seeds: int) -> None:
+    """Scores that differ by their seeds as much as by the images drawn, and by nothing else: no pair should differ."""
+    rng, wrong, repetitions = np.random.default_rng(0), 0, 200
+    groups = np.repeat(np.arange(n_settings), n_seeds)
+    first, second = np.triu_indices(n_settings, 1)
+    for _ in range(repetitions):
+        runs = rng.normal(size=len(groups)) + np.repeat(rng.normal(size=n_settings), n_seeds)  # seeds; images
+        means = runs.reshape(n_settings, n_seeds).mean(1)
+        noise = rng.choice(seed_residuals(runs, groups), (400, n_settings, n_seeds)).mean(2)
+        drawn = (means + noise + rng.normal(size=(400, n_settings))).T
+        low, high = simultaneous(means[first] - means[second], drawn[first] - drawn[second])
+        wrong += bool(((low > 0) | (high < 0)).any())
+    assert wrong / repetitions < 0.15
 
 
 def test_mcnemar_is_a_binomial_test_of_what_only_one_got_right(sweep: Path) -> None:
@@ -249,11 +282,12 @@ def test_the_command(sweep: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_runs_that_were_trained(train: Callable[..., Run], tmp_path: Path) -> None:
     small = (*(s for s in TINY if not s.startswith("model")), "model._target_=tests.interruptions.SmallNetwork")
-    for strategy in ("none", "weighted"):
-        assert train(*small, f"imbalance={strategy}", folder=tmp_path / strategy).code == 0
+    for strategy, seed in product(("none", "balanced"), (0, 1)):
+        run = train(*small, f"imbalance={strategy}", f"seed={seed}", folder=tmp_path / f"{strategy}{seed}")
+        assert run.code == 0, run.err
     comparison = compare_runs([tmp_path], resamples=200)
-    assert [setting.name for setting in comparison.settings] == ["none", "weighted"]
-    for name, row in comparison.table.set_index("setting").iterrows():
-        metrics = json.loads((tmp_path / f"{name}/metrics.json").read_text())
+    assert [(setting.name, len(setting.runs)) for setting in comparison.settings] == [("balanced", 2), ("none", 2)]
+    for row in comparison.runs.to_dict("records"):
+        metrics = json.loads((Path(row["folder"]) / "metrics.json").read_text())
         for score in ("accuracy", "balanced_accuracy", "f1_macro", "ece", "recall/happy", "f1/disgust"):
             assert row[score] == pytest.approx(metrics[f"test/{score}"], abs=1e-5)

@@ -176,3 +176,17 @@ def test_what_is_not_defined_is_refused() -> None:
         Focal(COUNTS, gamma=-1)
     with pytest.raises(ValueError, match="one true class"):
         LDAM(COUNTS, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("kind", [CrossEntropy, Focal, BalancedSoftmax])
+def test_autocast_does_not_round_the_weights(kind: type[ClassLoss]) -> None:
+    logits, labels = example()
+    loss = kind(COUNTS, weights="inverse")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = loss(logits.float(), labels)
+    torch.testing.assert_close(inside, loss(logits.float(), labels), rtol=1e-6, atol=0)
+
+
+def test_a_class_without_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="every class"):
+        CrossEntropy([0, 1, 2])
