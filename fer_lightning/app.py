@@ -23,7 +23,7 @@ from fer_lightning import resume, schema, slurm, sweeps
 from fer_lightning.errors import UserError
 from fer_lightning.interrupts import Interrupted, handled, ignore_at_exit, interrupts
 from fer_lightning.launch import RankError
-from fer_lightning.messages import one_line
+from fer_lightning.messages import one_line, set_below_null
 
 HERE = Path(__file__).parent
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())
@@ -140,6 +140,8 @@ def _run(rank: int) -> None:
     if problem is not None:
         known = isinstance(problem, UserError | HydraException | OmegaConfBaseException | OSError | ValueError)
         message = one_line(problem, CONF) if known else None
+        if isinstance(problem, AssertionError | AttributeError):
+            message = set_below_null(sys.argv[1:], CONF)
         if _wants_traceback or message is None:
             raise problem
         _fail(message)

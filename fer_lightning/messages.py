@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.errors import UserError
@@ -48,6 +48,25 @@ def one_line(error: BaseException, conf: Path) -> str | None:
         return _unknown_key(match[1], conf)
     key = getattr(cause, "full_key", None)
     return f"{key}: {reason}" if key else reason
+
+
+def set_below_null(arguments: Sequence[str], conf: Path) -> str | None:
+    """What to say of an override below a key that is null, which OmegaConf fails over with errors of its own inside."""
+    from hydra import compose, initialize_config_dir
+
+    overrides = [a for a in arguments if "=" in a and not a.startswith(("-", "~", "hydra"))]
+    groups = [a for a in overrides if (conf / a.lstrip("+").partition("=")[0]).is_dir() and "," not in a]
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        composed: Any = compose("config", groups)
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        parts = key.split(".")
+        for n in range(1, len(parts) + (value[:1] in "{[")):
+            node = OmegaConf.select(composed, ".".join(parts[:n]), throw_on_missing=False)
+            if node is None and not override.startswith("+"):
+                above = ".".join(parts[:n])
+                return f"{override}: {above} is null with these options; choose one of the group {parts[0]} that has it"
+    return None
 
 
 def _unknown_key(key: str, conf: Path) -> str:

@@ -38,6 +38,11 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["model.depth=51"], r"model: depth must be one of \[18, 34, 50, 101, 152\], not 51"),
         (["augment.flip=2"], "augment: augment.flip is a probability"),
         (["imbalance.loss.label_smoothing=1"], "imbalance.loss: label_smoothing"),
+        (
+            ["imbalance.resample.factors.disgust=3"],
+            "imbalance.resample is null with these options; choose one of the gr",
+        ),
+        (["imbalance.head={scale: 3}"], "imbalance.head is null with these options"),
         (["imbalance=balanced", "+imbalance.resample.factors.disgusted=2"], "did you mean 'disgust'"),
         (["monitor.metric=val/f1"], "monitor.metric=val/f1: no such score; did you mean val/f1"),
         (["monitor.metric=val/loss"], "monitor.mode=max contradicts monitor.metric=val/loss: use monitor.mode=min"),
