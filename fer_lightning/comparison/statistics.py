@@ -107,18 +107,24 @@ def resampled(settings: Sequence[Setting], resamples: int, seed: int = 0) -> dic
     for i, run in enumerate(runs):
         cells[np.arange(n_images), i, labels * n_classes + run.guesses] = 1
     flat = cells.reshape(n_images, -1)
-    per_run: dict[str, list[Floats]] = {score: [] for score in TESTED}
-    for start in range(0, resamples, CHUNK):
-        weights = rng.multinomial(n_images, np.full(n_images, 1 / n_images), min(CHUNK, resamples - start))
+
+    def tested(weights: NDArray[np.int64]) -> dict[str, Floats]:
+        """Scores (B, runs) where images count as often as weights (B, N) say."""
         matrices = (weights.astype(np.float32) @ flat).reshape(-1, len(runs), n_classes, n_classes).astype(np.float64)
         hits, support, predicted = np.einsum("brii->bri", matrices), matrices.sum(3), matrices.sum(2)
-        per_run["accuracy"].append(hits.sum(2) / n_images)
-        per_run["f1_macro"].append((2 * hits / np.maximum(support + predicted, 1)).mean(2))
+        f1 = 2 * hits / np.maximum(support + predicted, 1)
+        return {"accuracy": hits.sum(2) / n_images, "f1_macro": f1.mean(2)}
+
+    observed = tested(np.ones((1, n_images), dtype=np.int64))
+    chunks = [
+        tested(rng.multinomial(n_images, np.full(n_images, 1 / n_images), min(CHUNK, resamples - start)))
+        for start in range(0, resamples, CHUNK)
+    ]
     drawn: dict[str, Floats] = {score: np.empty((len(settings), resamples)) for score in TESTED}
     groups = np.repeat(np.arange(len(settings)), [len(setting.runs) for setting in settings])
-    observed = pd.DataFrame([run_scores(run) for run in runs])
     for score in TESTED:
-        values, residuals = np.concatenate(per_run[score]), seed_residuals(observed[score].to_numpy(), groups)
+        values = np.concatenate([chunk[score] for chunk in chunks])
+        residuals = seed_residuals(observed[score][0], groups)
         for i, setting in enumerate(settings):
             drawn[score][i] = values[:, groups == i].mean(1)
             if len(residuals):
@@ -221,8 +227,8 @@ def conclusions(comparison: Comparison) -> list[str]:
             not_told = ", but not" if beaten else f"; the {drawn} do not tell it"
             told += f"{not_told} from {_listed(open_)}"
         sentences.append(told + ".")
-    pairs_word = f"all {len(pairs)} differences" if len(pairs) > 1 else "the difference"
-    sentences.append(f"“Tell” means: the interval that covers {pairs_word} together with 95 % leaves out zero.")
+    held = f"all {len(pairs)} intervals hold together" if len(pairs) > 1 else "it holds"
+    sentences.append(f"“Tell” means: zero is outside the interval of the difference; {held} in about 95 % of cases.")
     if few == 1:
         sentences.append(
             "Some settings have one seed: what is compared there is one trained network, not what it was trained by; "

@@ -197,7 +197,7 @@ def _page(
 ACCURACY_F1 = "Circles: means over seeds, each with its own 95 % interval over test images and seeds; dots: runs."
 
 PAIRS = (
-    "Differences, with intervals that cover all of them together with 95 % (bootstrap of test images and seeds, maxT). "
+    "Differences, with intervals that cover all of them with about 95 % (bootstrap of test images and seeds, maxT). "
     "An asterisk: zero lies outside. McNemar: exact test on paired predictions, over seeds twice the median p, "
     "corrected by Holm."
 )
