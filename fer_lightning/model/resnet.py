@@ -104,6 +104,8 @@ class ResNet(nn.Module):
 
     Args:
         depth: 18, 34, 50, 101 or 152.
+        width: channels of the stem and the first stage, doubled by each later stage; the paper's 64. Arithmetic and
+            parameters go with its square.
         num_classes: width of the head.
         in_channels: 1 for grey faces.
         stem: `report` is the paper's 7×7/2 convolution and 3×3/2 max pooling, which leaves a 2×2 map of a 48×48 face;
@@ -114,7 +116,7 @@ class ResNet(nn.Module):
         cosine_scale: make logits this times the cosine of features and class weights, as margins need it.
 
     Raises:
-        ValueError: unknown depth or stem.
+        ValueError: unknown depth or stem, or no width.
     """
 
     def __init__(
@@ -126,34 +128,39 @@ class ResNet(nn.Module):
         dropout: float = 0.0,
         zero_init_last: bool = True,
         cosine_scale: float | None = None,
+        width: int = 64,
     ) -> None:
         super().__init__()
         if depth not in DEPTHS:
             raise ValueError(f"depth must be one of {sorted(DEPTHS)}, not {depth}")
         if stem not in ("report", "small"):
             raise ValueError(f"stem must be 'report' or 'small', not '{stem}'")
+        if width < 1:
+            raise ValueError(f"width must be 1 or more, not {width}")
         block, blocks = DEPTHS[depth]
         large = stem == "report"
         self.conv1 = nn.Conv2d(
-            in_channels, 64, 7 if large else 3, stride=2 if large else 1, padding=3 if large else 1, bias=False
+            in_channels, width, 7 if large else 3, stride=2 if large else 1, padding=3 if large else 1, bias=False
         )
-        self.bn1 = nn.BatchNorm2d(64)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if large else nn.Identity()
-        self.layer1, self.layer2, self.layer3, self.layer4 = self._stages(block, blocks)
+        self.layer1, self.layer2, self.layer3, self.layer4 = self._stages(block, blocks, width)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
-        features = 512 * block.expansion
+        features = 8 * width * block.expansion
         self.fc = (
             nn.Linear(features, num_classes) if cosine_scale is None else Cosine(features, num_classes, cosine_scale)
         )
         self._initialise(zero_init_last)
 
     @staticmethod
-    def _stages(block: type[BasicBlock] | type[Bottleneck], blocks: Sequence[int]) -> list[nn.Sequential]:
-        stages, in_channels = [], 64
+    def _stages(
+        block: type[BasicBlock] | type[Bottleneck], blocks: Sequence[int], first_width: int
+    ) -> list[nn.Sequential]:
+        stages, in_channels = [], first_width
         for stage, n_blocks in enumerate(blocks):
-            width = 64 * 2**stage
+            width = first_width * 2**stage
             out_channels = width * block.expansion
             layers: list[nn.Module] = []
             for i in range(n_blocks):
@@ -176,7 +183,7 @@ class ResNet(nn.Module):
                     nn.init.zeros_(module.last_norm.weight)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_channels, H, W) to the last feature map (B, 512 × expansion, h, w)."""
+        """Images (B, in_channels, H, W) to the last feature map (B, 8 × width × expansion, h, w)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[no-any-return]
 

@@ -83,6 +83,14 @@ def test_stems_leave_the_documented_map(stem: str, side: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [18, 50])
+def test_width_sets_every_layer_s_channels(depth: int) -> None:
+    whole, half = (dict(ResNet(depth, width=width).named_parameters()) for width in (64, 32))
+    for name, parameter in whole.items():
+        inside = [size // 2 if size >= 64 else size for size in parameter.shape]
+        assert list(half[name].shape) == inside, name
+
+
+@pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("stem", ["report", "small"])
 def test_every_parameter_gets_a_gradient(depth: int, stem: str) -> None:
     network = ResNet(depth, stem=stem, zero_init_last=False)  # type: ignore[arg-type]
@@ -107,7 +115,7 @@ def test_dropout_acts_before_the_head_in_training_only() -> None:
     assert not torch.equal(network.forward_head(features), network.forward_head(features))
 
 
-@pytest.mark.parametrize("arguments", [{"depth": 42}, {"stem": "big"}])
+@pytest.mark.parametrize("arguments", [{"depth": 42}, {"stem": "big"}, {"width": 0}])
 def test_unknown_networks_are_refused(arguments: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must be"):
         ResNet(**arguments)  # type: ignore[arg-type]
