@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fer_lightning import devices
+from fer_lightning.data.ferplus import HOW_TO_GET
 from fer_lightning.data.loader import first_epoch
 from fer_lightning.errors import UserError
 from fer_lightning.model.metrics import scores
@@ -31,6 +32,7 @@ def check(settings: Mapping[str, Any], place: Ranks | None = None) -> None:
     data, trainer = settings["data"], settings["trainer"]
     if data["name"] == "synthetic" and data["path"] is not None:
         raise UserError(f"data.path={data['path']} contradicts data=synthetic, which draws its faces: leave one out")
+    _check_votes(data)
     if trainer["max_epochs"] < 1 and trainer["max_steps"] < 1:
         raise UserError(f"trainer.max_epochs={trainer['max_epochs']}: 1 at least is needed")
     every, epochs = trainer["check_val_every_n_epoch"], trainer["max_epochs"]
@@ -44,6 +46,22 @@ def check(settings: Mapping[str, Any], place: Ranks | None = None) -> None:
             )
     _check_imbalance(settings)
     _check_devices(settings, place)
+
+
+def _check_votes(data: Mapping[str, Any]) -> None:
+    name, votes, target, merge = data["name"], data.get("votes"), data.get("target"), data.get("merge")
+    if merge is not None and not (
+        isinstance(merge, Mapping) and all(isinstance(text, str) for pair in merge.items() for text in pair)
+    ):
+        raise UserError(f"data.merge={merge}: null, or names of classes like {{contempt: disgust}}")
+    if name == "ferplus" and votes is None:
+        raise UserError(f"data.votes is not set, and data=ferplus has its labels from there: {HOW_TO_GET}")
+    if name == "ferplus" and target is None:
+        raise UserError("data.target=null: data=ferplus needs one of majority, probability, crossentropy")
+    if name != "ferplus" and target is not None:
+        raise UserError(f"data.target={target} is for taggers' votes: use data=ferplus with it, or leave it out")
+    if name == "synthetic" and votes is not None:
+        raise UserError(f"data.votes={votes} contradicts data=synthetic, whose faces have no votes: leave one out")
 
 
 def _check_imbalance(settings: Mapping[str, Any]) -> None:

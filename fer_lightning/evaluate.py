@@ -63,10 +63,11 @@ def evaluate(
         rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(faces, split)
         clean = parts.clean
     else:
-        faces = load_faces(
-            settings | {"data": settings["data"] | {"name": "fer2013", "path": str(data), "classes": None}}
-        )
-        faces = faces.as_known_by(classes)
+        own = settings["data"]
+        other = {"name": "fer2013", "path": str(data), "classes": None, "votes": None, "target": None, "merge": None}
+        faces = load_faces(settings | {"data": own | other})
+        merge = {old: new for old, new in (own.get("merge") or {}).items() if {old, new} <= set(faces.classes)}
+        faces = faces.merged(merge).as_known_by(classes)
         rows = _rows_of(faces, split)
         clean = _unseen(faces, settings)
     out = out or run_dir / "evaluation" / (f"{data.name}-{split}" if data else split)

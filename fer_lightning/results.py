@@ -162,7 +162,7 @@ def class_counts(data: FERDataModule) -> dict[str, dict[str, int]]:
     """Training images per class "before" and "after" resampling."""
     classes = data.faces.classes
     return {
-        "before": dict(zip(classes, data.faces.counts(data.parts.train).tolist(), strict=True)),
+        "before": dict(zip(classes, data.faces.counts(data.parts.train, training=True).tolist(), strict=True)),
         "after": dict(zip(classes, data.class_counts.tolist(), strict=True)),
     }
 

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from fer_lightning import build, devices, ranks, results
 from fer_lightning.check import check_monitor
 from fer_lightning.checkpoints import WholeCheckpointIO
+from fer_lightning.data import ferplus
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.faces import FaceTable
 from fer_lightning.data.protocols import partition
@@ -104,8 +105,9 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     """The config with its interpolations filled in, as plain containers."""
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # type: ignore[assignment]
     data = settings["data"]
-    if data["path"] is not None:  # so that the run can be evaluated from another folder
-        data["path"] = os.path.abspath(Path(data["path"]).expanduser())
+    for key in ("path", "votes"):
+        if data[key] is not None:  # so that the run can be evaluated from another folder
+            data[key] = os.path.abspath(Path(data[key]).expanduser())
     return settings
 
 
@@ -113,7 +115,7 @@ def load_faces(settings: Settings) -> FaceTable:
     """The table that the `data` group names.
 
     Raises:
-        UserError: the source is missing or faulty.
+        UserError: the source or the votes are missing or faulty, or have no such classes.
     """
     data = settings["data"]
     if data["name"] == "synthetic":
@@ -123,6 +125,12 @@ def load_faces(settings: Settings) -> FaceTable:
 
         cache = {"cache_dir": Path(data["cache_dir"])} if data["cache_dir"] else {}
         faces = sources.load(data["path"] or "", **cache)
+    if data.get("votes"):
+        faces = ferplus.attach(faces, data["votes"])
+    if data["name"] == "ferplus":
+        faces = ferplus.relabelled(faces, data["target"], data["merge"])
+    elif data.get("merge"):
+        faces = faces.merged(data["merge"])
     return faces.only(data["classes"]) if data["classes"] else faces
 
 
@@ -143,6 +151,7 @@ def load_data(settings: Settings) -> FERDataModule:
         batch_size=data["batch_size"],
         eval_batch_size=data["eval_batch_size"],
         seed=settings["seed"],
+        draw_labels=data.get("target") == "probability",
     )
 
 
@@ -167,11 +176,15 @@ def make_classifier(settings: Settings, data: FERDataModule) -> FERClassifier:
         channels_last=settings["trainer"]["channels_last"],
         seed=settings["seed"],
     )
-    if data.mix is not None and not getattr(classifier.loss, "soft_targets", True):
-        raise UserError(
-            f"imbalance={imbalance['name']} and mixing contradict each other: {type(classifier.loss).__name__} is "
-            "defined for one true class; use mix=none"
-        )
+    if not getattr(classifier.loss, "soft_targets", True):
+        loss = f"{type(classifier.loss).__name__} is defined for one true class"
+        if data.mix is not None:
+            raise UserError(f"imbalance={imbalance['name']} and mixing contradict each other: {loss}; use mix=none")
+        if data.faces.targets is not None and not data.draw_labels:
+            raise UserError(
+                f"imbalance={imbalance['name']} and data.target=crossentropy contradict each other: {loss}; use "
+                "data.target=probability or majority"
+            )
     return classifier
 
 

@@ -34,10 +34,19 @@ class Synthetic:
     seed: int = 0
 
 
+class Target(Enum):
+    majority = "majority"
+    probability = "probability"
+    crossentropy = "crossentropy"
+
+
 @dataclass
 class Data:
     name: str = MISSING
     path: Optional[str] = None
+    votes: Optional[str] = None
+    target: Optional[Target] = None
+    merge: Any = None  # OmegaConf cannot set a typed dict that is null from the command line
     classes: Optional[list[str]] = None
     cache_dir: Optional[str] = None
     batch_size: int = 128

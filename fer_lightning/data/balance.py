@@ -23,12 +23,14 @@ class TrainingSet:
         labels: int64 (N,).
         rows: int64 (N,), the row of the source table each image is, or was copied from.
         copied: bool (N,), true for images made by augmentation.
+        targets: float32 (N, C), distributions to learn where they are more than the labels.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     rows: NDArray[np.int64]
     copied: NDArray[np.bool_]
+    targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -87,7 +89,8 @@ class Resample:
                 seed = int(np.random.SeedSequence([self.seed, i]).generate_state(1)[0]) % 2**31
                 images[i] = pipeline(images[i][..., None], seed)[..., 0]
         copied = np.arange(len(source)) >= len(kept)
-        return TrainingSet(images, training.labels[source], training.rows[source], copied)
+        targets = None if training.targets is None else training.targets[source]
+        return TrainingSet(images, training.labels[source], training.rows[source], copied, targets)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class FERDataModule(L.LightningDataModule):
         batch_size: images a batch of training, over all devices: each gets an equal part.
         eval_batch_size: images a batch of validation and test, on each device.
         seed: of the order of batches and of augmentation.
+        draw_labels: where the table has targets, train on a label drawn from them anew in each epoch.
 
     Raises:
         UserError: batch sizes that cannot be, or fewer than two training images.
@@ -47,17 +48,20 @@ class FERDataModule(L.LightningDataModule):
         batch_size: int = 128,
         eval_batch_size: int = 512,
         seed: int = 0,
+        draw_labels: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 2:
             raise UserError(f"data.batch_size={batch_size}: batch norm needs 2 images at least")
         if eval_batch_size < 1:
             raise UserError(f"data.eval_batch_size={eval_batch_size}: 1 at least is needed")
-        self.faces, self.parts = faces, parts
+        self.faces, self.parts, self.draw_labels = faces, parts, draw_labels
         self.sampler, self.augment, self.mix = sampler, augment, mix
         self.batch_size, self.eval_batch_size, self.seed = (batch_size, eval_batch_size, seed)
         rows = parts.train
-        training = TrainingSet(faces.images[rows], faces.labels[rows], rows, np.zeros(len(rows), dtype=bool))
+        targets = None if faces.targets is None else faces.targets[rows]
+        copied = np.zeros(len(rows), dtype=bool)
+        training = TrainingSet(faces.images[rows], faces.training_labels[rows], rows, copied, targets)
         self.training = training if resample is None else resample(training, faces.classes)
         if len(self.training) < 2:
             raise UserError(f"{faces.source}: {len(self.training)} training image; 2 at least are needed")
@@ -100,6 +104,8 @@ class FERDataModule(L.LightningDataModule):
             self.mix,
             self.class_counts,
             skip,
+            training.targets,
+            self.draw_labels,
         )
         return self._loader
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -40,6 +40,9 @@ class FaceTable:
         classes: class names in label order.
         source: what the user named, for messages and reports.
         fingerprint: hex digest of the content the table was read from.
+        votes: uint8 (N, 10), taggers' votes for what `fer_lightning.data.ferplus.VOTES` names, if there are any.
+        targets: float32 (N, C), distributions over the classes to train on in place of labels, if there are any; 0
+            throughout for an image that is not trained on.
     """
 
     images: NDArray[np.uint8]
@@ -49,12 +52,16 @@ class FaceTable:
     classes: tuple[str, ...]
     source: str
     fingerprint: str
+    votes: NDArray[np.uint8] | None = None
+    targets: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.images)
         assert self.images.shape == (n, SIDE, SIDE) and self.images.dtype == np.uint8
         assert self.labels.shape == self.split.shape == self.ids.shape == (n,)
         assert self.labels.dtype == np.int64 and self.split.dtype == np.int8 and self.ids.dtype.kind == "S"
+        assert self.votes is None or self.votes.shape == (n, 10)
+        assert self.targets is None or self.targets.shape == (n, len(self.classes))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,9 +70,19 @@ class FaceTable:
         """Row numbers of the images in any of `splits`, ascending: int64 (M,)."""
         return np.flatnonzero(np.isin(self.split, [SPLITS.index(s) for s in splits]))
 
-    def counts(self, rows: NDArray[Any] | None = None) -> NDArray[np.int64]:
-        """Labelled images per class, int64 (C,), of all rows or of `rows`."""
-        labels = self.labels if rows is None else self.labels[rows]
+    @cached_property
+    def training_labels(self) -> NDArray[np.int64]:
+        """What an image is trained as, int64 (N,): its label or, where there are targets, the class it is most, the
+        first of several; `UNLABELLED` if it is not trained on."""
+        if self.targets is None:
+            return self.labels
+        return np.where(self.targets.any(1), self.targets.argmax(1), UNLABELLED)
+
+    def counts(self, rows: NDArray[Any] | None = None, *, training: bool = False) -> NDArray[np.int64]:
+        """Labelled images per class, int64 (C,), of all rows or of `rows`; `training` goes by what they are trained
+        as."""
+        labels = self.training_labels if training else self.labels
+        labels = labels if rows is None else labels[rows]
         return np.bincount(labels[labels != UNLABELLED], minlength=len(self.classes))
 
     @cached_property
@@ -94,6 +111,12 @@ class FaceTable:
         keep = (table.labels != UNLABELLED) | (self.labels == UNLABELLED)
         return table._rows(keep)
 
+    def merged(self, merge: Mapping[str, str]) -> FaceTable:
+        """The table with classes taken for others, see `merge_classes`."""
+        classes, onto = merge_classes(self.classes, merge, self.source)
+        targets = None if self.targets is None else self.targets @ np.eye(len(classes), dtype=np.float32)[onto]
+        return replace(self, labels=np.append(onto, UNLABELLED)[self.labels], classes=classes, targets=targets)
+
     def as_known_by(self, classes: Sequence[str]) -> FaceTable:
         """The same images with labels that count in `classes`, those a network was trained on.
 
@@ -108,14 +131,48 @@ class FaceTable:
         return self._relabelled(classes)
 
     def _relabelled(self, classes: Sequence[str]) -> FaceTable:
-        """Labels that count in `classes`; images of other classes become unlabelled."""
+        """Labels that count in `classes`; images of other classes become unlabelled, and distributions are of what
+        remains."""
         new = np.full(len(self.classes) + 1, UNLABELLED, dtype=np.int64)  # the extra last one serves UNLABELLED, -1
         for i, name in enumerate(self.classes):
             if name in classes:
                 new[i] = list(classes).index(name)
-        return replace(self, labels=new[self.labels], classes=tuple(classes))
+        targets = self.targets
+        if targets is not None:
+            known = new[:-1] != UNLABELLED
+            targets = np.zeros((len(self), len(classes)), dtype=np.float32)
+            targets[:, new[:-1][known]] = self.targets[:, known]  # type: ignore[index]
+            targets[new[self.training_labels] == UNLABELLED] = 0
+            targets /= np.maximum(targets.sum(1, keepdims=True), np.finfo(np.float32).tiny)
+        return replace(self, labels=new[self.labels], classes=tuple(classes), targets=targets)
 
     def _rows(self, keep: NDArray[np.bool_]) -> FaceTable:
-        return replace(
-            self, images=self.images[keep], labels=self.labels[keep], split=self.split[keep], ids=self.ids[keep]
-        )
+        names = ("images", "labels", "split", "ids", "votes", "targets")
+        arrays: dict[str, Any] = {name: a[keep] for name in names if (a := getattr(self, name)) is not None}
+        return replace(self, **arrays)
+
+
+def merge_classes(
+    classes: Sequence[str], merge: Mapping[str, str], source: str
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """What remains of `classes` where some are taken for others.
+
+    Args:
+        classes: names in label order.
+        merge: names of classes, and what each is taken for.
+        source: whose classes they are, for messages.
+
+    Returns:
+        The remaining names in their order, and the index into them of each class, int64 (C,).
+
+    Raises:
+        UserError: a name is not among the classes, or a class is taken for one that is merged itself.
+    """
+    for old, new in merge.items():
+        for name in (old, new):
+            if name not in classes:
+                raise UserError(f"data.merge: {source} has no class '{name}', only {', '.join(classes)}")
+        if new in merge:
+            raise UserError(f"data.merge: {old} cannot become {new}, which is merged itself: name the last of them")
+    left = tuple(name for name in classes if name not in merge)
+    return left, np.array([left.index(merge.get(name, name)) for name in classes], dtype=np.int64)

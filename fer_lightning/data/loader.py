@@ -40,6 +40,24 @@ def first_epoch(after: float, epochs: int) -> int:
     return next((epoch for epoch in range(epochs) if epoch / epochs >= after), max(epochs - 1, 0))
 
 
+def draw_labels(targets: NDArray[np.float32], rows: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """A class for each image, drawn from its distribution; it follows from (seed, epoch, row) and nothing else.
+
+    Args:
+        targets: float (N, C), rows with the sum 1.
+        rows: int64 (N,).
+        seed, epoch: of the draw.
+
+    Returns:
+        int64 (N,).
+    """
+    # The last number tells the draw from that of any batch, which has its own in this place.
+    uniform = np.random.default_rng([seed, epoch, 2**32 - 1]).random(int(rows.max()) + 1)[rows]
+    edges = targets.cumsum(1, dtype=np.float64)
+    drawn: NDArray[np.int64] = (uniform[:, None] * edges[:, -1:] < edges).argmax(1)
+    return drawn
+
+
 class TrainingOrder:
     """Which images one rank trains on in one epoch, and in which order.
 
@@ -129,6 +147,8 @@ class FaceLoader:
         mix: applied to each batch after that.
         class_counts: training images per class, int64 (C,); for `mix`.
         skip: images of the first epoch to leave out: a run that is gone on with has seen them.
+        targets: float (N, C), distributions to learn in place of the labels.
+        draw_labels: learn a label that is drawn from them, see `draw_labels`, in each epoch of a TrainingOrder.
 
     Attributes:
         served: images of the epoch that have been handed out, by all ranks.
@@ -147,6 +167,8 @@ class FaceLoader:
         mix: MixImages | None = None,
         class_counts: NDArray[np.int64] | None = None,
         skip: int = 0,
+        targets: NDArray[np.float32] | None = None,
+        draw_labels: bool = False,
     ) -> None:
         assert len(images) == len(labels) == len(rows) == order.n
         # A copy: the source may be a read-only memory map.
@@ -155,6 +177,10 @@ class FaceLoader:
         self.rows = torch.from_numpy(np.array(rows)).to(device)
         self.sampler, self.augment, self.mix = order, augment, mix
         self.class_counts = None if class_counts is None else torch.from_numpy(class_counts).to(device)
+        drawn = draw_labels and targets is not None
+        self.targets = None if targets is None or drawn else torch.from_numpy(np.array(targets)).to(device)
+        self._draws_from = targets if drawn else None
+        self._drawn_in = -1
         self.served, self._skip = 0, skip
 
     def __len__(self) -> int:
@@ -165,7 +191,8 @@ class FaceLoader:
         skip, self._skip = self._skip, 0
         for number in range(skip // order.batch_size, len(order)):
             index = torch.from_numpy(order.batch(number)).to(self.images.device)
-            images, labels, targets = self.images[index].float().div_(255), self.labels[index], None
+            images, labels = self.images[index].float().div_(255), self._labels_of_epoch()[index]
+            targets = None if self.targets is None else self.targets[index]
             if self.augment is not None or self.mix is not None:
                 assert isinstance(order, TrainingOrder)
                 draws = order.draws(number)
@@ -173,10 +200,22 @@ class FaceLoader:
                     images = self.augment(images, draws)
                 if self.mix is not None:
                     assert self.class_counts is not None
-                    targets = F.one_hot(labels, len(self.class_counts)).float()
+                    if targets is None:
+                        targets = F.one_hot(labels, len(self.class_counts)).float()
                     images, targets = self.mix(images, targets, draws, self.class_counts)
             self.served = (number + 1) * order.batch_size
             yield Batch(images, labels, self.rows[index], targets)
+
+    def _labels_of_epoch(self) -> Tensor:
+        if self._draws_from is None:
+            return self.labels
+        order = self.sampler
+        assert isinstance(order, TrainingOrder)
+        if self._drawn_in != order.epoch:
+            self._drawn_in = order.epoch
+            labels = draw_labels(self._draws_from, self.rows.cpu().numpy(), seed=order.seed, epoch=order.epoch)
+            self.labels = torch.from_numpy(labels).to(self.labels.device)
+        return self.labels
 
     def state_dict(self) -> dict[str, int]:
         """Nothing; that there is one tells Lightning that training can go on within an epoch."""

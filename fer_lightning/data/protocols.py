@@ -23,7 +23,8 @@ class Partition:
     """Row numbers into a FaceTable, each ascending and disjoint from the others.
 
     Attributes:
-        train, val: labelled images.
+        train: images with something to learn, see `FaceTable.training_labels`.
+        val: labelled images.
         test: images to score; unlabelled ones among them are predicted but count in no score.
         clean: bool (N,), one for each image of the table: false where its pixels, or a twin's, are among the training
             images.
@@ -73,7 +74,7 @@ def partition(
 
     labelled = faces.labels != UNLABELLED
     pool = faces.rows("train", "val", "public") if name == "kfold" else faces.rows("train")
-    pool = pool[labelled[pool]]
+    pool = pool[faces.training_labels[pool] != UNLABELLED]
     if len(pool) == 0:
         raise UserError(
             f"{faces.source}: no training images; a folder train/<class>/ or rows with Usage=Training hold them"
@@ -98,8 +99,9 @@ def partition(
         train, val = pool, own_val
     else:
         train, val = _held_out(faces, pool, holdout, seed)
+    val = val[labelled[val]]
 
-    empty = [c for c, n in zip(faces.classes, faces.counts(train), strict=True) if n == 0]
+    empty = [c for c, n in zip(faces.classes, faces.counts(train, training=True), strict=True) if n == 0]
     if empty:
         raise UserError(
             f"{faces.source}: no training image of {', '.join(empty)}; add some, or name the classes to keep with "
@@ -126,7 +128,7 @@ def _positions(faces: FaceTable, rows: Rows, seed: int) -> NDArray[np.float64]:
     """
     _, first, group = np.unique(faces.twins[rows], return_index=True, return_inverse=True)
     size = np.bincount(group)
-    label = faces.labels[rows[first]]
+    label = faces.training_labels[rows[first]]
     order = np.random.default_rng(seed).permutation(len(size))
     position = np.empty(len(size))
     for c in range(len(faces.classes)):
