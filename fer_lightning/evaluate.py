@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from fer_lightning import results
 from fer_lightning.check import check
 from fer_lightning.data.datamodule import evaluation_loader
 from fer_lightning.data.faces import SPLITS, FaceTable
-from fer_lightning.data.protocols import Rows, partition
+from fer_lightning.data.protocols import Rows
+from fer_lightning.data.twins import near_twins
 from fer_lightning.errors import UserError
 from fer_lightning.model.classifier import FERClassifier
 from fer_lightning.report import tables
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
-from fer_lightning.run import load_faces, quiet
+from fer_lightning.run import cache_root, load_faces, load_parts, quiet
 from fer_lightning.runfolder import load_settings
 
 log = logging.getLogger(__name__)
@@ -58,13 +60,13 @@ def evaluate(
     classes = tuple(classifier.classes)
 
     if data is None:
-        faces = load_faces(settings)
-        parts = partition(faces, **settings["protocol"])
+        faces, parts, _ = load_parts(settings)
         rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(faces, split)
         clean = parts.clean
     else:
         own = settings["data"]
-        other = {"name": "fer2013", "path": str(data), "classes": None, "votes": None, "target": None, "merge": None}
+        other = dict.fromkeys(("classes", "votes", "target", "merge"))
+        other |= {"name": "fer2013", "path": str(data), "twins": "exact"}
         faces = load_faces(settings | {"data": own | other})
         merge = {old: new for old, new in (own.get("merge") or {}).items() if {old, new} <= set(faces.classes)}
         faces = faces.merged(merge).as_known_by(classes)
@@ -88,6 +90,7 @@ def evaluate(
         **results.test_scores(scored, classes),
         "data/source": faces.source,
         "data/split": split,
+        "data/twins": settings["data"].get("twins", "exact"),
     }
     if not any(name.startswith("test/") for name in metrics):
         raise UserError(f"{faces.source}: no image of the split '{split}' carries a label to be scored by")
@@ -132,13 +135,20 @@ def load_classifier(run_dir: Path) -> FERClassifier:
 
 
 def _unseen(faces: FaceTable, settings: dict[str, Any]) -> NDArray[np.bool_]:
-    """Which faces have no pixel-identical twin among the run's training images; all, where those are gone."""
+    """Which faces have no twin among the run's training images; all, where those are gone."""
+    data = settings["data"]
     try:
-        own = load_faces(settings)
+        own = load_faces(settings | {"data": data | {"twins": "exact"}})
     except UserError as error:
         log.warning("twins of the run's training images are not looked for: %s", error)
         return np.ones(len(faces), dtype=bool)
-    return ~np.isin(faces.digests, own.digests[own.rows("train")])
+    trained = own.rows("train")
+    if data.get("twins") != "near":
+        return ~np.isin(faces.digests, own.digests[trained])
+    names = ("images", "labels", "split", "ids")
+    both: dict[str, Any] = {name: np.concatenate([getattr(own, name)[trained], getattr(faces, name)]) for name in names}
+    groups, _ = near_twins(replace(faces, **both, votes=None, targets=None), cache_root(data))
+    return ~np.isin(groups[len(trained) :], groups[: len(trained)])
 
 
 def _rows_of(faces: FaceTable, split: str) -> Rows:

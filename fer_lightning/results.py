@@ -118,7 +118,10 @@ def write(
         "train/epochs": trainer.current_epoch,
         "train/best_epoch": best_epoch,
         "data/source": faces.source,
+        "data/twins": settings["data"].get("twins", "exact"),
     }
+    if data.cleaned:
+        metrics["data/cleaned"] = data.cleaned
     if not trainer.is_global_zero:
         return metrics
     history.write()
@@ -194,6 +197,7 @@ def about(
         "data": data.faces.source,
         "protocol": settings["protocol"]["name"],
         "images": f"{len(parts.train):,} train, {len(parts.val):,} val, {len(parts.test):,} test",
+        **({"cleaned": data.cleaned} if data.cleaned else {}),
         "imbalance": settings["imbalance"]["name"],
         "network": f"{name}, {model.get('stem', '')} stem, {parameters:,} parameters",
         "seed": str(settings["seed"]),

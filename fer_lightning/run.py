@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from fer_lightning import build, devices, ranks, results
 from fer_lightning.check import check_monitor
 from fer_lightning.checkpoints import WholeCheckpointIO
 from fer_lightning.data import ferplus
+from fer_lightning.data.cache import default_root
+from fer_lightning.data.cleaning import drop, relabel
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.faces import FaceTable
-from fer_lightning.data.protocols import partition
+from fer_lightning.data.protocols import Partition, partition
 from fer_lightning.data.synthetic import synthetic
+from fer_lightning.data.twins import near_twins
 from fer_lightning.errors import UserError
 from fer_lightning.gradients import OrderedDDP
 from fer_lightning.interrupts import handled
@@ -105,7 +109,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     """The config with its interpolations filled in, as plain containers."""
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # type: ignore[assignment]
     data = settings["data"]
-    for key in ("path", "votes"):
+    for key in ("path", "votes", "relabel"):
         if data[key] is not None:  # so that the run can be evaluated from another folder
             data[key] = os.path.abspath(Path(data[key]).expanduser())
     return settings
@@ -123,27 +127,54 @@ def load_faces(settings: Settings) -> FaceTable:
     else:
         from fer_lightning.data import sources
 
-        cache = {"cache_dir": Path(data["cache_dir"])} if data["cache_dir"] else {}
-        faces = sources.load(data["path"] or "", **cache)
+        faces = sources.load(data["path"] or "", cache_dir=cache_root(data))
     if data.get("votes"):
         faces = ferplus.attach(faces, data["votes"])
     if data["name"] == "ferplus":
         faces = ferplus.relabelled(faces, data["target"], data["merge"])
     elif data.get("merge"):
         faces = faces.merged(data["merge"])
-    return faces.only(data["classes"]) if data["classes"] else faces
+    faces = faces.only(data["classes"]) if data["classes"] else faces
+    if data.get("twins") == "near":
+        faces = replace(faces, near=near_twins(faces, cache_root(data))[0])
+    return faces
+
+
+def cache_root(data: Mapping[str, Any]) -> Path:
+    """Where the `data` group keeps what it has read."""
+    return Path(data["cache_dir"]) if data["cache_dir"] else default_root()
+
+
+def load_parts(settings: Settings) -> tuple[FaceTable, Partition, str]:
+    """The table of a config and its partition, training images cleaned as `data.relabel` and `data.drop` say; and what
+    was cleaned, in words.
+
+    Raises:
+        UserError: the source, the protocol or what cleans it cannot be.
+    """
+    faces, data = load_faces(settings), settings["data"]
+    parts = partition(faces, **settings["protocol"])
+    done = []
+    if data.get("relabel"):
+        faces, parts, words = relabel(faces, parts, Path(data["relabel"]))
+        done.append(words)
+    if data.get("drop"):
+        parts, words = drop(faces, parts, data["drop"], cache_root(data))
+        done.append(words)
+    return faces, parts, "; ".join(done)
 
 
 def load_data(settings: Settings) -> FERDataModule:
     """The data module of a config.
 
     Raises:
-        UserError: the source, the protocol or the resampling cannot be.
+        UserError: the source, the protocol, what cleans it or the resampling cannot be.
     """
-    faces, data = load_faces(settings), settings["data"]
+    faces, parts, cleaned = load_parts(settings)
+    data = settings["data"]
     return FERDataModule(
         faces,
-        partition(faces, **settings["protocol"]),
+        parts,
         resample=build.node("imbalance.resample", settings["imbalance"]["resample"]),
         sampler=build.node("imbalance.sampler", settings["imbalance"].get("sampler")),
         augment=build.node("augment", settings["augment"]),
@@ -152,6 +183,7 @@ def load_data(settings: Settings) -> FERDataModule:
         eval_batch_size=data["eval_batch_size"],
         seed=settings["seed"],
         draw_labels=data.get("target") == "probability",
+        cleaned=cleaned,
     )
 
 
@@ -229,6 +261,7 @@ def _announce(
     facts = results.about(settings, data, classifier, trainer, run_dir)
     for line in (
         f"data     {facts['data']}, protocol {facts['protocol']}: {facts['images']}",
+        *([f"cleaned  {data.cleaned}"] if data.cleaned else []),
         f"training {facts['imbalance']}: "
         + ", ".join(f"{c} {n:,}" for c, n in zip(data.faces.classes, data.class_counts, strict=True)),
         f"network  {facts['network']}; {facts['hardware']}",

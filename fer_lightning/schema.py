@@ -40,6 +40,20 @@ class Target(Enum):
     crossentropy = "crossentropy"
 
 
+class Twins(Enum):
+    exact = "exact"
+    near = "near"
+
+
+class Fault(Enum):
+    duplicates = "duplicates"
+    near_duplicates = "near_duplicates"
+    conflicts = "conflicts"
+    leaks = "leaks"
+    blank = "blank"
+    nonface = "nonface"
+
+
 @dataclass
 class Data:
     name: str = MISSING
@@ -48,6 +62,9 @@ class Data:
     target: Optional[Target] = None
     merge: Any = None  # OmegaConf cannot set a typed dict that is null from the command line
     classes: Optional[list[str]] = None
+    twins: Twins = Twins.exact
+    drop: list[Fault] = field(default_factory=list)
+    relabel: Optional[str] = None
     cache_dir: Optional[str] = None
     batch_size: int = 128
     eval_batch_size: int = 512

@@ -31,6 +31,7 @@ class FERDataModule(L.LightningDataModule):
         eval_batch_size: images a batch of validation and test, on each device.
         seed: of the order of batches and of augmentation.
         draw_labels: where the table has targets, train on a label drawn from them anew in each epoch.
+        cleaned: what was done to the training images beforehand, in words.
 
     Raises:
         UserError: batch sizes that cannot be, or fewer than two training images.
@@ -49,13 +50,14 @@ class FERDataModule(L.LightningDataModule):
         eval_batch_size: int = 512,
         seed: int = 0,
         draw_labels: bool = False,
+        cleaned: str = "",
     ) -> None:
         super().__init__()
         if batch_size < 2:
             raise UserError(f"data.batch_size={batch_size}: batch norm needs 2 images at least")
         if eval_batch_size < 1:
             raise UserError(f"data.eval_batch_size={eval_batch_size}: 1 at least is needed")
-        self.faces, self.parts, self.draw_labels = faces, parts, draw_labels
+        self.faces, self.parts, self.draw_labels, self.cleaned = faces, parts, draw_labels, cleaned
         self.sampler, self.augment, self.mix = sampler, augment, mix
         self.batch_size, self.eval_batch_size, self.seed = (batch_size, eval_batch_size, seed)
         rows = parts.train

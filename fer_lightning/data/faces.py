@@ -43,6 +43,7 @@ class FaceTable:
         votes: uint8 (N, 10), taggers' votes for what `fer_lightning.data.ferplus.VOTES` names, if there are any.
         targets: float32 (N, C), distributions over the classes to train on in place of labels, if there are any; 0
             throughout for an image that is not trained on.
+        near: group number of each image, int64 (N,), where near-duplicates count as twins; else None.
     """
 
     images: NDArray[np.uint8]
@@ -54,6 +55,7 @@ class FaceTable:
     fingerprint: str
     votes: NDArray[np.uint8] | None = None
     targets: NDArray[np.float32] | None = None
+    near: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -92,9 +94,24 @@ class FaceTable:
         return np.array([hashlib.blake2b(row.data, digest_size=16).digest() for row in images], dtype="V16")
 
     @cached_property
-    def twins(self) -> NDArray[np.int64]:
+    def identical(self) -> NDArray[np.int64]:
         """Group number of each image, int64 (N,): two rows share one exactly when their pixels are identical."""
         return np.unique(self.digests, return_inverse=True)[1].astype(np.int64)
+
+    @property
+    def twins(self) -> NDArray[np.int64]:
+        """Group number of each image, int64 (N,): two rows share one when they count as the same image."""
+        return self.identical if self.near is None else self.near
+
+    def with_labels(self, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> FaceTable:
+        """The table with other labels (M,) for the images in `rows` (M,); their targets become certain."""
+        all_labels, targets = self.labels.copy(), self.targets
+        all_labels[rows] = labels
+        if targets is not None:
+            one_hot = np.eye(len(self.classes) + 1, dtype=np.float32)[:, :-1]  # the last row serves UNLABELLED, -1
+            targets = targets.copy()
+            targets[rows] = one_hot[labels]
+        return replace(self, labels=all_labels, targets=targets)
 
     def only(self, classes: Sequence[str]) -> FaceTable:
         """The table with just `classes`, in that order; unlabelled images stay.
@@ -147,7 +164,7 @@ class FaceTable:
         return replace(self, labels=new[self.labels], classes=tuple(classes), targets=targets)
 
     def _rows(self, keep: NDArray[np.bool_]) -> FaceTable:
-        names = ("images", "labels", "split", "ids", "votes", "targets")
+        names = ("images", "labels", "split", "ids", "votes", "targets", "near")
         arrays: dict[str, Any] = {name: a[keep] for name in names if (a := getattr(self, name)) is not None}
         return replace(self, **arrays)
 

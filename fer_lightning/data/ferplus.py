@@ -138,6 +138,11 @@ def distribution(votes: NDArray[np.int64]) -> NDArray[np.float32]:
     return shares.astype(np.float32)
 
 
+def nonface(votes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where most taggers see no face: votes uint8 (N, 10), see `VOTES`, to bool (N,)."""
+    return np.asarray(2 * votes[:, -1].astype(np.int64) > votes.sum(1, dtype=np.int64))
+
+
 def _without_outliers(votes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(votes > 1, votes, 0)
 

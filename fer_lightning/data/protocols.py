@@ -26,8 +26,8 @@ class Partition:
         train: images with something to learn, see `FaceTable.training_labels`.
         val: labelled images.
         test: images to score; unlabelled ones among them are predicted but count in no score.
-        clean: bool (N,), one for each image of the table: false where its pixels, or a twin's, are among the training
-            images.
+        clean: bool (N,), one for each image of the table: false where it, or a twin of it, is among the source's
+            training images.
     """
 
     train: Rows
@@ -52,7 +52,7 @@ def partition(
     validates on part number `fold` and tests on PrivateTest. Where a source has no validation or labelled test images
     of its own, a hold-out of its training images takes their place.
 
-    Hold-outs and folds are stratified by class, and images that are pixel for pixel the same stay on one side.
+    Hold-outs and folds are stratified by class, and twins, see `FaceTable.twins`, stay on one side.
 
     Args:
         faces: the table.
@@ -101,18 +101,22 @@ def partition(
         train, val = _held_out(faces, pool, holdout, seed)
     val = val[labelled[val]]
 
-    empty = [c for c, n in zip(faces.classes, faces.counts(train, training=True), strict=True) if n == 0]
-    if empty:
-        raise UserError(
-            f"{faces.source}: no training image of {', '.join(empty)}; add some, or name the classes to keep with "
-            f"data.classes=[{','.join(c for c in faces.classes if c not in empty)}]"
-        )
+    need_every_class(faces, train)
     if not len(val):
         raise UserError(f"{faces.source}: {len(pool)} training images are too few for a hold-out of {holdout:g}")
 
     test = np.union1d(test, unlabelled_test)
     seen = np.setdiff1d(np.union1d(faces.rows("train"), train), test)  # images held out for validation count as seen
     return Partition(train, val, test, clean=~np.isin(faces.twins, faces.twins[seen]))
+
+
+def need_every_class(faces: FaceTable, train: Rows, way_out: str | None = None) -> None:
+    """Raises UserError, with the way out, where a class has no image among the rows to train on."""
+    empty = [c for c, n in zip(faces.classes, faces.counts(train, training=True), strict=True) if n == 0]
+    if empty:
+        kept = ",".join(c for c in faces.classes if c not in empty)
+        way_out = way_out or f"add some, or name the classes to keep with data.classes=[{kept}]"
+        raise UserError(f"{faces.source}: no training image of {', '.join(empty)}; {way_out}")
 
 
 def _held_out(faces: FaceTable, rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:

@@ -241,7 +241,8 @@ def _comparison(metrics: Mapping[str, float | str]) -> str:
             cells.append("" if value is None else f"{value:.3f}" + (f" ({interval})" if interval else ""))
         rows.append([title, *cells])
     body = "".join(row(cells) for cells in rows if any(cells[1:]))
-    note = "Clean: no image of the training data has the same pixels." if "test/clean" in sets else ""
+    seen = "shows the same photograph" if metrics.get("data/twins") == "near" else "has the same pixels"
+    note = f"Clean: no image of the training data {seen}." if "test/clean" in sets else ""
     return table(["Score", *sets.values()], body, note=note)
 
 

@@ -1,0 +1,216 @@
+"""Cleaning: training images with planted faults are left out or relabelled, everything else stays."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from fer_lightning.data.cleaning import drop, relabel
+from fer_lightning.data.faces import FER_CLASSES, UNLABELLED, FaceTable
+from fer_lightning.data.protocols import Partition, partition
+from fer_lightning.data.synthetic import synthetic
+from fer_lightning.data.twins import near_twins
+from fer_lightning.errors import UserError
+from tests.conftest import TINY, Run
+from tests.data.conftest import csv_bytes, pixel_text
+
+Train = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def faces() -> FaceTable:
+    """Drawn faces; among the training images, by row: 11 is 10 again, 13 is 12 with another label, 15 is the first test
+    image, 17 is blank, 19 is 18 in less light, 21 is a validation image in less light."""
+    drawn = synthetic(n_train=140, n_val=40, n_test=60)
+    images, labels = drawn.images.copy(), drawn.labels.copy()
+    assert drawn.split[:22].max() == 0
+    for copy, of in ((11, 10), (13, 12)):
+        images[copy], labels[copy] = images[of], labels[of]
+    labels[13] = (labels[12] + 1) % 7
+    images[15] = images[drawn.rows("private", "test")[0]]
+    images[17] = 30
+    for copy, of in ((19, 18), (21, drawn.rows("public", "val")[0])):
+        images[copy] = (0.7 * images[of]).astype(np.uint8)
+    return replace(drawn, images=images, labels=labels)
+
+
+def left_out(faces: FaceTable, faults: list[str], cache: Path) -> tuple[list[int], str]:
+    parts = partition(faces)
+    cleaned, words = drop(faces, parts, faults, cache)
+    assert np.array_equal(cleaned.val, parts.val) and np.array_equal(cleaned.test, parts.test)
+    assert np.array_equal(cleaned.clean, parts.clean)
+    return np.setdiff1d(parts.train, cleaned.train).tolist(), words
+
+
+@pytest.mark.parametrize(
+    ("faults", "rows"),
+    [
+        (["duplicates"], [11, 13]),
+        (["near_duplicates"], [11, 13, 19]),
+        (["conflicts"], [12, 13]),
+        (["leaks"], [15]),
+        (["blank"], [17]),
+        (["blank", "conflicts", "duplicates"], [11, 12, 13, 17]),
+        ([], []),
+    ],
+)
+def test_what_is_named_is_left_out_of_training(
+    faces: FaceTable, tmp_path: Path, faults: list[str], rows: list[int]
+) -> None:
+    assert left_out(faces, faults, tmp_path)[0] == rows
+
+
+def test_near_twins_leak_too_where_they_count(faces: FaceTable, tmp_path: Path) -> None:
+    near = replace(faces, near=near_twins(faces, tmp_path)[0])
+    assert left_out(near, ["leaks"], tmp_path)[0] == [15, 21]
+    assert not partition(near, "report").clean[faces.rows("public")[0]]
+
+
+def test_an_image_with_two_faults_counts_once(faces: FaceTable, tmp_path: Path) -> None:
+    words = left_out(faces, ["conflicts", "duplicates", "near_duplicates"], tmp_path)[1]
+    assert words == "left out of training: conflicts 2, duplicates 1, near duplicates 1"
+
+
+def test_nonfaces_need_votes_and_a_majority_of_them(faces: FaceTable, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.votes=fer2013new\.csv"):
+        left_out(faces, ["nonface"], tmp_path)
+    votes = np.zeros((len(faces), 10), dtype=np.uint8)
+    votes[:, 0] = 10
+    votes[5] = [5, 0, 0, 0, 0, 0, 0, 0, 0, 5]
+    votes[6] = [4, 0, 0, 0, 0, 0, 0, 0, 0, 6]
+    assert left_out(replace(faces, votes=votes), ["nonface"], tmp_path)[0] == [6]
+
+
+def test_a_class_without_images_is_refused(faces: FaceTable, tmp_path: Path) -> None:
+    images = faces.images.copy()
+    images[faces.labels == 1] = 7
+    with pytest.raises(UserError, match=r"no training image of disgust; data\.drop=\[blank\] leaves none"):
+        left_out(replace(faces, images=images), ["blank"], tmp_path)
+
+
+def relabelled(faces: FaceTable, path: Path, text: str) -> tuple[FaceTable, Partition, str]:
+    path.write_text(text, encoding="utf-8")
+    return relabel(faces, partition(faces), path)
+
+
+def name(faces: FaceTable, row: int) -> str:
+    return faces.ids[row].decode()
+
+
+def test_training_images_get_other_labels(faces: FaceTable, tmp_path: Path) -> None:
+    test = int(faces.rows("private", "test")[0])
+    other = [FER_CLASSES[(faces.labels[row] + 1) % 7] for row in (0, 1, test)]
+    text = f"image,fault,label\n{name(faces, 0)},x,{other[0]}\n{name(faces, 1)},x,{other[1]}\n{name(faces, 2)},x,\n"
+    text += f"{name(faces, test)},x,{other[2]}\n{name(faces, 0)},y,{other[0]}\n"
+    after, parts, words = relabelled(faces, tmp_path / "fixed.csv", text)
+    assert words == "2 training images relabelled, 1 left out; 1 validation or test images keep their labels"
+    changed = np.flatnonzero(after.labels != faces.labels).tolist()
+    assert changed == [0, 1, 2]
+    assert [FER_CLASSES[after.labels[row]] for row in (0, 1)] == other[:2]
+    assert after.labels[2] == UNLABELLED
+    assert np.setdiff1d(partition(faces).train, parts.train).tolist() == [2]
+
+
+def test_targets_become_certain(faces: FaceTable, tmp_path: Path) -> None:
+    soft = replace(faces, targets=(0.5 * np.eye(7)[faces.labels] + 0.5 / 7).astype(np.float32))
+    after, parts, _ = relabelled(
+        soft, tmp_path / "fixed.csv", f"image,label\n{name(faces, 3)},sad\n{name(faces, 4)},\n"
+    )
+    assert after.targets is not None
+    assert after.targets[3].tolist() == [0, 0, 0, 0, 1, 0, 0]
+    assert after.targets[4].tolist() == [0] * 7
+    assert 4 not in parts.train
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("picture,label\na,sad\n", "no column 'image'; it has picture, label"),
+        ("image,label\nface 9999,sad\n", "line 2: .* has no image 'face 9999'"),
+        ("image,label\n{0},sad\n{1},joy\n", "line 3: no class 'joy'; there are angry, disgust"),
+        ("image,label\n{0},sad\n{1},sad\n{0},happy\n", "line 4: '.*' has another label in line 2"),
+        ("", "fixed.csv: No columns to parse"),
+    ],
+)
+def test_files_that_do_not_fit(faces: FaceTable, tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        relabelled(faces, tmp_path / "fixed.csv", text.format(name(faces, 0), name(faces, 1)))
+
+
+@pytest.fixture(scope="module")
+def csv(faces: FaceTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`faces` as a CSV."""
+    usage = dict(zip(("train", "public", "private"), ("Training", "PublicTest", "PrivateTest"), strict=True))
+    rows: list[dict[str, object]] = []
+    for split, word in usage.items():
+        rows += [
+            {"emotion": faces.labels[row], "pixels": pixel_text(faces.images[row]), "usage": word}
+            for row in faces.rows(split)
+        ]
+    path = tmp_path_factory.mktemp("csv") / "fer2013.csv"
+    path.write_bytes(csv_bytes(rows))
+    return path
+
+
+ON_CSV = [setting for setting in TINY if not setting.startswith("data.synthetic") and setting != "data=synthetic"]
+
+
+def test_a_run_cleans_tells_and_is_scored_again(train: Train, csv: Path, tmp_path: Path) -> None:
+    fixed = tmp_path / "fixed.csv"
+    fixed.write_text("image,label\nrow 0,\n")
+    options = [f"data.path={csv}", "data.drop=[near_duplicates,blank]", "data.twins=near", f"data.relabel={fixed}"]
+    run = train(*ON_CSV, *options, "trainer.max_epochs=1")
+    assert run.code == 0, run.err
+    words = "0 training images relabelled, 1 left out; left out of training: near duplicates 3, blank 1"
+    assert f"cleaned  {words}" in run.out
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    assert metrics["data/cleaned"] == words
+    assert metrics["data/twins"] == "near"
+    assert "shows the same photograph" in (run.folder / "report/index.html").read_text()
+    clean = pd.read_csv(run.folder / "report/predictions.csv")["clean"]
+    assert (~clean).sum() == 1  # the leak
+
+    from fer_lightning.evaluate import evaluate
+
+    assert evaluate(run.folder)["test/clean/accuracy"] == metrics["test/clean/accuracy"]
+    assert scored(run.folder, "train") == 140 - 5
+    other = evaluate(run.folder, data=csv, split="all")
+    assert np.isclose(float(other["test/clean/support/happy"]), expected_unseen(csv, "happy"))
+
+
+def scored(folder: Path, split: str) -> int:
+    from fer_lightning.evaluate import evaluate
+
+    evaluate(folder, split=split)
+    return len(pd.read_csv(folder / "evaluation" / split / "report/predictions.csv"))
+
+
+def expected_unseen(csv: Path, label: str) -> int:
+    """Images of a class without a near twin among the training images."""
+    from fer_lightning.data.sources import load
+
+    table = load(csv)
+    group: NDArray[np.int64] = near_twins(table, csv.parent)[0]
+    unseen = ~np.isin(group, group[table.rows("train")])
+    return int((unseen & (table.labels == FER_CLASSES.index(label))).sum())
+
+
+def test_bad_options(train: Train, csv: Path) -> None:
+    for option, message in (
+        ("data.drop=[duplicate]", r"data.drop.*duplicate.*expected one of \[duplicates, near_duplicates"),
+        ("data.twins=similar", r"data.twins: Invalid value 'similar', expected one of \[exact, near\]"),
+        ("data.relabel=gone.csv", "data.relabel=.*gone.csv: .*No such file"),
+        ("data.drop=[nonface]", "data.drop=.nonface. goes by the votes of FER"),
+    ):
+        run = train(*ON_CSV, f"data.path={csv}", option)
+        assert run.code == 1
+        assert re.search(message, run.err), run.err
+        assert run.err.count("\n") == 1
