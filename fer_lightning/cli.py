@@ -25,13 +25,16 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Other faces than the run's own: a CSV, a folder or an archive.")
     ] = None,
+    twins: Annotated[
+        str | None, typer.Option(help="What makes a test image unclean: exact or near twins in the training data.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; else RUN/evaluation/<data>-<split>.")] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
 ) -> None:
     """Score a run's best checkpoint again, on any split or on other data."""
     from fer_lightning.evaluate import evaluate as evaluate_run
 
-    evaluate_run(run, split=split, data=data, out=out, accelerator=accelerator)
+    evaluate_run(run, split=split, data=data, twins=twins, out=out, accelerator=accelerator)
 
 
 @cli.command()

@@ -18,21 +18,27 @@ from fer_lightning import results
 from fer_lightning.check import check
 from fer_lightning.data.datamodule import evaluation_loader
 from fer_lightning.data.faces import SPLITS, FaceTable
-from fer_lightning.data.protocols import Rows
+from fer_lightning.data.protocols import Rows, unseen
 from fer_lightning.data.twins import near_twins
 from fer_lightning.errors import UserError
 from fer_lightning.model.classifier import FERClassifier
 from fer_lightning.report import tables
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
-from fer_lightning.run import cache_root, load_faces, load_parts, quiet
+from fer_lightning.run import cache_root, load_faces, load_parts, quiet, with_twins
 from fer_lightning.runfolder import load_settings
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(
-    run_dir: Path, *, split: str = "test", data: Path | None = None, out: Path | None = None, accelerator: str = "auto"
+    run_dir: Path,
+    *,
+    split: str = "test",
+    data: Path | None = None,
+    twins: str | None = None,
+    out: Path | None = None,
+    accelerator: str = "auto",
 ) -> dict[str, float | str]:
     """Score a run's best checkpoint on a split of its own data or of other data, and write metrics.json and report/.
 
@@ -41,6 +47,7 @@ def evaluate(
         split: "train", "val" or "test" as the run's protocol has them, "all", or a split of the source such as
             "private". Of other data, "test" means its test images, or all of it where it has none.
         data: a source of other faces, labelled with classes that the run knows.
+        twins: "exact" or "near", which images of the training data make a test image unclean; by default the run's own.
         out: the folder to write; by default one under the run folder.
         accelerator: "auto", "cpu" or "gpu".
 
@@ -51,7 +58,11 @@ def evaluate(
         UserError: no finished run there, no such split, or data that does not fit.
     """
     quiet()
+    if twins not in (None, "exact", "near"):
+        raise UserError(f"--twins {twins}: exact or near")
     settings = load_settings(run_dir)
+    own_twins = settings["data"].get("twins", "exact")  # runs of earlier releases do not say
+    twins = twins or own_twins
     settings["trainer"] |= {"accelerator": accelerator, "devices": 1}
     if settings["trainer"]["precision"] == "16-mixed" and accelerator != "gpu" and not torch.cuda.is_available():
         settings["trainer"]["precision"] = "32-true"
@@ -63,6 +74,8 @@ def evaluate(
         faces, parts, _ = load_parts(settings)
         rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(faces, split)
         clean = parts.clean
+        if twins != own_twins:
+            clean = unseen(with_twins(faces, settings["data"] | {"twins": twins}), parts.train, parts.test)
     else:
         own = settings["data"]
         other = dict.fromkeys(("classes", "votes", "target", "merge"))
@@ -71,7 +84,7 @@ def evaluate(
         merge = {old: new for old, new in (own.get("merge") or {}).items() if {old, new} <= set(faces.classes)}
         faces = faces.merged(merge).as_known_by(classes)
         rows = _rows_of(faces, split)
-        clean = _unseen(faces, settings)
+        clean = _unseen(faces, settings, twins)
     out = out or run_dir / "evaluation" / (f"{data.name}-{split}" if data else split)
 
     trainer = L.Trainer(
@@ -90,7 +103,7 @@ def evaluate(
         **results.test_scores(scored, classes),
         "data/source": faces.source,
         "data/split": split,
-        "data/twins": settings["data"].get("twins", "exact"),
+        "data/twins": twins,
     }
     if not any(name.startswith("test/") for name in metrics):
         raise UserError(f"{faces.source}: no image of the split '{split}' carries a label to be scored by")
@@ -134,7 +147,7 @@ def load_classifier(run_dir: Path) -> FERClassifier:
         ) from error
 
 
-def _unseen(faces: FaceTable, settings: dict[str, Any]) -> NDArray[np.bool_]:
+def _unseen(faces: FaceTable, settings: dict[str, Any], twins: str) -> NDArray[np.bool_]:
     """Which faces have no twin among the run's training images; all, where those are gone."""
     data = settings["data"]
     try:
@@ -143,7 +156,7 @@ def _unseen(faces: FaceTable, settings: dict[str, Any]) -> NDArray[np.bool_]:
         log.warning("twins of the run's training images are not looked for: %s", error)
         return np.ones(len(faces), dtype=bool)
     trained = own.rows("train")
-    if data.get("twins") != "near":
+    if twins != "near":
         return ~np.isin(faces.digests, own.digests[trained])
     names = ("images", "labels", "split", "ids")
     both: dict[str, Any] = {name: np.concatenate([getattr(own, name)[trained], getattr(faces, name)]) for name in names}

@@ -135,9 +135,13 @@ def load_faces(settings: Settings) -> FaceTable:
     elif data.get("merge"):
         faces = faces.merged(data["merge"])
     faces = faces.only(data["classes"]) if data["classes"] else faces
-    if data.get("twins") == "near":
-        faces = replace(faces, near=near_twins(faces, cache_root(data))[0])
-    return faces
+    return with_twins(faces, data)
+
+
+def with_twins(faces: FaceTable, data: Mapping[str, Any]) -> FaceTable:
+    """The table with the twins that the `data` group asks for."""
+    near = data.get("twins") == "near"  # runs of earlier releases do not say
+    return replace(faces, near=near_twins(faces, cache_root(data))[0] if near else None)
 
 
 def cache_root(data: Mapping[str, Any]) -> Path:

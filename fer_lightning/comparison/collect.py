@@ -142,7 +142,8 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", str(value) if isinstance(value, list) else value
+            # As one would write it in an override.
+            yield f"{prefix}{key}", f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
 
 
 def _check_same_images(runs: Sequence[FinishedRun]) -> None:

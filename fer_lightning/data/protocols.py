@@ -106,8 +106,17 @@ def partition(
         raise UserError(f"{faces.source}: {len(pool)} training images are too few for a hold-out of {holdout:g}")
 
     test = np.union1d(test, unlabelled_test)
-    seen = np.setdiff1d(np.union1d(faces.rows("train"), train), test)  # images held out for validation count as seen
-    return Partition(train, val, test, clean=~np.isin(faces.twins, faces.twins[seen]))
+    return Partition(train, val, test, clean=unseen(faces, train, test))
+
+
+def unseen(faces: FaceTable, train: Rows, test: Rows) -> NDArray[np.bool_]:
+    """Which images of the table have no twin among the source's training images, see `Partition.clean`: bool (N,).
+
+    Images held out for validation, and those left out of training, count as seen: the same test images are clean in
+    every run.
+    """
+    seen = np.setdiff1d(np.union1d(faces.rows("train"), train), test)
+    return ~np.isin(faces.twins, faces.twins[seen])
 
 
 def need_every_class(faces: FaceTable, train: Rows, way_out: str | None = None) -> None:

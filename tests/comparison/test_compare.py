@@ -104,6 +104,12 @@ def test_as_many_keys_as_it_takes(tmp_path: Path) -> None:
     ]
 
 
+def test_lists_are_named_as_one_would_write_them(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.5, data__drop=[])
+    make_run(tmp_path / "b", 0.6, data__drop=["blank", "leaks"])
+    assert [setting.name for setting in collect([tmp_path])[0]] == ["data.drop=[]", "data.drop=[blank,leaks]"]
+
+
 def test_a_value_that_happens_to_be_the_seed_is_a_setting(tmp_path: Path) -> None:
     for seed in (1, 2):
         make_run(tmp_path / str(seed), 0.5, seed, imbalance__loss__gamma=float(seed))

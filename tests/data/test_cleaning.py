@@ -181,16 +181,20 @@ def test_a_run_cleans_tells_and_is_scored_again(train: Train, csv: Path, tmp_pat
     from fer_lightning.evaluate import evaluate
 
     assert evaluate(run.folder)["test/clean/accuracy"] == metrics["test/clean/accuracy"]
-    assert scored(run.folder, "train") == 140 - 5
+    assert len(scored(run.folder, "train")) == 140 - 5
+    assert (~scored(run.folder, "val")["clean"]).sum() == 1
+    assert scored(run.folder, "val", twins="exact")["clean"].all()
+    with pytest.raises(UserError, match="--twins alike: exact or near"):
+        evaluate(run.folder, twins="alike")
     other = evaluate(run.folder, data=csv, split="all")
     assert np.isclose(float(other["test/clean/support/happy"]), expected_unseen(csv, "happy"))
 
 
-def scored(folder: Path, split: str) -> int:
+def scored(folder: Path, split: str, **options: str) -> pd.DataFrame:
     from fer_lightning.evaluate import evaluate
 
-    evaluate(folder, split=split)
-    return len(pd.read_csv(folder / "evaluation" / split / "report/predictions.csv"))
+    evaluate(folder, split=split, **options)  # type: ignore[arg-type]
+    return pd.read_csv(folder / "evaluation" / split / "report/predictions.csv")
 
 
 def expected_unseen(csv: Path, label: str) -> int:
