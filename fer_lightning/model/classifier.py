@@ -184,7 +184,9 @@ class FERClassifier(L.LightningModule):
         checkpoint["training_sums"] = ranks.gathered(self._sums)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        sums = checkpoint["training_sums"]
+        sums = checkpoint.get("training_sums")
+        if sums is None:  # weights alone
+            return
         if len(sums) == ranks.world():
             self._sums = sums[self.global_rank]
         else:  # gone on with on another number of devices
