@@ -1,4 +1,4 @@
-"""The command `fer-lightning`: what one does with runs that are done.
+"""The command `fer-lightning`: what one does with data before runs, and with runs that are done.
 
 Everything heavy is imported inside the commands, so that help answers at once.
 """
@@ -51,6 +51,25 @@ def compare(
     from fer_lightning.comparison.write import compare_runs
 
     compare_runs(runs, out=out, baseline=baseline, clean=clean, resamples=resamples)
+
+
+@cli.command()
+def audit(
+    data: Annotated[Path, typer.Argument(help="A CSV, a folder or an archive of faces.")],
+    near: Annotated[bool, typer.Option(help="Look for changed copies of the same photograph, too.")] = True,
+    votes: Annotated[Path | None, typer.Option(help="FER+ votes, fer2013new.csv: non-faces and disagreement.")] = None,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A finished run on this data, to tell likely wrong labels by; more of them cover more images."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; else audit/<name of the data>.")] = None,
+) -> None:
+    """Look for faults in a data set: duplicates, leaks, conflicting labels, blank and broken images."""
+    from fer_lightning.audit.write import audit as audit_data
+
+    audit_data(data, near=near, votes=votes, runs=run or (), out=out)
 
 
 @cli.command()

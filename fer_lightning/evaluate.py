@@ -60,13 +60,9 @@ def evaluate(
     quiet()
     if twins not in (None, "exact", "near"):
         raise UserError(f"--twins {twins}: exact or near")
-    settings = load_settings(run_dir)
+    settings = scoring_settings(run_dir, accelerator)
     own_twins = settings["data"].get("twins", "exact")  # runs of earlier releases do not say
     twins = twins or own_twins
-    settings["trainer"] |= {"accelerator": accelerator, "devices": 1}
-    if settings["trainer"]["precision"] == "16-mixed" and accelerator != "gpu" and not torch.cuda.is_available():
-        settings["trainer"]["precision"] = "32-true"
-    check(settings)
     classifier = load_classifier(run_dir)
     classes = tuple(classifier.classes)
 
@@ -87,16 +83,7 @@ def evaluate(
         clean = _unseen(faces, settings, twins)
     out = out or run_dir / "evaluation" / (f"{data.name}-{split}" if data else split)
 
-    trainer = L.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        precision=settings["trainer"]["precision"],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=out,
-    )
+    trainer = scoring_trainer(settings, out)
     loader = evaluation_loader(faces, rows, settings["data"]["eval_batch_size"], trainer)
     scored = results.predict(trainer, classifier, loader, faces, clean)
     metrics: dict[str, float | str] = {
@@ -126,6 +113,34 @@ def evaluate(
     tables.print_report(report, title=f"{faces.source}, {split}: per class")
     print(f"report   {index}")
     return metrics
+
+
+def scoring_settings(run_dir: Path, accelerator: str) -> dict[str, Any]:
+    """A run's config, to score with on one device: "auto", "cpu" or "gpu".
+
+    Raises:
+        UserError: the folder does not hold a run, or there is no such device.
+    """
+    settings = load_settings(run_dir)
+    settings["trainer"] |= {"accelerator": accelerator, "devices": 1}
+    if settings["trainer"]["precision"] == "16-mixed" and accelerator != "gpu" and not torch.cuda.is_available():
+        settings["trainer"]["precision"] = "32-true"
+    check(settings)
+    return settings
+
+
+def scoring_trainer(settings: dict[str, Any], out: Path) -> L.Trainer:
+    """A trainer that scores as `scoring_settings` say, and writes nothing of its own."""
+    return L.Trainer(
+        accelerator=settings["trainer"]["accelerator"],
+        devices=1,
+        precision=settings["trainer"]["precision"],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=out,
+    )
 
 
 def load_classifier(run_dir: Path) -> FERClassifier:

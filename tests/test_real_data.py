@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fer_lightning.audit.write import audit
 from fer_lightning.data import sources
 from fer_lightning.data.faces import FER_CLASSES
 from fer_lightning.data.protocols import partition
@@ -60,3 +61,39 @@ def test_duplicates_and_counts(fer2013_dir: Path, cache: Path) -> None:
     kaggle = partition(faces, "kaggle")
     assert (~kaggle.clean[kaggle.test]).sum() == 288
     assert len(faces) - faces.twins.max() - 1 == 1851
+
+
+@pytest.mark.parametrize(
+    ("name", "redundant", "groups"),
+    # Two pairs of the folder differ in the CSV, where one of each is among the 177 rows that were decoded from JPEG.
+    [("fer2013.csv.gz", 1851, 1514), ("fer2013-folder.zip", 1853, 1516)],
+)
+def test_audit(
+    fer2013_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, redundant: int, groups: int
+) -> None:
+    monkeypatch.setenv("FER_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    votes = fer2013_dir / "fer2013new.csv" if name.endswith(".csv.gz") else None
+    audit(fer2013_dir / name, near=False, votes=votes, out=tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert tuple(summary["counts"][label]["train"] for label in FER_CLASSES) == TRAINING
+    assert tuple(summary["counts"][label]["private"] for label in FER_CLASSES) == PRIVATE
+    assert (summary["redundant"], summary["groups"], summary["conflict_groups"]) == (redundant, groups, 57)
+    assert summary["findings"]["leak from train"] == {"train": 0, "public": 280, "private": 288, "all": 568}
+    assert summary["leaked"]["surprise"] == {"images": 831, "identical": 232}
+    assert summary["leaked"]["disgust"] == {"images": 111, "identical": 31}
+    assert summary["findings"]["blank"]["all"] == 13
+    assert summary["findings"]["near_blank"]["all"] == 39
+    assert summary["findings"]["broken"]["all"] == summary["findings"]["tiny"]["all"] == 0
+    if votes:
+        assert summary["nonface_unanimous"] == 176
+        assert summary["findings"]["disagreement"]["all"] == 8283
+
+
+@pytest.mark.slow
+def test_audit_of_near_duplicates(fer2013_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    audit(fer2013_dir / "fer2013.csv.gz", out=tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    leaks = summary["findings"]["near_leak from train"]
+    assert [280 + leaks["public"], 288 + leaks["private"]] == pytest.approx([759, 773], abs=8)
+    assert summary["leaked"]["all"]["identical or near"] == 568 + leaks["all"]

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fer_lightning.comparison import figures
 from fer_lightning.comparison.collect import collect
@@ -18,7 +16,8 @@ from fer_lightning.comparison.statistics import Comparison, compare, conclusions
 from fer_lightning.errors import UserError
 from fer_lightning.report import page
 from fer_lightning.report.figures import png
-from fer_lightning.report.files import write_atomically
+from fer_lightning.report.files import write_folder
+from fer_lightning.report.tables import print_frame
 
 SCORES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1_macro": "macro-F1", "ece": "ECE"}
 
@@ -156,14 +155,7 @@ def _write(comparison: Comparison, out: Path, baseline: str, unfinished: Sequenc
     pngs = {name: png(figure) for name, figure in plots.items()}
     files |= {f"{name}.png": content for name, content in pngs.items()}
     files["index.html"] = _page(comparison, main, pngs, what, unfinished, list(files)).encode()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_atomically(out / name, content)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or out}: cannot be written ({error.strerror}); name a folder by --out"
-        ) from error
+    write_folder(out, files)
     return out / "index.html"
 
 
@@ -182,13 +174,13 @@ def _page(
     pairs = pairwise(comparison)
     sections = [
         page.section("What follows", f'<div class="card">{told}</div>'),
-        page.section("Scores", _table(main, note)),
-        page.section("Accuracy and macro-F1", page.plot(pngs, "accuracy_f1"), _note(ACCURACY_F1)),
+        page.section("Scores", page.data_frame(main, note)),
+        page.section("Accuracy and macro-F1", page.plot(pngs, "accuracy_f1"), page.note(ACCURACY_F1)),
         page.section("Recall by class", page.plot(pngs, "recall_by_class")),
         page.section("F1 by class", page.plot(pngs, "f1_by_class")),
         page.section("Confusions that changed", page.plot(pngs, "confusion_differences")),
-        page.section("All differences", _table(pairs, PAIRS)) if len(pairs) else "",
-        page.section("Runs", _table(_runs(comparison), "")),
+        page.section("All differences", page.data_frame(pairs, PAIRS)) if len(pairs) else "",
+        page.section("Runs", page.data_frame(_runs(comparison), "")),
     ]
     title = f"{len(main)} settings, {len(comparison.runs)} runs"
     return page.document(title, "fer-lightning comparison", "", sections, files)
@@ -203,15 +195,6 @@ PAIRS = (
 )
 
 
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
-
-
-def _table(frame: pd.DataFrame, note: str) -> str:
-    rows = "".join(page.row(row) for row in frame.astype(str).to_numpy().tolist())
-    return page.table(list(frame.columns), rows, note=note)
-
-
 def _runs(comparison: Comparison) -> pd.DataFrame:
     runs = comparison.runs
     numbers = {title: runs[score].map("{:.3f}".format) for score, title in SCORES.items()}
@@ -224,12 +207,7 @@ def _print(comparison: Comparison, console: Console) -> None:
     recall = recall.rename(columns=lambda name: name.removeprefix("recall/"))
     recall = recall.map(lambda value: value if isinstance(value, str) else f"{value:.2f}")
     for title, frame in (("mean ± deviation over seeds", summary(comparison)), ("recall, mean over seeds", recall)):
-        table = Table(title=Text(title), title_justify="left", header_style="bold")
-        for i, column in enumerate(frame.columns):
-            table.add_column(Text(str(column)), justify="right" if i else "left")
-        for cells in frame.astype(str).to_numpy().tolist():
-            table.add_row(*(Text(cell, overflow="fold") for cell in cells))
-        console.print(table)
+        print_frame(frame, title, console)
 
 
 def _csv(frame: pd.DataFrame) -> bytes:

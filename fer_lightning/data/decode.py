@@ -25,7 +25,12 @@ _TURNING = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif
 
 
 def decode_face(data: bytes, where: str) -> NDArray[np.uint8]:
-    """The face in the image file `data`, uint8 (48, 48).
+    """The face in the image file `data`, uint8 (48, 48), see `decode_sized`."""
+    return decode_sized(data, where)[0]
+
+
+def decode_sized(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The face in the image file `data`, uint8 (48, 48), and the width and height that the file has.
 
     Turned upright by its EXIF tag, made grey (16 bits scaled to 8, transparent parts white), scaled so that the shorter
     side is 48, and cut to the middle of the longer side. A grey 48 by 48 image comes out as it is.
@@ -44,6 +49,7 @@ def decode_face(data: bytes, where: str) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(too_large)
+            size = image.size
             image.draft(None, (4 * SIDE, 4 * SIDE))  # lets a large JPEG be decoded at a fraction of its size
             image.load()
             if image.format == "TIFF" or not _TURNING.isdisjoint(
@@ -53,7 +59,7 @@ def decode_face(data: bytes, where: str) -> NDArray[np.uint8]:
             grey = _grey(image, where)
             if grey.size != (SIDE, SIDE):
                 grey = ImageOps.fit(grey, (SIDE, SIDE))
-            return np.asarray(grey)
+            return np.asarray(grey), size
     except UserError:
         raise
     except UnidentifiedImageError:

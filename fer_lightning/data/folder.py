@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import numpy as np
 
-from fer_lightning.data.decode import decode_face
+from fer_lightning.data.decode import decode_sized
 from fer_lightning.data.faces import FER_CLASSES, SIDE, SPLITS, FaceTable
 from fer_lightning.data.labels import class_name, class_order, split_name
 from fer_lightning.data.members import Archive
@@ -40,6 +42,19 @@ class Layout:
     labels: list[int]
     splits: list[int]
     classes: tuple[str, ...]
+
+
+@dataclass
+class Flaws:
+    """What is wrong with single files, noted while the others are read.
+
+    Attributes:
+        broken: members that are no image, damaged, or too large, and why; they are left out of the table.
+        small: members whose image is less than 48 pixels wide or high, and its width and height.
+    """
+
+    broken: dict[str, str] = field(default_factory=dict)
+    small: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def find_layout(archive: Archive) -> Layout | None:
@@ -83,44 +98,73 @@ def find_layout(archive: Archive) -> Layout | None:
     return Layout(names, [label for _, label, _ in rows], _split_test(names, [s for _, _, s in rows]), classes)
 
 
-def read(archive: Archive, layout: Layout, fingerprint: str) -> FaceTable:
+def read(archive: Archive, layout: Layout, fingerprint: str, flaws: Flaws | None = None) -> FaceTable:
     """The faces of `layout`, sorted by name, as 48 by 48 grey images.
 
+    Args:
+        archive: where they are.
+        layout: what they mean.
+        fingerprint: of the content.
+        flaws: takes note of what is wrong with single files, so that it is no error.
+
     Raises:
-        UserError: a member is no image, damaged, or too large.
+        UserError: a member is no image, damaged, or too large, and there is nowhere to note it.
     """
     row_of = {name: row for row, name in enumerate(layout.names)}
     images = np.empty((len(row_of), SIDE, SIDE), dtype=np.uint8)
 
+    @contextmanager
+    def noted(name: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            if flaws is None:
+                raise
+            flaws.broken[name] = str(error)
+
     def batches() -> Iterator[list[tuple[str, bytes]]]:
         batch: list[tuple[str, bytes]] = []
         for name, stream in archive.members(layout.names):
-            data = stream.read(_SMALL)
-            if len(data) == _SMALL:  # asked for at once, the largest would be allocated for every face
-                data += stream.read(MAX_IMAGE_BYTES)
-            if len(data) > MAX_IMAGE_BYTES:
-                raise UserError(f"{archive.where(name)} is larger than {MAX_IMAGE_BYTES:,} bytes: no face; remove it")
-            batch.append((name, data))
-            if len(batch) == _BATCH or len(data) > _SMALL:
+            with noted(name):
+                batch.append((name, _content(stream, archive.where(name))))
+            if batch and (len(batch) == _BATCH or len(batch[-1][1]) > _SMALL):
                 yield batch
                 batch = []
         yield batch
 
     def decode(batch: list[tuple[str, bytes]]) -> None:
         for name, data in batch:
-            images[row_of[name]] = decode_face(data, archive.where(name))
+            with noted(name):
+                images[row_of[name]], size = decode_sized(data, archive.where(name))
+                if flaws is not None and min(size) < SIDE:
+                    flaws.small[name] = size
 
     for _ in overlapped(decode, batches()):
         pass
+    whole = np.array([flaws is None or name not in flaws.broken for name in layout.names], dtype=bool)
     return FaceTable(
-        images=images,
-        labels=np.array(layout.labels, dtype=np.int64),
-        split=np.array(layout.splits, dtype=np.int8),
-        ids=np.array([name.encode(errors="backslashreplace") for name in layout.names]),
+        images=images if whole.all() else images[whole],
+        labels=np.array(layout.labels, dtype=np.int64)[whole],
+        split=np.array(layout.splits, dtype=np.int8)[whole],
+        ids=np.array([encoded_id(name) for name in layout.names], dtype="S")[whole],
         classes=layout.classes,
         source=str(archive.path),
         fingerprint=fingerprint,
     )
+
+
+def encoded_id(name: str) -> bytes:
+    """A member's name as `FaceTable.ids` has it."""
+    return name.encode(errors="backslashreplace")
+
+
+def _content(stream: io.BufferedReader, where: str) -> bytes:
+    data = stream.read(_SMALL)
+    if len(data) == _SMALL:  # asked for at once, the largest would be allocated for every face
+        data += stream.read(MAX_IMAGE_BYTES)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise UserError(f"{where} is larger than {MAX_IMAGE_BYTES:,} bytes: no face; remove it")
+    return data
 
 
 def _find_root(archive: Archive) -> str | None:

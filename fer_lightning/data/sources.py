@@ -12,7 +12,7 @@ from pathlib import Path
 from fer_lightning.data import csvfile, folder
 from fer_lightning.data.archives import open_archive
 from fer_lightning.data.cache import Cache, default_root
-from fer_lightning.data.faces import FaceTable
+from fer_lightning.data.faces import SPLITS, FaceTable
 from fer_lightning.data.members import Archive, Directory
 from fer_lightning.data.streams import reading, shown
 from fer_lightning.errors import UserError
@@ -59,6 +59,44 @@ def load(path: str | os.PathLike[str], *, cache_dir: Path | None = None) -> Face
             table = cache.store(replace(table, source=str(path)))
     cache.remember(path, stamp, digest, now)
     return table
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A source with what is wrong with its single files.
+
+    Attributes:
+        faces: the images that can be read.
+        broken: id, split, class and fault of each that cannot.
+        small: width and height of those that were enlarged to 48 by 48, by id.
+    """
+
+    faces: FaceTable
+    broken: list[tuple[str, str, str, str]]
+    small: dict[str, tuple[int, int]]
+
+
+def survey(path: str | os.PathLike[str], *, cache_dir: Path | None = None) -> Survey:
+    """The faces at `path` as `load` reads them, but files that are no image are left out and told of.
+
+    Class folders are read anew each time and not kept, since `load` is to fail where a file is broken.
+
+    Raises:
+        UserError: as `load`, but for the content of image files, unless none of them can be read.
+    """
+    with _open(_existing(path)) as archive:
+        folders = _look(archive).folders
+        if folders is None:
+            return Survey(load(path, cache_dir=cache_dir), [], {})
+        flaws = folder.Flaws()
+        faces = folder.read(archive, folders, "", flaws)
+    if not len(faces):
+        raise UserError(f"{next(iter(flaws.broken.values()))}; nor can any other of its {len(flaws.broken):,} images")
+    meaning = zip(folders.names, folders.splits, folders.labels, strict=True)
+    known = {name: (SPLITS[split], folders.classes[label]) for name, split, label in meaning}
+    broken = [(folder.encoded_id(name).decode(), *known[name], flaws.broken[name]) for name in sorted(flaws.broken)]
+    small = {folder.encoded_id(name).decode(): size for name, size in flaws.small.items()}
+    return Survey(faces, broken, small)
 
 
 @dataclass(frozen=True)

@@ -84,12 +84,15 @@ td.bar { background: linear-gradient(var(--bar), var(--bar)) no-repeat 12px 6px 
 .faces { display: grid; grid-template-columns: repeat(auto-fill, minmax(108px, 1fr)); gap: 14px 12px; }
 .faces figure { margin: 0; font-size: 12.5px; line-height: 1.4; overflow-wrap: anywhere; }
 .faces img { width: 100%; aspect-ratio: 1; display: block; border-radius: 6px; margin-bottom: 5px; }
+.faces .pair { grid-column: span 2; display: grid; grid-template-columns: 1fr 1fr; gap: 0 4px; }
+.faces .pair figcaption { grid-column: span 2; display: inherit; grid-template-columns: inherit; gap: inherit; }
 .faces .wrong { color: var(--wrong); font-weight: 600; }
 .faces .right { color: var(--accent); font-weight: 600; }
 pre { font: 12.5px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; overflow-x: auto; margin: 12px 0 0; }
 summary { cursor: pointer; font-weight: 600; }
 a { color: var(--accent); }
 footer { color: var(--soft); font-size: 13px; padding-top: 28px; padding-bottom: 48px; }
+@media (max-width: 640px) { thead th:first-child { width: 132px; } }
 @media print {
   body { background: #fff; font-size: 9.5pt; }
   .heads { grid-template-columns: repeat(4, 1fr); }
@@ -301,14 +304,18 @@ def _galleries(faces: Sequence[Face]) -> str:
 def _tiles(faces: Iterable[Face]) -> str:
     tiles = []
     for face in faces:
-        buffer = BytesIO()
-        Image.fromarray(face.image).save(buffer, format="PNG")
         right = face.label == face.prediction
         guess = f'<span class="{"right" if right else "wrong"}">{escape(face.prediction)}</span> {face.confidence:.2f}'
         truth = "" if right else f"<br>labelled {escape(face.label)}"
-        image = f'<img alt="" title="{escape(face.id)}" src="{_data_uri(buffer.getvalue())}">'
-        tiles.append(f"<figure>{image}<figcaption>{guess}{truth}</figcaption></figure>")
+        tiles.append(f"<figure>{picture(face.image, face.id)}<figcaption>{guess}{truth}</figcaption></figure>")
     return f'<div class="faces">{"".join(tiles)}</div>'
+
+
+def picture(image: NDArray[np.uint8], title: str) -> str:
+    """An image, uint8 (H, W), that tells where it comes from when one points at it."""
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return f'<img alt="" title="{escape(title)}" src="{_data_uri(buffer.getvalue())}">'
 
 
 def _config(text: str) -> str:
@@ -324,6 +331,17 @@ def table(header: Sequence[str], rows: str, title: str = "", note: str = "") -> 
     caption = f"<caption>{escape(title)}</caption>" if title else ""
     body = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>"
     return f'<div class="card"><div class="scroll">{body}</div>{after}</div>'
+
+
+def data_frame(frame: pd.DataFrame, text: str = "") -> str:
+    """A data frame as a table in a card, with a note of text."""
+    rows = "".join(row(cells) for cells in frame.astype(str).to_numpy().tolist())
+    return table(list(frame.columns), rows, note=text)
+
+
+def note(text: str) -> str:
+    """A remark, of text."""
+    return f'<p class="note">{escape(text)}</p>'
 
 
 def row(cells: Sequence[str]) -> str:

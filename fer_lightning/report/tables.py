@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fer_lightning.model.metrics import scores
-
 PROBABILITY = "p_"
 """Prefix of the columns that hold the probability of a class."""
 
@@ -89,6 +87,8 @@ def classification_report(confusion: NDArray[np.int64], classes: Sequence[str]) 
         Columns class, precision, recall, f1, support. As in scikit-learn's report, the row "accuracy" holds the
         accuracy under f1 and has no precision and recall.
     """
+    from fer_lightning.model.metrics import scores  # takes seconds to import, which other tables can do without
+
     s = scores(confusion, classes)
     total = int(confusion.sum())
     columns = ("precision", "recall", "f1")
@@ -125,4 +125,14 @@ def print_report(report: pd.DataFrame, console: Console | None = None, title: st
             style="bold" if i >= first_summary else None,
             end_section=i == first_summary - 1,
         )
+    (console or Console()).print(table)
+
+
+def print_frame(frame: pd.DataFrame, title: str, console: Console | None = None) -> None:
+    """Print a table in the terminal, or to `console`: its first column on the left, the others on the right."""
+    table = Table(title=Text(title), title_justify="left", header_style="bold")
+    for i, column in enumerate(frame.columns):
+        table.add_column(Text(str(column)), justify="right" if i else "left")
+    for cells in frame.astype(str).to_numpy().tolist():
+        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
     (console or Console()).print(table)

@@ -1,0 +1,59 @@
+"""Confident learning: which labels are likely wrong, told by out-of-sample predictions.
+
+Northcutt, Jiang & Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels", Journal of Artificial
+Intelligence Research 70, section 3. Written from the paper.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Confident(NamedTuple):
+    """What confident learning found.
+
+    Attributes:
+        thresholds: float64 (C,), mean probability of a class over the images labelled so (equation 2); infinite for a
+            class without images.
+        joint: int64 (C, C), the confident joint (equation 1): images by given and by confident class.
+        rows: int64 (M,), positions of likely label errors, the largest margin first.
+        suggested: int64 (M,), their confident classes.
+        margins: float64 (M,), by how much the probability of that class is above that of the given one.
+    """
+
+    thresholds: NDArray[np.float64]
+    joint: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    suggested: NDArray[np.int64]
+    margins: NDArray[np.float64]
+
+
+def confident_learning(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> Confident:
+    """Label errors: the off-diagonals of the confident joint, ranked by margin.
+
+    An image is confidently of the likeliest class among those whose probability reaches their threshold, if any does.
+    One whose given class has the highest probability of all is no error, although it may be off the diagonal where its
+    own class misses a high threshold.
+
+    Args:
+        labels: int64 (N,), given classes, 0 to C − 1.
+        probabilities: float64 (N, C), of a network that was not trained on these images.
+    """
+    classes = probabilities.shape[1]
+    own = probabilities[np.arange(len(labels)), labels]
+    counts = np.bincount(labels, minlength=classes)
+    sums = np.bincount(labels, weights=own, minlength=classes)
+    thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
+    reaching = np.where(probabilities >= thresholds, probabilities, -1.0)
+    confident = np.where(reaching.max(1) >= 0, reaching.argmax(1), -1)
+
+    sure = confident >= 0
+    joint = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(joint, (labels[sure], confident[sure]), 1)
+    margins = probabilities[np.arange(len(labels)), confident] - own
+    errors = np.flatnonzero(sure & (confident != labels) & (margins > 0))
+    errors = errors[np.argsort(-margins[errors], kind="stable")]
+    return Confident(thresholds, joint, errors, confident[errors], margins[errors])

@@ -1,0 +1,237 @@
+"""From a face table to its faults, one row each; nothing here reads or writes files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from fer_lightning.data.faces import SPLITS, UNLABELLED, FaceTable
+from fer_lightning.data.ferplus import VOTES
+from fer_lightning.data.twins import BLANK, NearPairs
+
+FAULTS = {
+    "broken": "a file that is no image, or a damaged one",
+    "tiny": "fewer pixels than 48 × 48; value: the shorter side",
+    "blank": f"shows nothing; value: standard deviation of its grey levels, under {BLANK:g}",
+    "near_blank": "hardly more than one tone, such as a notice; value: share of flat tiles",
+    "dark": "far darker than the others; value: mean grey level",
+    "bright": "far brighter than the others; value: mean grey level",
+    "low_contrast": "far less contrast than the others; value: standard deviation of its grey levels",
+    "duplicate": "a redundant copy in one split, the twin being the one to keep; value: number of identical images",
+    "leak": "identical to an image of an earlier split; value: number of identical images",
+    "conflict": "another label than an identical image; value: number of identical images",
+    "near_duplicate": "the same photograph as an earlier image of its split, changed; value: correlation",
+    "near_leak": "the same photograph as an image of an earlier split, changed; value: correlation",
+    "near_conflict": "another label than a changed copy; value: correlation",
+    "nonface": "“not a face” has most FER+ votes; value: these votes",
+    "disagreement": "no absolute majority of FER+ votes; value: the most votes for anything",
+    "mislabelled": "another class is likelier, by confident learning; value: by how much",
+}
+"""Every fault that is looked for, and what it means."""
+
+FLAT = 0.55
+"""Share of flat tiles from which an image is nearly blank.
+
+Of FER-2013's images with the largest shares, the first forty (down to 0.54) are notices such as "this photo is not
+available", none a face; below, faces before a white wall are mixed in.
+"""
+
+OUTLIER = {"dark": -3.0, "bright": 3.0, "low_contrast": -4.0}
+"""How many robust standard deviations (1.4826 median absolute deviations) from the median an outlier lies.
+
+Of brightness as mean grey level, and of contrast as logarithm of their standard deviation, which is skewed. In FER-2013
+this is a mean under 28 or over 231, where little of a face can be seen, and a standard deviation under 19; from 20 on
+images that are merely dim begin.
+"""
+
+_TILE = 4  # pixels
+_FLAT_SPAN = 8  # grey levels between the darkest and the brightest pixel of a flat tile: JPEG leaves such noise
+_LEAST_SPREAD = {"dark": 10.0, "bright": 10.0, "low_contrast": 0.15}  # images taken alike are not outliers for a nuance
+
+
+def found(fault: str, rows: NDArray[np.int64], **columns: ArrayLike) -> pd.DataFrame:
+    """Findings: a row for each of `rows`, with `columns` twin, value or suggested as far as they are given."""
+    assert fault in FAULTS
+    known = {"row": rows, "twin": -1, "value": np.nan, "suggested": UNLABELLED} | columns
+    arrays = {name: np.asarray(column, np.float64 if name == "value" else np.int64) for name, column in known.items()}
+    return pd.DataFrame({name: np.broadcast_to(array, len(rows)) for name, array in arrays.items()}).assign(fault=fault)
+
+
+def exact(faces: FaceTable) -> pd.DataFrame:
+    """Duplicates, leaks and conflicts among identical images.
+
+    Of each group one image is kept: the first in the order of splits, training before validation before test, and of
+    the table. Every other is a duplicate (the first of its split is its twin), a leak (the first of the earliest split
+    is) or both, so that the two together are all redundant copies. A conflict is named once for each image whose label
+    is not that of the first labelled one.
+    """
+    table = _ordered(faces, faces.twins)
+    duplicates, leaks = _redundant(table)
+    labelled = table[table["label"] != UNLABELLED]
+    first = labelled.groupby("group")[["row", "label"]].transform("first")
+    conflicts = labelled.assign(twin=first["row"])[first["label"] != labelled["label"]]
+    parts = {"duplicate": duplicates, "leak": leaks, "conflict": conflicts}
+    return pd.concat(
+        [found(fault, part["row"].to_numpy(), twin=part["twin"], value=part["size"]) for fault, part in parts.items()]
+    )
+
+
+def near(faces: FaceTable, group: NDArray[np.int64], pairs: NearPairs) -> pd.DataFrame:
+    """Near-duplicates, near leaks and near conflicts, less what identical images were found for.
+
+    Groups are as `near_twins` makes them. The twin is the most similar image there is in the split in question; where
+    only a chain of others leads there, it is the first of them and has no value.
+    """
+    edges = _edges(faces, pairs)
+    table = _ordered(faces, group)
+    parts = []
+    for fault, rows, known in zip(
+        ("near_duplicate", "near_leak"), _redundant(table), _redundant(_ordered(faces, faces.twins)), strict=True
+    ):
+        # A copy of what is in a split already brings nothing new, unless the photograph is in an earlier one too.
+        same = pd.merge(rows, known, on="row", how="inner", suffixes=("", "_exact"))
+        same = same[faces.split[same["twin"]] == faces.split[same["twin_exact"]]]
+        rows = rows[~rows["row"].isin(same["row"])]
+        wanted = rows.assign(twin_split=faces.split[rows["twin"]])
+        best = pd.merge(wanted, edges, on=["row", "twin_split"], how="left", suffixes=("_first", "")).drop_duplicates(
+            "row"
+        )
+        twin = best["twin"].fillna(best["twin_first"]).astype(np.int64)
+        parts.append(found(fault, best["row"].to_numpy(), twin=twin, value=best["similarity"]))
+    labels = faces.labels[edges[["row", "twin"]].to_numpy()]
+    differ = edges[(labels[:, 0] != labels[:, 1]) & (labels != UNLABELLED).all(1)].drop_duplicates("row")
+    parts.append(found("near_conflict", differ["row"].to_numpy(), twin=differ["twin"], value=differ["similarity"]))
+    return pd.concat(parts)
+
+
+def looks(faces: FaceTable) -> pd.DataFrame:
+    """Images that show nothing or hardly anything, then outliers of brightness and contrast among the others."""
+    pixels = faces.images.reshape(len(faces), -1)
+    mean, spread = pixels.mean(1), pixels.std(1)
+    flat = _flat(faces.images)
+    blank = spread < BLANK
+    near_blank = ~blank & (flat >= FLAT)
+    shown = np.flatnonzero(~blank & ~near_blank)
+    parts = [
+        found(fault, rows := np.flatnonzero(mask), value=value[rows])
+        for fault, mask, value in (("blank", blank, spread), ("near_blank", near_blank, flat))
+    ]
+    contrast = np.log(np.maximum(spread, BLANK))
+    for fault, measure, value in (
+        ("dark", mean, mean), ("bright", mean, mean), ("low_contrast", contrast, spread),
+    ):  # fmt: skip
+        rows = shown[_outlying(measure[shown], OUTLIER[fault], _LEAST_SPREAD[fault])]
+        parts.append(found(fault, rows, value=value[rows]))
+    return pd.concat(parts)
+
+
+def tiny(faces: FaceTable, small: Mapping[str, tuple[int, int]]) -> pd.DataFrame:
+    """Images that were enlarged: `small` is their width and height by id."""
+    ids = [name.decode() for name in faces.ids.tolist()] if small else []
+    rows = np.array([row for row, name in enumerate(ids) if name in small], dtype=np.int64)
+    return found("tiny", rows, value=[float(min(small[ids[row]])) for row in rows])
+
+
+def by_votes(faces: FaceTable) -> pd.DataFrame:
+    """What FER+ taggers found to be no face, and what they could not agree on."""
+    assert faces.votes is not None
+    most = faces.votes.max(1)
+    nonface = np.flatnonzero(faces.votes[:, -1] > faces.votes[:, :-1].max(1))
+    disagreed = np.flatnonzero(2 * most.astype(np.int64) <= faces.votes.sum(1, dtype=np.int64))
+    return pd.concat(
+        [
+            found("nonface", nonface, value=faces.votes[nonface, VOTES.index("NF")]),
+            found("disagreement", disagreed, value=most[disagreed]),
+        ]
+    )
+
+
+def named(faces: FaceTable, findings: pd.DataFrame, broken: Sequence[tuple[str, str, str, str]] = ()) -> pd.DataFrame:
+    """Findings for people: ids, splits and classes by name, broken files first; a row a finding.
+
+    Args:
+        faces: the table.
+        findings: from the functions above, put together.
+        broken: id, split, class and fault of files that are not in the table.
+
+    Returns:
+        Columns image, split, label, fault, twin, twin_split, twin_label, value, suggested, note; empty text where there
+        is nothing to say.
+    """
+    classes, splits = np.array([*faces.classes, ""]), np.array(SPLITS)  # UNLABELLED, -1, is the last
+    ids = np.array([name.decode() for name in faces.ids.tolist()], dtype=object)
+    row, twin = findings["row"].to_numpy(), findings["twin"].to_numpy()
+    has_twin = twin >= 0
+    table = pd.DataFrame(
+        {
+            "image": ids[row],
+            "split": splits[faces.split[row]],
+            "label": classes[faces.labels[row]],
+            "fault": findings["fault"].to_numpy(),
+            "twin": np.where(has_twin, ids[twin], ""),
+            "twin_split": np.where(has_twin, splits[faces.split[twin]], ""),
+            "twin_label": np.where(has_twin, classes[faces.labels[twin]], ""),
+            "value": findings["value"].to_numpy(dtype=np.float64),
+            "suggested": classes[findings["suggested"].to_numpy()],
+            "note": "",
+        }
+    )
+    unread = pd.DataFrame(broken, columns=["image", "split", "label", "note"]).assign(fault="broken", value=np.nan)
+    return pd.concat([unread, table], ignore_index=True)[table.columns].fillna(
+        dict.fromkeys(table.columns.drop("value"), "")
+    )
+
+
+def _ordered(faces: FaceTable, group: NDArray[np.int64]) -> pd.DataFrame:
+    """Images that are not alone in their group, in the order of splits, then of the table."""
+    size = np.bincount(group)[group]
+    rows = np.flatnonzero(size > 1)
+    rows = rows[np.argsort(faces.split[rows], kind="stable")]
+    columns = {"row": rows, "group": group[rows], "split": faces.split[rows], "label": faces.labels[rows]}
+    return pd.DataFrame(columns | {"size": size[rows]})
+
+
+def _redundant(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Of a table that `_ordered` made: all but the first of each split, and all that are in an earlier split too."""
+    within = table.assign(twin=table.groupby(["group", "split"])["row"].transform("first"))
+    first = table.groupby("group")[["row", "split"]].transform("first")
+    across = table.assign(twin=first["row"])
+    return within[within["twin"] != within["row"]], across[first["split"] != table["split"]]
+
+
+def _edges(faces: FaceTable, pairs: NearPairs) -> pd.DataFrame:
+    """Pairs of near-duplicates, of all copies of either image, the most similar first; row is later than twin."""
+    copies = pd.DataFrame({"row": np.arange(len(faces)), "group": faces.twins})
+    edges = pd.DataFrame(
+        {
+            "a": faces.twins[pairs.first],
+            "b": faces.twins[pairs.second],
+            "similarity": pairs.similarity.astype(np.float64),
+        }
+    )
+    for end in ("a", "b"):
+        edges = edges.merge(copies.rename(columns={"row": f"{end}_row", "group": end}), on=end)
+    ends = edges[["a_row", "b_row"]].to_numpy()
+    place = np.empty(len(faces), dtype=np.int64)
+    place[np.argsort(faces.split, kind="stable")] = np.arange(len(faces))
+    ends = np.take_along_axis(ends, place[ends].argsort(1), axis=1)
+    edges = pd.DataFrame({"row": ends[:, 1], "twin": ends[:, 0], "similarity": edges["similarity"]})
+    edges["twin_split"] = faces.split[edges["twin"]]
+    return edges.sort_values("similarity", ascending=False, kind="stable")
+
+
+def _flat(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The share of tiles of one tone in each image: float64 (N,)."""
+    n, height, width = images.shape
+    tiles = images.reshape(n, height // _TILE, _TILE, width // _TILE, _TILE)
+    shares: NDArray[np.float64] = (tiles.max((2, 4)) - tiles.min((2, 4)) <= _FLAT_SPAN).mean((1, 2))
+    return shares
+
+
+def _outlying(values: NDArray[np.floating], distance: float, least: float) -> NDArray[np.bool_]:
+    middle = np.median(values) if len(values) else 0.0
+    deviation = max(1.4826 * float(np.median(np.abs(values - middle))), least) if len(values) else least
+    return np.asarray((values - middle) / deviation * np.sign(distance) > abs(distance))

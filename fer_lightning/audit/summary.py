@@ -1,0 +1,124 @@
+"""What an audit found, in numbers and sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fer_lightning.data.faces import SPLITS, UNLABELLED, FaceTable
+
+
+def class_counts(faces: FaceTable) -> pd.DataFrame:
+    """Images per split: a row for each class, "unlabelled" if there are any, and "all"."""
+    splits = [SPLITS[split] for split in np.unique(faces.split)]
+    table = pd.DataFrame({split: faces.counts(faces.rows(split)) for split in splits}, index=list(faces.classes))
+    unlabelled = [int((faces.labels[faces.rows(split)] == UNLABELLED).sum()) for split in splits]
+    if any(unlabelled):
+        table.loc["unlabelled"] = unlabelled
+    table.loc["all"] = table.sum()
+    return table.assign(all=table.sum(axis=1)).rename_axis("class")
+
+
+def fault_counts(faces: FaceTable, named: pd.DataFrame, looked_for: list[str]) -> pd.DataFrame:
+    """Findings per split: a row for each fault, for leaks one for each split that the twin is in.
+
+    Args:
+        faces: the table.
+        named: from `findings.named`.
+        looked_for: the faults to tell of, found or not.
+    """
+    splits = [split for split in SPLITS if len(faces.rows(split)) or (named["split"] == split).any()]
+    leak = named["fault"].isin(["leak", "near_leak"])
+    titles = named["fault"].where(~leak, named["fault"] + " from " + named["twin_split"])
+    rows = {}
+    for fault in looked_for:
+        for title in titles[named["fault"] == fault].unique() if (named["fault"] == fault).any() else [fault]:
+            found = named[titles == title]
+            rows[title] = [*((found["split"] == split).sum() for split in splits), len(found)]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=[*splits, "all"]).rename_axis("fault")
+
+
+def leaked(faces: FaceTable, findings: pd.DataFrame) -> pd.DataFrame:
+    """By class, the images outside train, and how many of them are identical to a training image, or near one too.
+
+    Args:
+        faces: the table.
+        findings: from `fer_lightning.audit.findings`.
+    """
+    outside = faces.split != SPLITS.index("train")
+    from_train = (findings["twin"] >= 0) & (faces.split[findings["twin"]] == SPLITS.index("train"))
+    columns = {"images": np.flatnonzero(outside)}
+    for title, faults in (("identical", ["leak"]), ("identical or near", ["leak", "near_leak"])):
+        rows = findings.loc[findings["fault"].isin(faults) & from_train, "row"].to_numpy(dtype=np.int64)
+        columns[title] = np.unique(rows[outside[rows]])
+    table = pd.DataFrame({title: faces.counts(rows) for title, rows in columns.items()}, index=list(faces.classes))
+    table.loc["all"] = [len(rows) for rows in columns.values()]
+    if not (findings["fault"] == "near_leak").any():
+        table = table.drop(columns="identical or near")
+    return table.rename_axis("class")
+
+
+def facts(
+    faces: FaceTable, findings: pd.DataFrame, looked_for: list[str], runs: int, predicted: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """What does not show in counts of findings.
+
+    Args:
+        faces: the table.
+        findings: from `fer_lightning.audit.findings`.
+        looked_for: the faults that were looked for.
+        runs: number of runs whose predictions were used.
+        predicted: bool (N,), whether there are out-of-sample predictions of an image.
+    """
+    size = np.bincount(faces.twins)
+    conflicting = findings.loc[findings["fault"] == "conflict", "row"]
+    known: dict[str, Any] = {
+        "redundant": int(len(faces) - len(size)),
+        "groups": int((size > 1).sum()),
+        "conflict_groups": int(np.unique(faces.twins[conflicting]).size),
+    }
+    if "nonface" in looked_for:
+        assert faces.votes is not None
+        unanimous = faces.votes[:, -1] == faces.votes.sum(1, dtype=np.int64)
+        known["nonface_unanimous"] = int(unanimous.sum())
+    if runs:
+        known |= {"runs": runs, "predicted": int(predicted.sum()), "not_predicted": int((~predicted).sum())}
+    return known
+
+
+def sentences(known: dict[str, Any], leaks: pd.DataFrame) -> list[str]:
+    """What `facts` and `leaked` found, for people."""
+    told = []
+    if known["redundant"]:
+        conflicts = known["conflict_groups"]
+        told.append(
+            f"{known['redundant']:,} images are redundant copies, pixel for pixel, in {known['groups']:,} groups; "
+            f"{conflicts:,} {'group has' if conflicts == 1 else 'groups have'} conflicting labels."
+        )
+    by_class: dict[str, dict[str, int]] = {str(column): leaks[column].to_dict() for column in leaks}  # type: ignore[misc]
+    images = by_class.pop("images")
+    for column, counts in by_class.items():
+        if n := counts["all"]:
+            shares = {c: counts[c] / images[c] for c in leaks.index[:-1] if counts[c]}
+            worst = ", ".join(
+                f"{counts[c]:,} of {images[c]:,} {c}" for c in sorted(shares, key=lambda c: -shares[c])[:2]
+            )
+            how = (
+                "identical to a training image" if column == "identical" else "identical to one or the same photograph"
+            )
+            told.append(
+                f"{n:,} of {images['all']:,} validation and test images ({n / images['all']:.1%}) are {how}; "
+                f"worst: {worst}."
+            )
+    if "nonface_unanimous" in known:
+        told.append(f"{known['nonface_unanimous']:,} images have all votes for “not a face”.")
+    if "runs" in known:
+        runs = "1 run" if known["runs"] == 1 else f"{known['runs']} runs"
+        told.append(
+            f"Labels of {known['predicted']:,} images were checked by predictions of {runs} not trained on them; "
+            f"{known['not_predicted']:,} images have none."
+        )
+    return told

@@ -1,0 +1,152 @@
+"""`fer-lightning audit`: every planted fault is found, nothing else is, and what cannot be audited is told."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.audit.conftest import Audited, Finding
+from tests.data.conftest import image_bytes, write_zip
+
+Audit = Callable[..., Audited]
+
+
+def test_every_fault_of_a_folder_is_found_and_nothing_else(audit: Audit, folder: tuple[Path, set[Finding]]) -> None:
+    root, expected = folder
+    done = audit(root)
+    assert done.code == 0, done.err
+    assert done.found == expected
+    table = done.findings.set_index(["image", "fault"])
+    assert table.loc[("train/sad/tiny.png", "tiny"), "value"] == "20"
+    assert "damaged" in table.loc[("train/sad/cut.png", "broken"), "note"]
+    assert table.loc[("train/sad/cut.png", "broken"), ["split", "label"]].tolist() == ["train", "sad"]
+
+
+def test_every_fault_of_a_csv_with_votes_is_found_and_nothing_else(
+    audit: Audit, csv: tuple[Path, Path, set[Finding]]
+) -> None:
+    path, votes, expected = csv
+    done = audit(path, "--votes", votes)
+    assert done.code == 0, done.err
+    assert done.found == expected
+    summary = json.loads((done.folder / "summary.json").read_text())
+    assert (summary["redundant"], summary["groups"], summary["conflict_groups"]) == (5, 5, 2)
+    assert summary["nonface_unanimous"] == 1
+    assert summary["leaked"]["all"] == {"images": 87, "identical": 2, "identical or near": 4}
+    assert summary["findings"]["leak from public"] == {"train": 0, "public": 0, "private": 1, "all": 1}
+    assert "2 of 87 validation and test images (2.3%) are identical to a training image" in done.out
+
+
+def test_without_near_only_identical_images_are_compared(
+    audit: Audit, csv: tuple[Path, Path, set[Finding]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _, expected = csv
+    monkeypatch.setattr("fer_lightning.audit.write.near_twins", None)
+    done = audit(path, "--no-near")
+    left = {f for f in expected if f[1] not in ("nonface", "disagreement")}
+    assert done.found == {f for f in left if f[1] == "near_blank" or not f[1].startswith("near_")}
+    assert "near_leak" not in done.out
+    assert "Not looked for: near duplicate, near leak, near conflict" in (done.folder / "index.html").read_text()
+
+
+def test_the_page_opens_without_a_network_and_shows_each_fault(audit: Audit, folder: tuple[Path, set[Finding]]) -> None:
+    root, expected = folder
+    page = audit(root, "--no-near").folder / "index.html"
+    text = page.read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|findings\.csv|summary\.json)', text)
+    assert "<script" not in text
+    for title in ("Broken files", "Tiny files", "Blank", "Near blank", "Dark", "Leak", "Conflict", "Leaks by class"):
+        assert f"<h2>{title}</h2>" in text
+    shown = text.split("<h2>Conflict</h2>")[1].split("</section>")[0]
+    assert shown.count("<img") == 4
+    assert page.stat().st_size < 1_000_000
+    assert {name for name, fault, _ in expected if fault == "broken"} <= set(
+        re.findall(r"[a-z]+/[a-z]+/\w+\.\w+", text)
+    )
+
+
+def test_an_archive_with_a_damaged_member_is_read_on(audit: Audit, folder: tuple[Path, set[Finding]]) -> None:
+    files = {str(p.relative_to(folder[0])): p.read_bytes() for p in sorted(folder[0].rglob("*.png"))}
+    path = write_zip(folder[0].parent / "damaged.zip", files)
+    name = next(n for n in files if n.startswith("train/happy"))
+    with zipfile.ZipFile(path) as archive:
+        at = archive.getinfo(name).header_offset + 30 + len(name) + 200
+    content = bytearray(path.read_bytes())
+    content[at] ^= 255
+    path.write_bytes(content)
+    done = audit(path, "--no-near")
+    assert (name, "broken", "") in done.found
+    assert len([f for f in done.found if f[1] == "broken"]) == 3
+
+
+def test_training_still_ends_at_a_broken_file(folder: tuple[Path, set[Finding]], audit: Audit) -> None:
+    from fer_lightning.data.sources import load
+    from fer_lightning.errors import UserError
+
+    audit(folder[0], "--no-near")  # keeps nothing that a training job would read
+    with pytest.raises(UserError, match=r"(cut|empty)\.png|text\.jpg"):
+        load(folder[0])
+
+
+def test_names_and_classes_are_text_on_the_page(audit: Audit, tmp_path: Path, planted: list) -> None:  # type: ignore[type-arg]
+    files = {f"train/<b>x/{i}&.png": image_bytes(planted[i // 2].pixels) for i in range(4)}
+    root = write_zip(tmp_path / "odd.zip", files)
+    text = (audit(root).folder / "index.html").read_text()
+    assert "<b>x" not in text and "&lt;b&gt;x" in text
+
+
+def test_relabelling_takes_the_findings(audit: Audit, csv: tuple[Path, Path, set[Finding]], tmp_path: Path) -> None:
+    from fer_lightning.data.cleaning import relabel
+    from fer_lightning.data.protocols import partition
+    from fer_lightning.data.sources import load
+
+    done = audit(csv[0], "--no-near")
+    table = done.findings
+    conflicts = table[table["fault"] == "conflict"].assign(label="neutral")
+    conflicts.to_csv(tmp_path / "mine.csv", index=False)
+    faces = load(csv[0])
+    after, _, words = relabel(faces, partition(faces), tmp_path / "mine.csv")
+    assert words.startswith("1 training images relabelled")
+    assert (after.labels != faces.labels).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{csv}x"], r"does not exist \(did you mean"),
+        (["{csv}", "--votes", "{csv}"], "has no column neutral"),
+        (["{csv}", "--votes", "{csv}x"], "does not exist"),
+        (["{folder}", "--votes", "{votes}"], "does not number its images by the rows of fer2013.csv"),
+        (["{csv}", "--no-near", "--out", "{csv}/x"], "cannot be written .* --out"),
+    ],
+)
+def test_what_cannot_be_audited_is_told_in_one_line(
+    audit: Audit,
+    csv: tuple[Path, Path, set[Finding]],
+    folder: tuple[Path, set[Finding]],
+    arguments: list[str],
+    message: str,
+) -> None:
+    done = audit(*(a.format(csv=csv[0], votes=csv[1], folder=folder[0]) for a in arguments), "--no-near")
+    assert done.code == 1
+    [line] = done.err.strip().splitlines()
+    assert re.match(f"error: .*{message}", line), line
+
+
+def test_a_folder_of_nothing_but_broken_files(audit: Audit, tmp_path: Path) -> None:
+    write_zip(tmp_path / "faces.zip", {"train/happy/1.png": b"x", "train/sad/2.png": b""})
+    done = audit(tmp_path / "faces.zip")
+    assert done.code == 1
+    assert "nor can any other of its 2 images" in done.err
+
+
+def test_an_audit_without_runs_does_not_wait_for_torch(csv: tuple[Path, Path, set[Finding]], tmp_path: Path) -> None:
+    code = "import sys; from fer_lightning.audit import write; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
