@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from fer_lightning.data.faces import SPLITS, UNLABELLED, FaceTable
-from fer_lightning.data.ferplus import VOTES
+from fer_lightning.data.ferplus import VOTES, nonface
 from fer_lightning.data.twins import BLANK, NearPairs
 
 FAULTS = {
@@ -26,7 +26,7 @@ FAULTS = {
     "near_duplicate": "the same photograph as an earlier image of its split, changed; value: correlation",
     "near_leak": "the same photograph as an image of an earlier split, changed; value: correlation",
     "near_conflict": "another label than a changed copy; value: correlation",
-    "nonface": "“not a face” has most FER+ votes; value: these votes",
+    "nonface": "more than half of FER+ votes are “not a face”; value: these votes",
     "disagreement": "no absolute majority of FER+ votes; value: the most votes for anything",
     "mislabelled": "another class is likelier, by confident learning; value: by how much",
 }
@@ -139,11 +139,11 @@ def by_votes(faces: FaceTable) -> pd.DataFrame:
     """What FER+ taggers found to be no face, and what they could not agree on."""
     assert faces.votes is not None
     most = faces.votes.max(1)
-    nonface = np.flatnonzero(faces.votes[:, -1] > faces.votes[:, :-1].max(1))
+    no_face = np.flatnonzero(nonface(faces.votes))
     disagreed = np.flatnonzero(2 * most.astype(np.int64) <= faces.votes.sum(1, dtype=np.int64))
     return pd.concat(
         [
-            found("nonface", nonface, value=faces.votes[nonface, VOTES.index("NF")]),
+            found("nonface", no_face, value=faces.votes[no_face, VOTES.index("NF")]),
             found("disagreement", disagreed, value=most[disagreed]),
         ]
     )

@@ -12,7 +12,8 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.data.faces import SPLITS, UNLABELLED, FaceTable
+from fer_lightning.data.faces import SIDE, SPLITS, UNLABELLED, FaceTable
+from fer_lightning.data.flaws import Flaws, noted
 from fer_lightning.data.labels import LabelColumn, UsageColumn
 from fer_lightning.data.members import Archive
 from fer_lightning.data.pixels import parse_pixels
@@ -100,12 +101,18 @@ def choose(archive: Archive, *, sole: bool) -> list[CsvMember] | None:
     return labelled
 
 
-def read(archive: Archive, members: Sequence[CsvMember], fingerprint: str) -> FaceTable:
+def read(archive: Archive, members: Sequence[CsvMember], fingerprint: str, flaws: Flaws | None = None) -> FaceTable:
     """The faces of `members`, in their order, which come from `choose`.
 
+    Args:
+        archive: where they are.
+        members: one file, or train.csv and test.csv.
+        fingerprint: of the content.
+        flaws: takes note of what is wrong with single rows, so that it is no error.
+
     Raises:
-        UserError: a row is not 2,304 grey levels with a label and a split that are known; the message has its number,
-            0 for the first after the header.
+        UserError: a row is not 2,304 grey levels with a label and a split that are known, and there is nowhere to note
+            it; the message has its number, 0 for the first after the header. Or what is there is no such CSV at all.
     """
     # glibc gives freed memory back to the system and faults it in again for every batch, which takes as long as
     # parsing; freeing one large block raises the size from which on it does so.
@@ -113,9 +120,14 @@ def read(archive: Archive, members: Sequence[CsvMember], fingerprint: str) -> Fa
     by_name = {member.name: member for member in members}
     labels = LabelColumn()
     parts = {
-        name: _read_rows(archive, by_name[name], stream, labels) for name, stream in archive.members(list(by_name))
+        name: _read_rows(archive, by_name[name], stream, labels, None if flaws is None else Flaws())
+        for name, stream in archive.members(list(by_name))
     }
     ordered = [parts[member.name] for member in members]
+    if flaws is not None:
+        for i, part in enumerate(ordered):
+            assert part.flaws is not None
+            flaws.add(part.flaws, sum(len(before.codes) for before in ordered[:i]))
     ids = [f"row {i}" for i in range(len(ordered[0].codes))]
     if len(members) == 2:
         ids += [f"{PurePosixPath(members[1].name).name} row {i}" for i in range(len(ordered[1].codes))]
@@ -146,14 +158,30 @@ class _Rows:
     images: list[NDArray[np.uint8]]
     codes: list[int]
     splits: list[int]
+    flaws: Flaws | None
 
 
-def _read_rows(archive: Archive, member: CsvMember, stream: io.BufferedReader, labels: LabelColumn) -> _Rows:
+def _read_rows(
+    archive: Archive, member: CsvMember, stream: io.BufferedReader, labels: LabelColumn, flaws: Flaws | None
+) -> _Rows:
     where = archive.where(member.name)
     column = {name: member.columns.index(name) for name in member.columns}
     usage = UsageColumn()
     default_split = SPLITS.index("test" if member.stem == "test" else "train")
-    rows = _Rows([], [], [])
+    rows = _Rows([], [], [], flaws)
+
+    def parsed(batch: list[bytes], first_row: int) -> NDArray[np.uint8]:
+        try:
+            return parse_pixels(batch, first_row, where)
+        except UserError:
+            if flaws is None:
+                raise
+        images = np.zeros((len(batch), SIDE, SIDE), dtype=np.uint8)
+        for i, field in enumerate(batch):
+            if first_row + i not in flaws.broken:
+                with noted(flaws, first_row + i):
+                    images[i] = parse_pixels([field], first_row + i, where)[0]
+        return images
 
     def batches() -> Iterator[tuple[list[bytes], int]]:
         records = _records(unpacked(stream, where), where)
@@ -161,18 +189,27 @@ def _read_rows(archive: Archive, member: CsvMember, stream: io.BufferedReader, l
         batch: list[bytes] = []
         for row, fields in enumerate(records):
             here = f"{where}, row {row}"
-            if len(fields) != len(member.columns):
-                raise UserError(f"{here}: {len(fields)} values, but the header names {len(member.columns)}: correct it")
-            rows.codes.append(labels.code(fields[column["emotion"]], here) if "emotion" in column else UNLABELLED)
-            rows.splits.append(usage.split(fields[column["usage"]], here) if "usage" in column else default_split)
-            batch.append(fields[column["pixels"]])
+            code, split, pixels = UNLABELLED, default_split, b""
+            with noted(flaws, row):
+                if len(fields) != len(member.columns):
+                    raise UserError(
+                        f"{here}: {len(fields)} values, but the header names {len(member.columns)}: correct it"
+                    )
+                if "usage" in column:
+                    split = usage.split(fields[column["usage"]], here)
+                if "emotion" in column:
+                    code = labels.code(fields[column["emotion"]], here)
+                pixels = fields[column["pixels"]]
+            rows.codes.append(code)
+            rows.splits.append(split)
+            batch.append(pixels)
             if len(batch) == _BATCH:
                 yield batch, row + 1 - _BATCH
                 batch = []
         if batch:
             yield batch, len(rows.codes) - len(batch)
 
-    rows.images = list(overlapped(lambda batch: parse_pixels(*batch, where), batches()))
+    rows.images = list(overlapped(lambda batch: parsed(*batch), batches()))
     if not rows.codes:
         raise UserError(f"{where} has a header and no rows: it was cut short; download it again")
     return rows

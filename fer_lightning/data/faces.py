@@ -113,6 +113,10 @@ class FaceTable:
             targets[rows] = one_hot[labels]
         return replace(self, labels=all_labels, targets=targets)
 
+    def without(self, rows: NDArray[np.int64]) -> FaceTable:
+        """The table less `rows` (M,)."""
+        return self if not len(rows) else self._rows(~np.isin(np.arange(len(self)), rows))
+
     def only(self, classes: Sequence[str]) -> FaceTable:
         """The table with just `classes`, in that order; unlabelled images stay.
 

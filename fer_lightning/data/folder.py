@@ -6,14 +6,14 @@ import io
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from fer_lightning.data.decode import decode_sized
 from fer_lightning.data.faces import FER_CLASSES, SIDE, SPLITS, FaceTable
+from fer_lightning.data.flaws import Flaws, noted
 from fer_lightning.data.labels import class_name, class_order, split_name
 from fer_lightning.data.members import Archive
 from fer_lightning.data.streams import found, overlapped, shown
@@ -42,19 +42,6 @@ class Layout:
     labels: list[int]
     splits: list[int]
     classes: tuple[str, ...]
-
-
-@dataclass
-class Flaws:
-    """What is wrong with single files, noted while the others are read.
-
-    Attributes:
-        broken: members that are no image, damaged, or too large, and why; they are left out of the table.
-        small: members whose image is less than 48 pixels wide or high, and its width and height.
-    """
-
-    broken: dict[str, str] = field(default_factory=dict)
-    small: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def find_layout(archive: Archive) -> Layout | None:
@@ -111,21 +98,12 @@ def read(archive: Archive, layout: Layout, fingerprint: str, flaws: Flaws | None
         UserError: a member is no image, damaged, or too large, and there is nowhere to note it.
     """
     row_of = {name: row for row, name in enumerate(layout.names)}
-    images = np.empty((len(row_of), SIDE, SIDE), dtype=np.uint8)
-
-    @contextmanager
-    def noted(name: str) -> Iterator[None]:
-        try:
-            yield
-        except UserError as error:
-            if flaws is None:
-                raise
-            flaws.broken[name] = str(error)
+    images = np.zeros((len(row_of), SIDE, SIDE), dtype=np.uint8)
 
     def batches() -> Iterator[list[tuple[str, bytes]]]:
         batch: list[tuple[str, bytes]] = []
         for name, stream in archive.members(layout.names):
-            with noted(name):
+            with noted(flaws, row_of[name]):
                 batch.append((name, _content(stream, archive.where(name))))
             if batch and (len(batch) == _BATCH or len(batch[-1][1]) > _SMALL):
                 yield batch
@@ -134,28 +112,23 @@ def read(archive: Archive, layout: Layout, fingerprint: str, flaws: Flaws | None
 
     def decode(batch: list[tuple[str, bytes]]) -> None:
         for name, data in batch:
-            with noted(name):
-                images[row_of[name]], size = decode_sized(data, archive.where(name))
+            row = row_of[name]
+            with noted(flaws, row):
+                images[row], size = decode_sized(data, archive.where(name))
                 if flaws is not None and min(size) < SIDE:
-                    flaws.small[name] = size
+                    flaws.small[row] = size
 
     for _ in overlapped(decode, batches()):
         pass
-    whole = np.array([flaws is None or name not in flaws.broken for name in layout.names], dtype=bool)
     return FaceTable(
-        images=images if whole.all() else images[whole],
-        labels=np.array(layout.labels, dtype=np.int64)[whole],
-        split=np.array(layout.splits, dtype=np.int8)[whole],
-        ids=np.array([encoded_id(name) for name in layout.names], dtype="S")[whole],
+        images=images,
+        labels=np.array(layout.labels, dtype=np.int64),
+        split=np.array(layout.splits, dtype=np.int8),
+        ids=np.array([name.encode(errors="backslashreplace") for name in layout.names]),
         classes=layout.classes,
         source=str(archive.path),
         fingerprint=fingerprint,
     )
-
-
-def encoded_id(name: str) -> bytes:
-    """A member's name as `FaceTable.ids` has it."""
-    return name.encode(errors="backslashreplace")
 
 
 def _content(stream: io.BufferedReader, where: str) -> bytes:

@@ -6,13 +6,17 @@ import difflib
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from fer_lightning.data import csvfile, folder
 from fer_lightning.data.archives import open_archive
 from fer_lightning.data.cache import Cache, default_root
 from fer_lightning.data.faces import SPLITS, FaceTable
+from fer_lightning.data.flaws import Flaws
 from fer_lightning.data.members import Archive, Directory
 from fer_lightning.data.streams import reading, shown
 from fer_lightning.errors import UserError
@@ -63,7 +67,7 @@ def load(path: str | os.PathLike[str], *, cache_dir: Path | None = None) -> Face
 
 @dataclass(frozen=True)
 class Survey:
-    """A source with what is wrong with its single files.
+    """A source with what is wrong with its single images.
 
     Attributes:
         faces: the images that can be read.
@@ -77,26 +81,31 @@ class Survey:
 
 
 def survey(path: str | os.PathLike[str], *, cache_dir: Path | None = None) -> Survey:
-    """The faces at `path` as `load` reads them, but files that are no image are left out and told of.
+    """The faces at `path` as `load` reads them, but images that cannot be read are left out and told of.
 
-    Class folders are read anew each time and not kept, since `load` is to fail where a file is broken.
+    Where there are such images, and of class folders, nothing is kept in the cache: `load` is to fail.
 
     Raises:
-        UserError: as `load`, but for the content of image files, unless none of them can be read.
+        UserError: as `load`, but for the content of single images, unless none of them can be read.
     """
-    with _open(_existing(path)) as archive:
-        folders = _look(archive).folders
-        if folders is None:
-            return Survey(load(path, cache_dir=cache_dir), [], {})
-        flaws = folder.Flaws()
-        faces = folder.read(archive, folders, "", flaws)
-    if not len(faces):
-        raise UserError(f"{next(iter(flaws.broken.values()))}; nor can any other of its {len(flaws.broken):,} images")
-    meaning = zip(folders.names, folders.splits, folders.labels, strict=True)
-    known = {name: (SPLITS[split], folders.classes[label]) for name, split, label in meaning}
-    broken = [(folder.encoded_id(name).decode(), *known[name], flaws.broken[name]) for name in sorted(flaws.broken)]
-    small = {folder.encoded_id(name).decode(): size for name, size in flaws.small.items()}
-    return Survey(faces, broken, small)
+    path = _existing(path)
+    with _open(path) as archive:
+        layout = _look(archive)
+        if layout.csv:
+            with suppress(UserError):
+                return Survey(load(path, cache_dir=cache_dir), [], {})
+        flaws = Flaws()
+        table = layout.read(archive, "", flaws)
+    if len(flaws.broken) == len(table):
+        raise UserError(f"{next(iter(flaws.broken.values()))}; nor can any other of its {len(table):,} images be read")
+    names = [name.decode() for name in table.ids.tolist()]
+    classes = [*table.classes, ""]  # UNLABELLED, -1, is the last
+    broken = [
+        (names[row], SPLITS[table.split[row]], classes[table.labels[row]], flaws.broken[row])
+        for row in sorted(flaws.broken)
+    ]
+    small = {names[row]: size for row, size in flaws.small.items()}
+    return Survey(table.without(np.array(list(flaws.broken), dtype=np.int64)), broken, small)
 
 
 @dataclass(frozen=True)
@@ -112,11 +121,11 @@ class _Layout:
             return [member.name for member in self.csv]
         return self.folders.names if self.folders else []
 
-    def read(self, archive: Archive, digest: str) -> FaceTable:
+    def read(self, archive: Archive, digest: str, flaws: Flaws | None = None) -> FaceTable:
         if self.csv:
-            return csvfile.read(archive, self.csv, digest)
+            return csvfile.read(archive, self.csv, digest, flaws)
         assert self.folders is not None
-        return folder.read(archive, self.folders, digest)
+        return folder.read(archive, self.folders, digest, flaws)
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fer_lightning.data.faces import FER_CLASSES
 from tests.audit.conftest import Audited, Finding
 from tests.data.conftest import image_bytes, write_zip
 
@@ -84,6 +85,37 @@ def test_an_archive_with_a_damaged_member_is_read_on(audit: Audit, folder: tuple
     done = audit(path, "--no-near")
     assert (name, "broken", "") in done.found
     assert len([f for f in done.found if f[1] == "broken"]) == 3
+
+
+def test_broken_rows_of_a_csv_are_all_told_and_the_others_read(
+    audit: Audit, csv: tuple[Path, Path, set[Finding]], tmp_path: Path
+) -> None:
+    from fer_lightning.data.sources import load
+    from fer_lightning.errors import UserError
+
+    lines = csv[0].read_text().splitlines()
+    n = len(lines) - 1
+    emotion, pixels, usage = lines[1].split(",")
+    bad = [
+        f"{emotion},{pixels} 7,{usage}",
+        f"{emotion},{pixels.rpartition(' ')[0]} 256,PrivateTest",
+        f"9,{pixels},{usage}",
+        f"{emotion},{pixels},Later",
+        f"{emotion},{pixels}",
+    ]
+    path = tmp_path / "bad.csv"
+    path.write_text("\n".join([*lines, *bad]) + "\n")
+    done = audit(path, "--no-near")
+    assert done.code == 0, done.err
+    broken = {f"row {n + i}" for i in range(len(bad))}
+    assert {f for f in done.found if f[1] == "broken"} == {(name, "broken", "") for name in broken}
+    assert {f for f in done.found if f[1] != "broken"} == audit(csv[0], "--no-near").found
+    table = audit(path, "--no-near").findings.set_index("image")
+    assert table.loc[f"row {n + 1}", ["split", "label"]].tolist() == ["private", FER_CLASSES[int(emotion)]]
+    for i, why in enumerate(("2305 pixels", "pixel '256'", "emotion '9'", "Usage 'Later'", "2 values")):
+        assert why in table.loc[f"row {n + i}", "note"]
+    with pytest.raises(UserError, match="row"):
+        load(path)
 
 
 def test_training_still_ends_at_a_broken_file(folder: tuple[Path, set[Finding]], audit: Audit) -> None:
