@@ -33,6 +33,7 @@ def check(settings: Mapping[str, Any], place: Ranks | None = None) -> None:
     if data["name"] == "synthetic" and data["path"] is not None:
         raise UserError(f"data.path={data['path']} contradicts data=synthetic, which draws its faces: leave one out")
     _check_votes(data)
+    _check_cleaning(data)
     if trainer["max_epochs"] < 1 and trainer["max_steps"] < 1:
         raise UserError(f"trainer.max_epochs={trainer['max_epochs']}: 1 at least is needed")
     every, epochs = trainer["check_val_every_n_epoch"], trainer["max_epochs"]
@@ -62,6 +63,14 @@ def _check_votes(data: Mapping[str, Any]) -> None:
         raise UserError(f"data.target={target} is for taggers' votes: use data=ferplus with it, or leave it out")
     if name == "synthetic" and votes is not None:
         raise UserError(f"data.votes={votes} contradicts data=synthetic, whose faces have no votes: leave one out")
+
+
+def _check_cleaning(data: Mapping[str, Any]) -> None:
+    if data.get("relabel") and data.get("classes"):
+        raise UserError(
+            f"data.relabel={data['relabel']} contradicts data.classes: what the file names may not be among these; use "
+            "data.merge, or leave one of the two out"
+        )
 
 
 def _check_imbalance(settings: Mapping[str, Any]) -> None:

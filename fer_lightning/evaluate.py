@@ -18,7 +18,7 @@ from fer_lightning import results
 from fer_lightning.check import check
 from fer_lightning.data.datamodule import evaluation_loader
 from fer_lightning.data.faces import SPLITS, FaceTable
-from fer_lightning.data.protocols import Rows, unseen
+from fer_lightning.data.protocols import Rows, partition, seen
 from fer_lightning.data.twins import near_twins
 from fer_lightning.errors import UserError
 from fer_lightning.model.classifier import FERClassifier
@@ -61,17 +61,19 @@ def evaluate(
     if twins not in (None, "exact", "near"):
         raise UserError(f"--twins {twins}: exact or near")
     settings = scoring_settings(run_dir, accelerator)
-    own_twins = settings["data"].get("twins", "exact")  # runs of earlier releases do not say
+    own_twins = settings["data"]["twins"]
     twins = twins or own_twins
     classifier = load_classifier(run_dir)
     classes = tuple(classifier.classes)
 
     if data is None:
-        faces, parts, _ = load_parts(settings)
+        faces, parts, _ = load_parts(settings, cleaned=split == "train")
         rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(faces, split)
         clean = parts.clean
         if twins != own_twins:
-            clean = unseen(with_twins(faces, settings["data"] | {"twins": twins}), parts.train, parts.test)
+            twinned = with_twins(faces, settings["data"] | {"twins": twins})
+            known = seen(faces, settings["protocol"]["name"], parts.test)
+            clean = ~np.isin(twinned.twins, twinned.twins[known])
     else:
         own = settings["data"]
         other = dict.fromkeys(("classes", "votes", "target", "merge"))
@@ -81,7 +83,8 @@ def evaluate(
         faces = faces.merged(merge).as_known_by(classes)
         rows = _rows_of(faces, split)
         clean = _unseen(faces, settings, twins)
-    out = out or run_dir / "evaluation" / (f"{data.name}-{split}" if data else split)
+    name = (f"{data.name}-{split}" if data else split) + (f"-{twins}" if twins != own_twins else "")
+    out = out or run_dir / "evaluation" / name
 
     trainer = scoring_trainer(settings, out)
     loader = evaluation_loader(faces, rows, settings["data"]["eval_batch_size"], trainer)
@@ -170,7 +173,8 @@ def _unseen(faces: FaceTable, settings: dict[str, Any], twins: str) -> NDArray[n
     except UserError as error:
         log.warning("twins of the run's training images are not looked for: %s", error)
         return np.ones(len(faces), dtype=bool)
-    trained = own.rows("train")
+    protocol = settings["protocol"]
+    trained = seen(own, protocol["name"], partition(own, **protocol).test)
     if twins != "near":
         return ~np.isin(faces.digests, own.digests[trained])
     names = ("images", "labels", "split", "ids")

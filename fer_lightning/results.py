@@ -118,7 +118,7 @@ def write(
         "train/epochs": trainer.current_epoch,
         "train/best_epoch": best_epoch,
         "data/source": faces.source,
-        "data/twins": settings["data"].get("twins", "exact"),
+        "data/twins": settings["data"]["twins"],
     }
     if data.cleaned:
         metrics["data/cleaned"] = data.cleaned

@@ -23,7 +23,7 @@ from fer_lightning.check import check_monitor
 from fer_lightning.checkpoints import WholeCheckpointIO
 from fer_lightning.data import ferplus
 from fer_lightning.data.cache import default_root
-from fer_lightning.data.cleaning import drop, relabel
+from fer_lightning.data.cleaning import digest, drop, relabel
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.faces import FaceTable
 from fer_lightning.data.protocols import Partition, partition
@@ -110,8 +110,12 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # type: ignore[assignment]
     data = settings["data"]
     for key in ("path", "votes", "relabel"):
+        if data[key] == "" and key != "path":
+            data[key] = None
         if data[key] is not None:  # so that the run can be evaluated from another folder
             data[key] = os.path.abspath(Path(data[key]).expanduser())
+    # So that a run whose file has changed since is not gone on with unawares.
+    data["relabel_digest"] = digest(data["relabel"]) if data["relabel"] else None
     return settings
 
 
@@ -140,7 +144,7 @@ def load_faces(settings: Settings) -> FaceTable:
 
 def with_twins(faces: FaceTable, data: Mapping[str, Any]) -> FaceTable:
     """The table with the twins that the `data` group asks for."""
-    near = data.get("twins") == "near"  # runs of earlier releases do not say
+    near = data["twins"] == "near"
     return replace(faces, near=near_twins(faces, cache_root(data))[0] if near else None)
 
 
@@ -149,9 +153,9 @@ def cache_root(data: Mapping[str, Any]) -> Path:
     return Path(data["cache_dir"]) if data["cache_dir"] else default_root()
 
 
-def load_parts(settings: Settings) -> tuple[FaceTable, Partition, str]:
-    """The table of a config and its partition, training images cleaned as `data.relabel` and `data.drop` say; and what
-    was cleaned, in words.
+def load_parts(settings: Settings, *, cleaned: bool = True) -> tuple[FaceTable, Partition, str]:
+    """The table of a config and its partition, training images cleaned as `data.relabel` and `data.drop` say, unless
+    only others are of interest; and what was cleaned, in words.
 
     Raises:
         UserError: the source, the protocol or what cleans it cannot be.
@@ -159,10 +163,10 @@ def load_parts(settings: Settings) -> tuple[FaceTable, Partition, str]:
     faces, data = load_faces(settings), settings["data"]
     parts = partition(faces, **settings["protocol"])
     done = []
-    if data.get("relabel"):
-        faces, parts, words = relabel(faces, parts, Path(data["relabel"]))
+    if cleaned and data["relabel"]:
+        faces, parts, words = relabel(faces, parts, data["relabel"], data["merge"] or {}, data["relabel_digest"])
         done.append(words)
-    if data.get("drop"):
+    if cleaned and data["drop"]:
         parts, words = drop(faces, parts, data["drop"], cache_root(data))
         done.append(words)
     return faces, parts, "; ".join(done)

@@ -23,6 +23,13 @@ ABOUT_RESUMING = ("resume", "allow_changes")
 HERE = "<run folder>"
 """Stands for the run folder in its config.yaml, so that the folder can be moved."""
 
+ADDED_LATER: dict[str, Any] = {
+    **dict.fromkeys(("votes", "target", "merge", "relabel", "relabel_digest")),
+    "twins": "exact",
+    "drop": [],
+}
+"""Keys under `data` that runs of earlier releases do not have, and the values that are what they did."""
+
 
 def load_settings(run_dir: Path) -> dict[str, Any]:
     """The resolved config a run was started with.
@@ -33,7 +40,10 @@ def load_settings(run_dir: Path) -> dict[str, Any]:
     path = run_dir / CONFIG
     if not path.is_file():
         raise UserError(f"{run_dir}: not a run folder, as {CONFIG} is missing; name one like outputs/<date>/<time>")
-    settings = OmegaConf.to_container(OmegaConf.load(path))
+    settings: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+    settings["data"] = ADDED_LATER | settings.get("data", {})
+    if str(settings.get("model", {}).get("_target_", "")).endswith("resnet.ResNet"):
+        settings["model"] = {"width": 64} | settings["model"]
     return _replaced(settings, HERE, str(run_dir.absolute()))  # type: ignore[no-any-return]
 
 

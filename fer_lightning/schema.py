@@ -65,6 +65,7 @@ class Data:
     twins: Twins = Twins.exact
     drop: list[Fault] = field(default_factory=list)
     relabel: Optional[str] = None
+    relabel_digest: Optional[str] = None  # of the file's content: filled in
     cache_dir: Optional[str] = None
     batch_size: int = 128
     eval_batch_size: int = 512

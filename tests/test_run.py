@@ -39,6 +39,20 @@ def metrics_of(folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text())  # type: ignore[no-any-return]
 
 
+def test_runs_of_earlier_releases_are_what_they_were(finished: Path, tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    from fer_lightning.runfolder import CONFIG, differences, load_settings
+
+    config = OmegaConf.load(finished / CONFIG)
+    for key in ("twins", "drop", "relabel", "relabel_digest", "votes", "target", "merge"):
+        del config.data[key]
+    del config.model.width
+    OmegaConf.save(config, tmp_path / CONFIG)
+    old, new = load_settings(tmp_path), load_settings(finished)
+    assert [change for change in differences(old, new) if change.startswith(("data", "model"))] == []
+
+
 def test_the_run_folder_holds_what_the_contract_says(finished: Path) -> None:
     for name in (
         ".hydra/config.yaml",

@@ -158,8 +158,8 @@ def named(faces: FaceTable, findings: pd.DataFrame, broken: Sequence[tuple[str, 
         broken: id, split, class and fault of files that are not in the table.
 
     Returns:
-        Columns image, split, label, fault, twin, twin_split, twin_label, value, suggested, note; empty text where there
-        is nothing to say.
+        Columns image, split, label, fault, twin, twin_split, twin_label, value, suggested, new_label (for people
+        to fill in, see `data.relabel`), note; empty text where there is nothing to say.
     """
     classes, splits = np.array([*faces.classes, ""]), np.array(SPLITS)  # UNLABELLED, -1, is the last
     ids = np.array([name.decode() for name in faces.ids.tolist()], dtype=object)
@@ -176,6 +176,7 @@ def named(faces: FaceTable, findings: pd.DataFrame, broken: Sequence[tuple[str, 
             "twin_label": np.where(has_twin, classes[faces.labels[twin]], ""),
             "value": findings["value"].to_numpy(dtype=np.float64),
             "suggested": classes[findings["suggested"].to_numpy()],
+            "new_label": "",
             "note": "",
         }
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fer_lightning.audit import findings, gallery, summary
 from fer_lightning.audit.confident import confident_learning
-from fer_lightning.data import ferplus, sources
+from fer_lightning.data import sources
 from fer_lightning.data.cache import default_root
 from fer_lightning.data.faces import UNLABELLED, FaceTable
 from fer_lightning.data.twins import near_twins
@@ -27,7 +27,8 @@ LOWEST_FIRST = ("tiny", "blank", "dark", "low_contrast", "disagreement")
 
 ABOUT_KEEPING = (
     "A row a finding: “image” has the fault. Of identical images “twin” is the one to keep, of others the one it is "
-    "like. “suggested” is a label; put it under “label” where you agree, and give the file to data.relabel."
+    "like. “suggested” is a label; put it under “new_label” where you agree, or none to leave the image out, and "
+    "give the file to data.relabel."
 )
 
 
@@ -49,8 +50,8 @@ def audit(
     Raises:
         UserError: data, votes or runs cannot be read or do not belong together.
     """
-    survey = sources.survey(data)
-    faces = ferplus.attach(survey.faces, votes) if votes else survey.faces
+    survey = sources.survey(data, votes=votes)
+    faces = survey.faces
     parts = [findings.tiny(faces, survey.small), findings.looks(faces), findings.exact(faces)]
     if near:
         parts.append(findings.near(faces, *near_twins(faces, default_root())))

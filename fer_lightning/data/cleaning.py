@@ -5,12 +5,13 @@ Validation and test images are never touched, so that scores stay comparable wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from fer_lightning.data.faces import UNLABELLED, FaceTable
@@ -19,22 +20,26 @@ from fer_lightning.data.protocols import Partition, Rows, need_every_class
 from fer_lightning.data.twins import BLANK, near_twins
 from fer_lightning.errors import UserError
 
+LEFT_OUT = "none"
+"""The new label of an image that is not to be trained on."""
+
 
 def drop(faces: FaceTable, parts: Partition, faults: Sequence[str], cache_root: Path) -> tuple[Partition, str]:
     """`parts` less the training images that have any of `faults`, and how many those are, in words.
 
-    An image with several counts for the first of them.
+    Copies are looked for last, among what the others leave: of each photograph that may stay one does. An image with
+    several faults counts for the first of them.
 
     Raises:
         UserError: votes are needed and not there, or a class has no training image left.
     """
-    kept, counts = parts.train, []
-    for fault in faults:
-        left = np.setdiff1d(kept, dropped(faces, parts, fault, cache_root))
-        counts.append(f"{fault.replace('_', ' ')} {len(kept) - len(left):,}")
-        kept = left
-    need_every_class(faces, kept, way_out=f"data.drop=[{','.join(faults)}] leaves none: name fewer faults")
-    return replace(parts, train=kept), f"left out of training: {', '.join(counts)}"
+    counts = []
+    for fault in sorted(faults, key=lambda fault: fault.endswith("duplicates")):
+        rows = dropped(faces, parts, fault, cache_root)
+        counts.append(f"{fault.replace('_', ' ')} {len(rows):,}")
+        parts = replace(parts, train=np.setdiff1d(parts.train, rows))
+    need_every_class(faces, parts.train, way_out=f"data.drop=[{','.join(faults)}] leaves none: name fewer faults")
+    return parts, f"left out of training: {', '.join(counts)}"
 
 
 def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path) -> Rows:
@@ -69,51 +74,89 @@ def _all_but_first(group: NDArray[np.int64], rows: Rows) -> Rows:
     return np.delete(rows, np.unique(group[rows], return_index=True)[1])
 
 
-def relabel(faces: FaceTable, parts: Partition, path: Path) -> tuple[FaceTable, Partition, str]:
+def digest(path: str) -> str:
+    """A digest of a file's content.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+    except OSError as error:
+        raise UserError(f"data.relabel={path}: {error.strerror}") from error
+
+
+def relabel(
+    faces: FaceTable, parts: Partition, path: str, merge: Mapping[str, str], known_digest: str | None = None
+) -> tuple[FaceTable, Partition, str]:
     """Training images with the labels that a CSV gives them.
 
     Args:
         faces: the table.
         parts: its partition, made by the labels as they were.
-        path: a CSV with the columns `image`, an id as in predictions.csv or an audit's findings.csv, and `label`, a
-            class, or nothing for an image to leave out; further columns are not looked at.
+        path: a CSV with the columns `image`, an id as in predictions.csv or an audit's findings.csv, and `new_label`: a
+            class, "none" for an image to leave out, or nothing for one to leave as it is. Other columns are not looked
+            at.
+        merge: classes that were taken for others, see `data.merge`.
+        known_digest: of the content that the file has to have.
 
     Returns:
-        The table, the partition without images left out, and how many labels changed, in words.
+        The table, the partition, and how many labels changed, in words.
 
     Raises:
-        UserError: the file cannot be read, names an image or class that is not there, or an image twice with different
-            labels; or a class has no training image left.
+        UserError: the file cannot be read or has changed, names an image or class that is not there, or an image twice
+            with different labels; or a class has no training image left.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"data.relabel={path}: {' '.join(str(error).split())}") from error
-    missing = [column for column in ("image", "label") if column not in table]
-    if missing:
-        raise UserError(f"data.relabel={path}: no column '{missing[0]}'; it has {', '.join(map(str, table.columns))}")
+    where = f"data.relabel={path}"
+    if known_digest is not None and digest(path) != known_digest:
+        raise UserError(f"{where}: the file is not the one this run was started with; bring that one back")
     row_of = {name.decode(): row for row, name in enumerate(faces.ids.tolist())}
-    label_of = {name: i for i, name in enumerate(faces.classes)} | {"": UNLABELLED}
+    label_of = {LEFT_OUT: UNLABELLED} | {name: i for i, name in enumerate(faces.classes)}
+    label_of |= {old: label_of[new] for old, new in merge.items()}
     asked: dict[int, tuple[int, int]] = {}
-    for line, (image, label) in enumerate(zip(table["image"], table["label"], strict=True), start=2):
-        where = f"data.relabel={path}, line {line}"
+    for line, image, label in _lines(path, where):
+        if not label:
+            continue
         if image not in row_of:
-            raise UserError(f"{where}: {faces.source} has no image '{image}'")
+            raise UserError(f"{where}, line {line}: {faces.source} has no image '{image}'")
         if label not in label_of:
-            raise UserError(f"{where}: no class '{label}'; there are {', '.join(faces.classes)}")
-        row, new = row_of[image], label_of[label]
-        before, new_before = asked.setdefault(row, (line, new))
-        if new != new_before:
-            raise UserError(f"{where}: '{image}' has another label in line {before}; leave one of them out")
+            classes = ", ".join(faces.classes)
+            raise UserError(
+                f"{where}, line {line}: no class '{label}'; there are {classes}, or {LEFT_OUT} to leave out"
+            )
+        before, as_before = asked.setdefault(row_of[image], (line, label_of[label]))
+        if label_of[label] != as_before:
+            raise UserError(f"{where}, line {line}: '{image}' gets another label in line {before}: leave one empty")
 
-    trained = np.isin(np.arange(len(faces)), parts.train)
-    changed = [row for row, (_, new) in asked.items() if trained[row] and new != faces.training_labels[row]]
-    elsewhere = sum(not trained[row] and new != faces.labels[row] for row, (_, new) in asked.items())
-    faces = faces.with_labels(np.array(changed, dtype=np.int64), np.array([asked[row][1] for row in changed], np.int64))
-    train = parts.train[faces.training_labels[parts.train] != UNLABELLED]
-    need_every_class(faces, train, way_out=f"data.relabel={path} leaves none")
-    out = len(parts.train) - len(train)
-    words = f"{len(changed) - out:,} training images relabelled" + (f", {out:,} left out" if out else "")
-    if elsewhere:
-        words += f"; {elsewhere:,} validation or test images keep their labels"
+    may_train = np.setdiff1d(np.union1d(faces.rows("train"), parts.train), np.union1d(parts.val, parts.test))
+    inside = {row: new for row, (_, new) in asked.items() if row in set(may_train.tolist())}
+    changed = {row: new for row, new in inside.items() if new != faces.training_labels[row]}
+    rows = np.array(list(changed), dtype=np.int64)
+    faces = faces.with_labels(rows, np.array(list(changed.values()), dtype=np.int64))
+    train = np.union1d(parts.train, rows)
+    train = train[faces.training_labels[train] != UNLABELLED]
+    need_every_class(faces, train, way_out=f"{where} leaves none")
+    left_out = sum(new == UNLABELLED for new in changed.values())
+    words = f"{len(changed) - left_out:,} training images relabelled, {left_out:,} left out"
+    if len(inside) < len(asked):
+        words += f"; {len(asked) - len(inside):,} validation or test images keep their labels"
     return faces, replace(parts, train=train), words
+
+
+def _lines(path: str, where: str) -> Iterator[tuple[int, str, str]]:
+    """Line number, image and new label of each row."""
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            for column in ("image", "new_label"):
+                if column not in (rows.fieldnames or []):
+                    has = ", ".join(rows.fieldnames or []) or "nothing"
+                    raise UserError(f"{where}: no column '{column}'; it has {has}")
+            for row in rows:
+                if None in row or None in row.values():
+                    raise UserError(
+                        f"{where}, line {rows.line_num}: not as many values as the header names: correct it"
+                    )
+                yield rows.line_num, row["image"], row["new_label"].strip()
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error

@@ -26,8 +26,8 @@ class Partition:
         train: images with something to learn, see `FaceTable.training_labels`.
         val: labelled images.
         test: images to score; unlabelled ones among them are predicted but count in no score.
-        clean: bool (N,), one for each image of the table: false where it, or a twin of it, is among the source's
-            training images.
+        clean: bool (N,), one for each image of the table: false where it, or a twin of it, is among the images
+            that `seen` names.
     """
 
     train: Rows
@@ -73,7 +73,7 @@ def partition(
         )
 
     labelled = faces.labels != UNLABELLED
-    pool = faces.rows("train", "val", "public") if name == "kfold" else faces.rows("train")
+    pool = faces.rows(*_pool(name))
     pool = pool[faces.training_labels[pool] != UNLABELLED]
     if len(pool) == 0:
         raise UserError(
@@ -106,17 +106,20 @@ def partition(
         raise UserError(f"{faces.source}: {len(pool)} training images are too few for a hold-out of {holdout:g}")
 
     test = np.union1d(test, unlabelled_test)
-    return Partition(train, val, test, clean=unseen(faces, train, test))
+    return Partition(train, val, test, clean=~np.isin(faces.twins, faces.twins[seen(faces, name, test)]))
 
 
-def unseen(faces: FaceTable, train: Rows, test: Rows) -> NDArray[np.bool_]:
-    """Which images of the table have no twin among the source's training images, see `Partition.clean`: bool (N,).
+def seen(faces: FaceTable, name: ProtocolName, test: Rows) -> Rows:
+    """The images that runs of a protocol may train on, less `test`.
 
-    Images held out for validation, and those left out of training, count as seen: the same test images are clean in
-    every run.
+    Those held out for validation, in another fold, and those left out of training are among them: the same test images
+    are clean in every run.
     """
-    seen = np.setdiff1d(np.union1d(faces.rows("train"), train), test)
-    return ~np.isin(faces.twins, faces.twins[seen])
+    return np.setdiff1d(faces.rows(*_pool(name)), test)
+
+
+def _pool(name: ProtocolName) -> tuple[str, ...]:
+    return ("train", "val", "public") if name == "kfold" else ("train",)
 
 
 def need_every_class(faces: FaceTable, train: Rows, way_out: str | None = None) -> None:

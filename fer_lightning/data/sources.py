@@ -16,6 +16,7 @@ from fer_lightning.data import csvfile, folder
 from fer_lightning.data.archives import open_archive
 from fer_lightning.data.cache import Cache, default_root
 from fer_lightning.data.faces import SPLITS, FaceTable
+from fer_lightning.data.ferplus import attach
 from fer_lightning.data.flaws import Flaws
 from fer_lightning.data.members import Archive, Directory
 from fer_lightning.data.streams import reading, shown
@@ -80,24 +81,35 @@ class Survey:
     small: dict[str, tuple[int, int]]
 
 
-def survey(path: str | os.PathLike[str], *, cache_dir: Path | None = None) -> Survey:
+def survey(path: str | os.PathLike[str], *, votes: Path | None = None, cache_dir: Path | None = None) -> Survey:
     """The faces at `path` as `load` reads them, but images that cannot be read are left out and told of.
 
     Where there are such images, and of class folders, nothing is kept in the cache: `load` is to fail.
 
+    Args:
+        path: the CSV, folder or archive.
+        votes: FER+ votes for its rows, those that cannot be read among them.
+        cache_dir: as for `load`.
+
     Raises:
-        UserError: as `load`, but for the content of single images, unless none of them can be read.
+        UserError: as `load`, but for the content of single images, unless most of them cannot be read; or the votes do
+            not fit.
     """
     path = _existing(path)
     with _open(path) as archive:
         layout = _look(archive)
         if layout.csv:
+            table = None
             with suppress(UserError):
-                return Survey(load(path, cache_dir=cache_dir), [], {})
+                table = load(path, cache_dir=cache_dir)
+            if table is not None:
+                return Survey(attach(table, votes) if votes else table, [], {})
         flaws = Flaws()
         table = layout.read(archive, "", flaws)
-    if len(flaws.broken) == len(table):
-        raise UserError(f"{next(iter(flaws.broken.values()))}; nor can any other of its {len(table):,} images be read")
+    if 2 * len(flaws.broken) > len(table):
+        first = flaws.broken[min(flaws.broken)]
+        raise UserError(f"{first}; nor can {len(flaws.broken) - 1:,} others of its {len(table):,} images be read")
+    table = attach(table, votes) if votes else table
     names = [name.decode() for name in table.ids.tolist()]
     classes = [*table.classes, ""]  # UNLABELLED, -1, is the last
     broken = [

@@ -118,6 +118,28 @@ def test_broken_rows_of_a_csv_are_all_told_and_the_others_read(
         load(path)
 
 
+def test_votes_fit_a_csv_with_broken_rows(audit: Audit, csv: tuple[Path, Path, set[Finding]], tmp_path: Path) -> None:
+    lines = csv[0].read_text().splitlines()
+    lines[1] = lines[1].replace(" ", " x ", 1)
+    path = tmp_path / "bad.csv"
+    path.write_text("\n".join(lines) + "\n")
+    done = audit(path, "--no-near", "--votes", csv[1])
+    assert done.code == 0, done.err
+    assert {("row 0", "broken", ""), ("row 8", "nonface", ""), ("row 9", "disagreement", "")} <= done.found
+
+
+def test_mostly_broken_rows_are_another_kind_of_file(
+    audit: Audit, csv: tuple[Path, Path, set[Finding]], tmp_path: Path
+) -> None:
+    lines = csv[0].read_text().splitlines()
+    lines[1] = "x2" + lines[1][1:]  # from now on emotions are names
+    path = tmp_path / "bad.csv"
+    path.write_text("\n".join(lines) + "\n")
+    done = audit(path, "--no-near")
+    assert done.code == 1
+    assert re.search(r"row 1: emotion '\d' is no class name.*; nor can \d+ others", done.err)
+
+
 def test_training_still_ends_at_a_broken_file(folder: tuple[Path, set[Finding]], audit: Audit) -> None:
     from fer_lightning.data.sources import load
     from fer_lightning.errors import UserError
@@ -141,10 +163,10 @@ def test_relabelling_takes_the_findings(audit: Audit, csv: tuple[Path, Path, set
 
     done = audit(csv[0], "--no-near")
     table = done.findings
-    conflicts = table[table["fault"] == "conflict"].assign(label="neutral")
-    conflicts.to_csv(tmp_path / "mine.csv", index=False)
+    table.loc[table["fault"] == "conflict", "new_label"] = "neutral"
+    table.to_csv(tmp_path / "mine.csv", index=False)
     faces = load(csv[0])
-    after, _, words = relabel(faces, partition(faces), tmp_path / "mine.csv")
+    after, _, words = relabel(faces, partition(faces), str(tmp_path / "mine.csv"), {})
     assert words.startswith("1 training images relabelled")
     assert (after.labels != faces.labels).sum() == 1
 
@@ -176,7 +198,7 @@ def test_a_folder_of_nothing_but_broken_files(audit: Audit, tmp_path: Path) -> N
     write_zip(tmp_path / "faces.zip", {"train/happy/1.png": b"x", "train/sad/2.png": b""})
     done = audit(tmp_path / "faces.zip")
     assert done.code == 1
-    assert "nor can any other of its 2 images" in done.err
+    assert "nor can 1 others of its 2 images" in done.err
 
 
 def test_an_audit_without_runs_does_not_wait_for_torch(csv: tuple[Path, Path, set[Finding]], tmp_path: Path) -> None:
