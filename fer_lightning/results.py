@@ -79,7 +79,7 @@ def scores(prefix: str, logits: torch.Tensor, labels: NDArray[np.int64], classes
 
 
 def test_scores(test: Scored, classes: tuple[str, ...]) -> Metrics:
-    """Scores over all images and, as "test/clean/…", over those that have no pixel-identical twin in training."""
+    """Scores over all images and, as "test/clean/…", over those that have no twin in training."""
     labels, clean = tables.labels_of(test.predictions, classes), test.predictions["clean"].to_numpy(copy=True)
     clean_scores = scores("test/clean", test.logits[torch.from_numpy(clean)], labels[clean], classes)
     return scores("test", test.logits, labels, classes) | clean_scores

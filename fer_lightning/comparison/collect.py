@@ -78,7 +78,7 @@ def collect(paths: Sequence[Path], *, clean: bool = False) -> tuple[list[Setting
 
     Args:
         paths: run folders, sweep folders, or folders of such.
-        clean: keep only test images without a pixel-identical twin in training.
+        clean: keep only test images without a twin in training.
 
     Returns:
         Settings, in the order in which their runs were found, and the folders of runs that have not finished.

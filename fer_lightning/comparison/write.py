@@ -36,7 +36,7 @@ def compare_runs(
         paths: run folders, sweep folders, or folders of such.
         out: the folder to write; by default `comparison` in the one path, or in the working directory.
         baseline: name of the setting that confusion matrices are compared with; by default `none`, or the first.
-        clean: score test images without a pixel-identical twin in training only.
+        clean: score test images without a twin in training only.
         resamples: of test images and seeds.
 
     Raises:

@@ -128,8 +128,9 @@ def relabel(
         if label_of[label] != as_before:
             raise UserError(f"{where}, line {line}: '{image}' gets another label in line {before}: leave one empty")
 
-    may_train = np.setdiff1d(np.union1d(faces.rows("train"), parts.train), np.union1d(parts.val, parts.test))
-    inside = {row: new for row, (_, new) in asked.items() if row in set(may_train.tolist())}
+    scored = np.union1d(parts.val, parts.test)
+    may_train = set(np.setdiff1d(np.union1d(faces.rows("train"), parts.train), scored).tolist())
+    inside = {row: new for row, (_, new) in asked.items() if row in may_train}
     changed = {row: new for row, new in inside.items() if new != faces.training_labels[row]}
     rows = np.array(list(changed), dtype=np.int64)
     faces = faces.with_labels(rows, np.array(list(changed.values()), dtype=np.int64))

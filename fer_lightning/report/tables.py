@@ -34,7 +34,7 @@ def predictions(
         labels: (N,), indices into `classes`; negative where the image is unlabelled.
         probabilities: float (N, C). Rows are scaled to sum to 1 in float64, which undoes half-precision rounding;
             a row that is not finite stays so.
-        clean: (N,), true where no training image has the same pixels.
+        clean: (N,), true where no training image is a twin, see `Partition.clean`.
         classes: (C,), class names in label order.
 
     Returns:
