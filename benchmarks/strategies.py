@@ -21,9 +21,10 @@ from throughput import WARM_UP, settings_of
 from fer_lightning import build
 from fer_lightning.app import CONF
 from fer_lightning.data.loader import Batch
+from fer_lightning.load import load_data
 from fer_lightning.model import stages
 from fer_lightning.model.optim import parameter_groups
-from fer_lightning.run import load_data, make_classifier, quiet
+from fer_lightning.run import make_classifier, quiet
 
 
 class Strategy:

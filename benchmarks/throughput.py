@@ -24,9 +24,10 @@ from hydra import compose, initialize_config_dir
 
 from fer_lightning import build, schema
 from fer_lightning.app import CONF
+from fer_lightning.load import load_data, resolve
 from fer_lightning.model.optim import parameter_groups
 from fer_lightning.report.history import History
-from fer_lightning.run import load_data, make_classifier, make_trainer, quiet, resolve
+from fer_lightning.run import make_classifier, make_trainer, quiet
 
 WARM_UP = 5
 """Steps at the start of each measurement that are not timed."""

@@ -59,16 +59,17 @@ def job(cfg: DictConfig) -> float | None:
 def _metrics(cfg: DictConfig) -> dict[str, float | str]:
     """What the job's metrics.json holds, after running it in this process, in one for each device, or as one rank of
     those that torchrun or srun started."""
-    from fer_lightning import devices, launch, ranks, runfolder
+    from fer_lightning import devices, launch, ranks, runfolder, worker
     from fer_lightning.check import check
-    from fer_lightning.run import resolve, run
+    from fer_lightning.load import resolve
+    from fer_lightning.run import run
 
     run_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
     place = ranks.started_outside()
     if place and HydraConfig.get().mode is RunMode.MULTIRUN and not sweeps.has_own_launcher():
         raise UserError("--multirun under torchrun or srun: start the sweep by itself; its jobs start their own ranks")
     if place and place.rank > 0:  # a launcher that composes the config on every rank
-        return launch.follow()
+        return worker.follow()
     settings = resolve(cfg)
     check(settings, place)
     sweeps.end_with_sweep()
@@ -81,7 +82,7 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
         processes = 1 if place else devices.count(settings["trainer"])
         try:
             if place:
-                return launch.lead(settings, run_dir)
+                return worker.lead(settings, run_dir)
             if processes == 1:
                 return run(settings, run_dir)
             launch.fan_out(run_dir, processes)
@@ -112,10 +113,10 @@ def main() -> None:
 def _run(rank: int) -> None:
     schema.register()
     if rank > 0:
-        from fer_lightning import launch, ranks
+        from fer_lightning import ranks, worker
 
         if ranks.started_outside():  # the first rank composes the config for all
-            launch.follow()
+            worker.follow()
             return
     before = os.environ.get(TRACEBACK)
     os.environ[TRACEBACK] = "1"  # Hydra would print its errors itself, in several lines
@@ -132,9 +133,9 @@ def _run(rank: int) -> None:
             del os.environ[TRACEBACK]
         started_outside = "RANK" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ
         if rank == 0 and started_outside and not interrupts.received:  # a signal reaches the others as well
-            from fer_lightning import launch
+            from fer_lightning import worker
 
-            launch.dismiss(int(failed))
+            worker.dismiss(int(failed))
     if sweeps.summary():  # each job has told why
         sys.exit(1)
     if problem is not None:

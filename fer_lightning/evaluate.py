@@ -21,11 +21,12 @@ from fer_lightning.data.faces import SPLITS, FaceTable
 from fer_lightning.data.protocols import Rows, partition, seen
 from fer_lightning.data.twins import near_twins
 from fer_lightning.errors import UserError
+from fer_lightning.load import cache_root, load_faces, load_parts, with_twins
 from fer_lightning.model.classifier import FERClassifier
 from fer_lightning.report import tables
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
-from fer_lightning.run import cache_root, load_faces, load_parts, quiet, with_twins
+from fer_lightning.run import quiet
 from fer_lightning.runfolder import load_settings
 
 log = logging.getLogger(__name__)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +14,21 @@ import lightning.pytorch as L
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning import build, devices, ranks, results
 from fer_lightning.check import check_monitor
 from fer_lightning.checkpoints import WholeCheckpointIO
-from fer_lightning.data import ferplus
-from fer_lightning.data.cache import default_root
-from fer_lightning.data.cleaning import digest, drop, relabel
 from fer_lightning.data.datamodule import FERDataModule
-from fer_lightning.data.faces import FaceTable
-from fer_lightning.data.protocols import Partition, partition
-from fer_lightning.data.synthetic import synthetic
-from fer_lightning.data.twins import near_twins
 from fer_lightning.errors import UserError
 from fer_lightning.gradients import OrderedDDP
 from fer_lightning.interrupts import handled
+from fer_lightning.load import Settings, load_data
 from fer_lightning.model.classifier import FERClassifier
 from fer_lightning.report import tracking
 from fer_lightning.report.history import History, ProgressBar, on_terminal
 from fer_lightning.runfolder import checkpoint_to_resume
 
 log = logging.getLogger(__name__)
-
-Settings = Mapping[str, Any]
-"""A resolved config as plain containers."""
 
 
 def run(settings: Settings, run_dir: Path) -> dict[str, float | str]:
@@ -103,96 +91,6 @@ def _full_disk_told(run_dir: Path) -> Iterator[None]:
             f"{error.filename or run_dir}: {error.strerror}; make room, then go on with "
             f"`python train.py resume={run_dir}`"
         ) from error
-
-
-def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """The config with its interpolations filled in, as plain containers."""
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # type: ignore[assignment]
-    data = settings["data"]
-    for key in ("path", "votes", "relabel"):
-        if data[key] == "" and key != "path":
-            data[key] = None
-        if data[key] is not None:  # so that the run can be evaluated from another folder
-            data[key] = os.path.abspath(Path(data[key]).expanduser())
-    # So that a run whose file has changed since is not gone on with unawares.
-    data["relabel_digest"] = digest(data["relabel"]) if data["relabel"] else None
-    return settings
-
-
-def load_faces(settings: Settings) -> FaceTable:
-    """The table that the `data` group names.
-
-    Raises:
-        UserError: the source or the votes are missing or faulty, or have no such classes.
-    """
-    data = settings["data"]
-    if data["name"] == "synthetic":
-        faces = synthetic(**data["synthetic"])
-    else:
-        from fer_lightning.data import sources
-
-        faces = sources.load(data["path"] or "", cache_dir=cache_root(data))
-    if data.get("votes"):
-        faces = ferplus.attach(faces, data["votes"])
-    if data["name"] == "ferplus":
-        faces = ferplus.relabelled(faces, data["target"], data["merge"])
-    elif data.get("merge"):
-        faces = faces.merged(data["merge"])
-    faces = faces.only(data["classes"]) if data["classes"] else faces
-    return with_twins(faces, data)
-
-
-def with_twins(faces: FaceTable, data: Mapping[str, Any]) -> FaceTable:
-    """The table with the twins that the `data` group asks for."""
-    near = data["twins"] == "near"
-    return replace(faces, near=near_twins(faces, cache_root(data))[0] if near else None)
-
-
-def cache_root(data: Mapping[str, Any]) -> Path:
-    """Where the `data` group keeps what it has read."""
-    return Path(data["cache_dir"]) if data["cache_dir"] else default_root()
-
-
-def load_parts(settings: Settings, *, cleaned: bool = True) -> tuple[FaceTable, Partition, str]:
-    """The table of a config and its partition, training images cleaned as `data.relabel` and `data.drop` say, unless
-    only others are of interest; and what was cleaned, in words.
-
-    Raises:
-        UserError: the source, the protocol or what cleans it cannot be.
-    """
-    faces, data = load_faces(settings), settings["data"]
-    parts = partition(faces, **settings["protocol"])
-    done = []
-    if cleaned and data["relabel"]:
-        faces, parts, words = relabel(faces, parts, data["relabel"], data["merge"] or {}, data["relabel_digest"])
-        done.append(words)
-    if cleaned and data["drop"]:
-        parts, words = drop(faces, parts, data["drop"], cache_root(data))
-        done.append(words)
-    return faces, parts, "; ".join(done)
-
-
-def load_data(settings: Settings) -> FERDataModule:
-    """The data module of a config.
-
-    Raises:
-        UserError: the source, the protocol, what cleans it or the resampling cannot be.
-    """
-    faces, parts, cleaned = load_parts(settings)
-    data = settings["data"]
-    return FERDataModule(
-        faces,
-        parts,
-        resample=build.node("imbalance.resample", settings["imbalance"]["resample"]),
-        sampler=build.node("imbalance.sampler", settings["imbalance"].get("sampler")),
-        augment=build.node("augment", settings["augment"]),
-        mix=build.node("imbalance.mix", settings["imbalance"].get("mix")) or build.node("mix", settings.get("mix")),
-        batch_size=data["batch_size"],
-        eval_batch_size=data["eval_batch_size"],
-        seed=settings["seed"],
-        draw_labels=data.get("target") == "probability",
-        cleaned=cleaned,
-    )
 
 
 def make_classifier(settings: Settings, data: FERDataModule) -> FERClassifier:

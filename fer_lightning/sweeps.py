@@ -92,7 +92,7 @@ def has_own_launcher() -> bool:
 
 def end_with_sweep() -> None:
     """In a worker that joblib started: end in good order when the sweep is killed."""
-    from fer_lightning import launch
+    from fer_lightning import worker
 
     if multiprocessing.current_process().name.startswith("Loky"):
-        launch.end_with_parent()
+        worker.end_with_parent()

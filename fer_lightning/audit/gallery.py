@@ -11,7 +11,7 @@ import pandas as pd
 
 from fer_lightning.audit.findings import FAULTS
 from fer_lightning.data.faces import SPLITS, UNLABELLED, FaceTable
-from fer_lightning.report import page
+from fer_lightning.report import html
 
 SHOWN = 80
 """Findings of each fault on the page."""
@@ -49,9 +49,9 @@ def galleries(faces: FaceTable, findings: pd.DataFrame) -> list[str]:
             continue
         shown, note = _selection(fault, found)
         tiles = "".join(_tile(faces, row) for row in shown.to_dict("records"))
-        note = page.note(f"{meaning[0].upper()}{meaning[1:]}. {len(found):,} found{note}.")
+        note = html.note(f"{meaning[0].upper()}{meaning[1:]}. {len(found):,} found{note}.")
         title = TITLES.get(fault, fault.replace("_", " ").capitalize())
-        sections.append(page.section(title, note, f'<div class="card"><div class="faces">{tiles}</div></div>'))
+        sections.append(html.section(title, note, f'<div class="card"><div class="faces">{tiles}</div></div>'))
     return sections
 
 
@@ -90,4 +90,4 @@ def _about(faces: FaceTable, row: int, *, wrong: bool = False) -> str:
 
 
 def _picture(faces: FaceTable, row: int) -> str:
-    return page.picture(faces.images[row], faces.ids[row].decode())
+    return html.picture(faces.images[row], faces.ids[row].decode())

@@ -13,8 +13,9 @@ from fer_lightning.data.datamodule import evaluation_loader
 from fer_lightning.data.faces import FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.evaluate import load_classifier, scoring_settings, scoring_trainer
+from fer_lightning.load import load_parts
 from fer_lightning.report.tables import probabilities_of
-from fer_lightning.run import load_parts, quiet
+from fer_lightning.run import quiet
 from fer_lightning.runfolder import finished
 
 

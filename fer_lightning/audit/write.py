@@ -16,7 +16,7 @@ from fer_lightning.data import sources
 from fer_lightning.data.cache import default_root
 from fer_lightning.data.faces import UNLABELLED, FaceTable
 from fer_lightning.data.twins import near_twins
-from fer_lightning.report import page
+from fer_lightning.report import html
 from fer_lightning.report.files import write_folder
 from fer_lightning.report.tables import print_frame
 
@@ -82,7 +82,7 @@ def audit(
     content = {
         FILES[0]: named.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
         FILES[1]: json.dumps(as_json, indent=1) + "\n",
-        "index.html": page.document(
+        "index.html": html.document(
             name,
             "fer-lightning audit",
             _head(faces, skipped),
@@ -126,15 +126,15 @@ def _overview(shown: Mapping[str, pd.DataFrame], told: Sequence[str]) -> list[st
     """The sections of the page that have numbers only."""
     leaks = shown["leaked"]
     return [
-        page.section("Images", page.data_frame(shown["counts"])),
-        page.section("Faults", page.data_frame(shown["findings"]), *map(page.note, [*told, ABOUT_KEEPING])),
-        page.section("Leaks by class", page.data_frame(leaks)) if (leaks.iloc[-1, 2:] != "0").any() else "",
+        html.section("Images", html.data_frame(shown["counts"])),
+        html.section("Faults", html.data_frame(shown["findings"]), *map(html.note, [*told, ABOUT_KEEPING])),
+        html.section("Leaks by class", html.data_frame(leaks)) if (leaks.iloc[-1, 2:] != "0").any() else "",
     ]
 
 
 def _head(faces: FaceTable, skipped: Sequence[str]) -> str:
     left = f" Not looked for: {', '.join(fault.replace('_', ' ') for fault in skipped)}." if skipped else ""
-    return page.note(f"{len(faces):,} images of {faces.source}.{left}")
+    return html.note(f"{len(faces):,} images of {faces.source}.{left}")
 
 
 def _broken(broken: Sequence[tuple[str, str, str, str]]) -> str:
@@ -142,4 +142,4 @@ def _broken(broken: Sequence[tuple[str, str, str, str]]) -> str:
         return ""
     shown = pd.DataFrame([(b[0], b[3]) for b in broken[: gallery.SHOWN]], columns=["File", "What is wrong"])
     text = f"{len(broken):,} found." + (" The others are in findings.csv." if len(broken) > gallery.SHOWN else "")
-    return page.section(gallery.TITLES["broken"], page.data_frame(shown, text))
+    return html.section(gallery.TITLES["broken"], html.data_frame(shown, text))

@@ -14,7 +14,7 @@ from fer_lightning.comparison import figures
 from fer_lightning.comparison.collect import collect
 from fer_lightning.comparison.statistics import Comparison, compare, conclusions, shown
 from fer_lightning.errors import UserError
-from fer_lightning.report import page
+from fer_lightning.report import html
 from fer_lightning.report.figures import png
 from fer_lightning.report.files import write_folder
 from fer_lightning.report.tables import print_frame
@@ -173,17 +173,17 @@ def _page(
     note = f"Mean ± standard deviation over seeds, on the same {what}."
     pairs = pairwise(comparison)
     sections = [
-        page.section("What follows", f'<div class="card">{told}</div>'),
-        page.section("Scores", page.data_frame(main, note)),
-        page.section("Accuracy and macro-F1", page.plot(pngs, "accuracy_f1"), page.note(ACCURACY_F1)),
-        page.section("Recall by class", page.plot(pngs, "recall_by_class")),
-        page.section("F1 by class", page.plot(pngs, "f1_by_class")),
-        page.section("Confusions that changed", page.plot(pngs, "confusion_differences")),
-        page.section("All differences", page.data_frame(pairs, PAIRS)) if len(pairs) else "",
-        page.section("Runs", page.data_frame(_runs(comparison), "")),
+        html.section("What follows", f'<div class="card">{told}</div>'),
+        html.section("Scores", html.data_frame(main, note)),
+        html.section("Accuracy and macro-F1", html.plot(pngs, "accuracy_f1"), html.note(ACCURACY_F1)),
+        html.section("Recall by class", html.plot(pngs, "recall_by_class")),
+        html.section("F1 by class", html.plot(pngs, "f1_by_class")),
+        html.section("Confusions that changed", html.plot(pngs, "confusion_differences")),
+        html.section("All differences", html.data_frame(pairs, PAIRS)) if len(pairs) else "",
+        html.section("Runs", html.data_frame(_runs(comparison), "")),
     ]
     title = f"{len(main)} settings, {len(comparison.runs)} runs"
-    return page.document(title, "fer-lightning comparison", "", sections, files)
+    return html.document(title, "fer-lightning comparison", "", sections, files)
 
 
 ACCURACY_F1 = "Circles: means over seeds, each with its own 95 % interval over test images and seeds; dots: runs."

@@ -9,6 +9,7 @@ import pytest
 
 from fer_lightning.data.faces import FER_CLASSES
 from fer_lightning.report import figures, page, tables
+from fer_lightning.report.html import STYLE
 from fer_lightning.report.write import most_confident, write_report
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=http://x.org/a.png>', "a&b;$x$", "plain"]
@@ -102,7 +103,7 @@ def test_page_loads_nothing_and_shows_names_as_they_are(tmp_path: Path) -> None:
     assert "script" not in reader.tags and "link" not in reader.tags
     for address in reader.addresses:
         assert address.startswith("data:image/png;base64,") or address in FILES
-    assert not re.search(r"url\(|@import", page.STYLE)
+    assert not re.search(r"url\(|@import", STYLE)
     for text in [*HOSTILE, "run <1>", "# <b>", "0.551", "95 % interval 0.540 to 0.563"]:
         assert text in reader.text
     assert reader.tags.count("img") == 4 + html.count("<figure>") > 30

@@ -1,0 +1,114 @@
+"""From a config to its data: the table, its partition, what is cleaned, the data module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fer_lightning import build
+from fer_lightning.data import ferplus
+from fer_lightning.data.cache import default_root
+from fer_lightning.data.cleaning import digest, drop, relabel
+from fer_lightning.data.datamodule import FERDataModule
+from fer_lightning.data.faces import FaceTable
+from fer_lightning.data.protocols import Partition, partition
+from fer_lightning.data.synthetic import synthetic
+from fer_lightning.data.twins import near_twins
+
+Settings = Mapping[str, Any]
+"""A resolved config as plain containers."""
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The config with its interpolations filled in, as plain containers."""
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # type: ignore[assignment]
+    data = settings["data"]
+    for key in ("path", "votes", "relabel"):
+        if data[key] == "" and key != "path":
+            data[key] = None
+        if data[key] is not None:  # so that the run can be evaluated from another folder
+            data[key] = os.path.abspath(Path(data[key]).expanduser())
+    # So that a run whose file has changed since is not gone on with unawares.
+    data["relabel_digest"] = digest(data["relabel"]) if data["relabel"] else None
+    return settings
+
+
+def load_faces(settings: Settings) -> FaceTable:
+    """The table that the `data` group names.
+
+    Raises:
+        UserError: the source or the votes are missing or faulty, or have no such classes.
+    """
+    data = settings["data"]
+    if data["name"] == "synthetic":
+        faces = synthetic(**data["synthetic"])
+    else:
+        from fer_lightning.data import sources
+
+        faces = sources.load(data["path"] or "", cache_dir=cache_root(data))
+    if data.get("votes"):
+        faces = ferplus.attach(faces, data["votes"])
+    if data["name"] == "ferplus":
+        faces = ferplus.relabelled(faces, data["target"], data["merge"])
+    elif data.get("merge"):
+        faces = faces.merged(data["merge"])
+    faces = faces.only(data["classes"]) if data["classes"] else faces
+    return with_twins(faces, data)
+
+
+def with_twins(faces: FaceTable, data: Mapping[str, Any]) -> FaceTable:
+    """The table with the twins that the `data` group asks for."""
+    near = data["twins"] == "near"
+    return replace(faces, near=near_twins(faces, cache_root(data))[0] if near else None)
+
+
+def cache_root(data: Mapping[str, Any]) -> Path:
+    """Where the `data` group keeps what it has read."""
+    return Path(data["cache_dir"]) if data["cache_dir"] else default_root()
+
+
+def load_parts(settings: Settings, *, cleaned: bool = True) -> tuple[FaceTable, Partition, str]:
+    """The table of a config and its partition, training images cleaned as `data.relabel` and `data.drop` say, unless
+    only others are of interest; and what was cleaned, in words.
+
+    Raises:
+        UserError: the source, the protocol or what cleans it cannot be.
+    """
+    faces, data = load_faces(settings), settings["data"]
+    parts = partition(faces, **settings["protocol"])
+    done = []
+    if cleaned and data["relabel"]:
+        faces, parts, words = relabel(faces, parts, data["relabel"], data["merge"] or {}, data["relabel_digest"])
+        done.append(words)
+    if cleaned and data["drop"]:
+        parts, words = drop(faces, parts, data["drop"], cache_root(data))
+        done.append(words)
+    return faces, parts, "; ".join(done)
+
+
+def load_data(settings: Settings) -> FERDataModule:
+    """The data module of a config.
+
+    Raises:
+        UserError: the source, the protocol, what cleans it or the resampling cannot be.
+    """
+    faces, parts, cleaned = load_parts(settings)
+    data = settings["data"]
+    return FERDataModule(
+        faces,
+        parts,
+        resample=build.node("imbalance.resample", settings["imbalance"]["resample"]),
+        sampler=build.node("imbalance.sampler", settings["imbalance"].get("sampler")),
+        augment=build.node("augment", settings["augment"]),
+        mix=build.node("imbalance.mix", settings["imbalance"].get("mix")) or build.node("mix", settings.get("mix")),
+        batch_size=data["batch_size"],
+        eval_batch_size=data["eval_batch_size"],
+        seed=settings["seed"],
+        draw_labels=data.get("target") == "probability",
+        cleaned=cleaned,
+    )
