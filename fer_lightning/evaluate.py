@@ -80,8 +80,7 @@ def evaluate(
         other = dict.fromkeys(("classes", "votes", "target", "merge"))
         other |= {"name": "fer2013", "path": str(data), "twins": "exact"}
         faces = load_faces(settings | {"data": own | other})
-        merge = {old: new for old, new in (own.get("merge") or {}).items() if {old, new} <= set(faces.classes)}
-        faces = faces.merged(merge).as_known_by(classes)
+        faces = faces.as_known_by(classes, own.get("merge"))
         rows = _rows_of(faces, split)
         clean = _unseen(faces, settings, twins)
     name = (f"{data.name}-{split}" if data else split) + (f"-{twins}" if twins != own_twins else "")

@@ -9,12 +9,12 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Collection, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
 from fer_lightning.data.members import Archive, Directory, check_count, is_junk
-from fer_lightning.data.streams import check_ratio, guarded, reading, shown, unpacked
+from fer_lightning.data.streams import check_ratio, guarded, opened, reading, shown, unpacked
 from fer_lightning.errors import UserError
 
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
@@ -92,10 +92,8 @@ class Zip(Archive):
         wanted = set(wanted)
         for name, info in self._listed[0].items():
             if name in wanted:
-                with reading(self.where(name)):
-                    member = self._zip.open(info)
-                with member:
-                    yield name, guarded(member, self.where(name))
+                with opened(partial(self._zip.open, info), self.where(name)) as stream:
+                    yield name, stream
 
 
 class Tar(Archive):

@@ -138,18 +138,24 @@ class FaceTable:
         targets = None if self.targets is None else self.targets @ np.eye(len(classes), dtype=np.float32)[onto]
         return replace(self, labels=np.append(onto, UNLABELLED)[self.labels], classes=classes, targets=targets)
 
-    def as_known_by(self, classes: Sequence[str]) -> FaceTable:
+    def as_known_by(self, classes: Sequence[str], merge: Mapping[str, str] | None = None) -> FaceTable:
         """The same images with labels that count in `classes`, those a network was trained on.
+
+        Args:
+            classes: names in label order.
+            merge: classes that were taken for others in training; those others need not be here.
 
         Raises:
             UserError: labelled images are of a class that is not among them.
         """
-        strange = [name for name, n in zip(self.classes, self.counts(), strict=True) if n and name not in classes]
+        learned = tuple((merge or {}).get(name, name) for name in self.classes)
+        counts = zip(self.classes, learned, self.counts(), strict=True)
+        strange = [name for name, known, n in counts if n and known not in classes]
         if strange:
             raise UserError(
                 f"{self.source} has images of {', '.join(strange)}; the run knows only {', '.join(classes)}"
             )
-        return self._relabelled(classes)
+        return replace(self, classes=learned)._relabelled(classes)
 
     def _relabelled(self, classes: Sequence[str]) -> FaceTable:
         """Labels that count in `classes`; images of other classes become unlabelled, and distributions are of what
@@ -160,9 +166,7 @@ class FaceTable:
                 new[i] = list(classes).index(name)
         targets = self.targets
         if targets is not None:
-            known = new[:-1] != UNLABELLED
-            targets = np.zeros((len(self), len(classes)), dtype=np.float32)
-            targets[:, new[:-1][known]] = self.targets[:, known]  # type: ignore[index]
+            targets = targets @ np.eye(len(classes) + 1, dtype=np.float32)[new[:-1], :-1]  # row -1 serves UNLABELLED
             targets[new[self.training_labels] == UNLABELLED] = 0
             targets /= np.maximum(targets.sum(1, keepdims=True), np.finfo(np.float32).tiny)
         return replace(self, labels=new[self.labels], classes=tuple(classes), targets=targets)

@@ -33,32 +33,33 @@ _EMOTIONS = len(CLASSES)
 _COLUMNS = [[class_name(name) for name in VOTES].index(name) for name in CLASSES]
 
 
-def attach(faces: FaceTable, path: str | os.PathLike[str]) -> FaceTable:
+def attach(faces: FaceTable, path: str | os.PathLike[str], named: str = "data.votes") -> FaceTable:
     """`faces` with the votes of the file at `path`, which has a row for each of theirs.
 
     Args:
         faces: the table of FER-2013's own CSV, complete and in its order.
         path: fer2013new.csv, also compressed.
+        named: what `path` was given as, for messages.
 
     Raises:
         UserError: the file is not there or faulty, or belongs to other images.
     """
     if not np.strings.startswith(faces.ids, b"row ").all():
         raise UserError(
-            f"data.votes: {faces.source} does not number its images by the rows of fer2013.csv, as FER+ does its "
-            "votes: give data.path that CSV, or leave data.votes out"
+            f"{named}: {faces.source} does not number its images by the rows of fer2013.csv, as FER+ does its "
+            f"votes: give that CSV as the data, or leave {named} out"
         )
     where = shown(path)
-    split, votes = _read(Path(path), where)
+    split, votes = _read(Path(path), where, named)
     if len(votes) != len(faces):
         raise UserError(
-            f"data.votes: {where} has {len(votes):,} rows and {faces.source} {len(faces):,}: FER+ votes go with the "
+            f"{named}: {where} has {len(votes):,} rows and {faces.source} {len(faces):,}: FER+ votes go with the "
             "whole fer2013.csv, row by row"
         )
     if (differ := split != faces.split).any():
         row = int(differ.argmax())
         raise UserError(
-            f"data.votes: {where}, row {row} is of the split '{SPLITS[split[row]]}', and {faces.source}, row {row} "
+            f"{named}: {where}, row {row} is of the split '{SPLITS[split[row]]}', and {faces.source}, row {row} "
             f"of '{SPLITS[faces.split[row]]}': FER+ votes go with fer2013.csv in its original order"
         )
     return replace(faces, votes=votes)
@@ -147,17 +148,17 @@ def _without_outliers(votes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(votes > 1, votes, 0)
 
 
-def _read(path: Path, where: str) -> tuple[NDArray[np.int8], NDArray[np.uint8]]:
+def _read(path: Path, where: str, named: str) -> tuple[NDArray[np.int8], NDArray[np.uint8]]:
     """The split of each row, int8 (N,), and its votes, uint8 (N, 10)."""
     import pandas as pd
 
     with reading(where):
         if not path.exists():
-            raise UserError(f"data.votes {where} does not exist: {HOW_TO_GET}")
+            raise UserError(f"{named} {where} does not exist: {HOW_TO_GET}")
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
     frame.columns = [str(name).strip().lower() for name in frame.columns]
     if missing := [name for name in ("Usage", *VOTES) if name.lower() not in frame]:
-        raise UserError(f"data.votes: {where} has no column {', '.join(missing)}: {HOW_TO_GET}")
+        raise UserError(f"{named}: {where} has no column {', '.join(missing)}: {HOW_TO_GET}")
     usage = [str(text) for text in frame["usage"]]
     split = np.array([SPLITS.index(s) if (s := split_name(text)) else -1 for text in usage], dtype=np.int8)
     if (unknown := split < 0).any():

@@ -6,11 +6,11 @@ import hashlib
 import io
 import os
 from collections.abc import Collection, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from fer_lightning.data.streams import guarded, reading, shown
+from fer_lightning.data.streams import guarded, opened, reading, shown
 from fer_lightning.errors import UserError
 
 MAX_MEMBERS = 1_000_000
@@ -161,11 +161,8 @@ class Directory(Archive):
         wanted = set(wanted)
         for name in self.names:
             if name in wanted:
-                where = self.where(name)
-                with reading(where):
-                    file = (self.path / name).open("rb")
-                with file:
-                    yield name, guarded(file, where)
+                with opened(partial(io.FileIO, self.path / name), self.where(name)) as stream:
+                    yield name, stream
 
     def where(self, name: str) -> str:
         return shown(self.path / name)

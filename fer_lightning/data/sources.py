@@ -103,13 +103,13 @@ def survey(path: str | os.PathLike[str], *, votes: Path | None = None, cache_dir
             with suppress(UserError):
                 table = load(path, cache_dir=cache_dir)
             if table is not None:
-                return Survey(attach(table, votes) if votes else table, [], {})
+                return Survey(attach(table, votes, "--votes") if votes else table, [], {})
         flaws = Flaws()
         table = layout.read(archive, "", flaws)
     if 2 * len(flaws.broken) > len(table):
         first = flaws.broken[min(flaws.broken)]
         raise UserError(f"{first}; nor can {len(flaws.broken) - 1:,} others of its {len(table):,} images be read")
-    table = attach(table, votes) if votes else table
+    table = attach(table, votes, "--votes") if votes else table
     names = [name.decode() for name in table.ids.tolist()]
     classes = [*table.classes, ""]  # UNLABELLED, -1, is the last
     broken = [

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 from fer_lightning.errors import UserError
 
@@ -106,6 +106,33 @@ class _Guarded(io.RawIOBase):
 def guarded(raw: _Readable, where: str, limit: Callable[[], int] | None = None) -> io.BufferedReader:
     """`raw`, with failures turned into UserErrors that name `where`, and not one byte beyond `limit()`."""
     return io.BufferedReader(_Guarded(raw, where, limit), 1 << 16)
+
+
+class _Unopened(io.RawIOBase):
+    def __init__(self, error: UserError) -> None:
+        self._error = error
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, _buffer: Any, /) -> int:
+        raise self._error
+
+
+@contextmanager
+def opened(open_: Callable[[], IO[bytes]], where: str) -> Iterator[io.BufferedReader]:
+    """What `open_` opens, guarded; if that fails, a stream that fails when it is read, so that others still can be."""
+    failure = None
+    try:
+        with reading(where):
+            file = open_()
+    except UserError as error:
+        failure = error
+    if failure is not None:
+        yield io.BufferedReader(_Unopened(failure))
+        return
+    with file:
+        yield guarded(file, where)
 
 
 def unpacked(packed: _Readable, where: str) -> io.BufferedReader:

@@ -78,7 +78,8 @@ def planted() -> list[Face]:
 
 @pytest.fixture(scope="session")
 def folder(planted: list[Face], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[Finding]]:
-    """The set as class folders with three broken files and a tiny one; and all that is to be found."""
+    """The set as class folders with four broken files, a link to nothing among them, and a tiny one; and what is to be
+    found."""
 
     def place(face: Face) -> str:
         split = {"train": "train", "public": "test", "private": "test"}[face.split]
@@ -89,6 +90,8 @@ def folder(planted: list[Face], tmp_path_factory: pytest.TempPathFactory) -> tup
     whole = image_bytes(planted[0].pixels)
     broken = {"train/sad/cut.png": whole[:200], "train/happy/text.jpg": b"no image", "train/fear/empty.png": b""}
     write_folder(root, broken)
+    (root / "train/sad/gone.png").symlink_to(root / "nowhere.png")
+    broken["train/sad/gone.png"] = b""
     small = synthetic(n_train=7, n_val=0, n_test=0, seed=78).images[1]
     Image.fromarray(small).resize((20, 30)).save(root / "train/sad/tiny.png")
     expected = {(place(f), fault, by_name[twin]) for f in planted for fault, twin in f.faults.items()}

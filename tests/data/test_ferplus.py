@@ -20,6 +20,7 @@ from fer_lightning.data.faces import FER_CLASSES, SPLITS, UNLABELLED, FaceTable
 from fer_lightning.data.loader import FaceLoader, TrainingOrder, draw_labels
 from fer_lightning.data.mix import Mix
 from fer_lightning.data.protocols import partition
+from fer_lightning.data.synthetic import synthetic
 from fer_lightning.errors import UserError
 from fer_lightning.evaluate import evaluate
 from tests.conftest import Run
@@ -145,6 +146,17 @@ def test_merged_labels_and_bad_merges() -> None:
     ):
         with pytest.raises(UserError, match=f"data.merge: .*{message}"):
             plain.merged(merge)
+
+
+def test_labels_count_as_the_class_they_were_merged_into() -> None:
+    drawn = synthetic(n_train=14, n_val=0, n_test=0, seed=1)
+    others = drawn.only([name for name in drawn.classes if name != "angry"])  # has disgust, not what it is taken for
+    known = drawn.merged({"disgust": "angry"}).classes
+    assert others.as_known_by(known, {"disgust": "angry"}).counts().tolist() == [
+        (others.labels == others.classes.index(name)).sum() for name in ["disgust", *known[1:]]
+    ]
+    with pytest.raises(UserError, match="has images of disgust; the run knows only angry, fear"):
+        others.as_known_by(known)
 
 
 def test_classes_that_are_left_out_take_their_share_along() -> None:
@@ -367,7 +379,7 @@ def test_damaged_votes_and_folders(source: tuple[Path, Path, NDArray[np.int64]],
     with pytest.raises(UserError, match=r"votes.csv.gz is damaged or cut short"):
         ferplus.attach(sources.load(source[0]), tmp_path / "votes.csv.gz")
     folder = sources.load(write_folder(tmp_path / "mine", folder_files()))
-    with pytest.raises(UserError, match=r"does not number its images .* give data.path that CSV"):
+    with pytest.raises(UserError, match=r"does not number its images .* leave data.votes out"):
         ferplus.attach(folder, source[1])
 
 
