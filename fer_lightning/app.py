@@ -140,7 +140,7 @@ def _run(rank: int) -> None:
         sys.exit(1)
     if problem is not None:
         known = isinstance(problem, UserError | HydraException | OmegaConfBaseException | OSError | ValueError)
-        message = one_line(problem, CONF) if known else None
+        message = one_line(problem, sys.argv[1:], CONF) if known else None
         if isinstance(problem, AssertionError | AttributeError):
             message = set_below_null(sys.argv[1:], CONF)
         if _wants_traceback or message is None:

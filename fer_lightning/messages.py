@@ -15,11 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from fer_lightning.errors import UserError
 
 
-def one_line(error: BaseException, conf: Path) -> str | None:
+def one_line(error: BaseException, arguments: Sequence[str], conf: Path) -> str | None:
     """What went wrong and the way out, on one line; None for what only a traceback explains.
 
     Args:
         error: what was raised.
+        arguments: of the command line.
         conf: the folder of config groups, to find near names in.
     """
     if match := re.search(r"UserError raised while resolving interpolation: (.*)", str(error)):
@@ -38,16 +39,24 @@ def one_line(error: BaseException, conf: Path) -> str | None:
     if isinstance(error, OverrideParseException):
         reason = _flat(str(error)).partition(" See http")[0]
         return f"{error.override!r} is not an override: write key=value, as in imbalance=weighted ({reason})"
-    if isinstance(error, ValueError) and not isinstance(
-        error, OmegaConfBaseException
-    ):  # Hydra's own, for `group=null` and the like
-        return _flat(str(error)) if "onfig group" in str(error) else None
+    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):  # Hydra's own, of groups
+        return _no_option(arguments, conf) or _flat(str(error)) if "onfig group" in str(error) else None
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     reason = _flat(str(cause).strip().splitlines()[0])
     if match := re.search(r"Could not override '([^']+)'", str(error)):
-        return _unknown_key(match[1], conf)
+        return _no_option(arguments, conf) if (conf / match[1]).is_dir() else _unknown_key(match[1], conf)
     key = getattr(cause, "full_key", None)
     return f"{key}: {reason}" if key else reason
+
+
+def _no_option(arguments: Sequence[str], conf: Path) -> str | None:
+    """What to say of `group=null` and the like."""
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        options = sorted(path.stem for path in (conf / group.lstrip("+")).glob("*.yaml")) if group else []
+        if options and not set(value.strip("[]").split(",")) <= set(options):
+            return f"{argument}: name one of the options of {group}, {', '.join(options)}, or leave it out"
+    return None
 
 
 def set_below_null(arguments: Sequence[str], conf: Path) -> str | None:
