@@ -42,7 +42,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs or sweeps.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; else `comparison` beside the runs.")] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="The setting that confusions are compared with; else `none`, or the first.")
+        str | None, typer.Option(help="The setting to hold the others against; else `none`, or the first.")
     ] = None,
     clean: Annotated[bool, typer.Option(help="Only test images without a twin in the training data.")] = False,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of test images and seeds.")] = 4000,

@@ -79,13 +79,9 @@ def accuracy_f1(comparison: Comparison) -> Figure:
 
 
 @styled
-def confusion_differences(comparison: Comparison, baseline: str) -> Figure:
-    """Confusion matrices, as shares of each true class, mean over seeds, less those of a baseline.
-
-    Args:
-        comparison: of two settings or more.
-        baseline: name of the setting to compare with.
-    """
+def confusion_differences(comparison: Comparison) -> Figure:
+    """Confusion matrices of two settings or more, as shares of each true class, mean over seeds, less the baseline."""
+    baseline = comparison.baseline
     classes = comparison.settings[0].runs[0].classes
     shares = {setting.name: mean_shares(setting) for setting in comparison.settings}
     others = [name for name in shares if name != baseline]

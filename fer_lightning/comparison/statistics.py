@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fer_lightning.comparison.collect import FinishedRun, Setting
+from fer_lightning.errors import UserError
 from fer_lightning.model.metrics import calibration_bins, confusion, expected_calibration_error, scores
 
 Floats = NDArray[np.float64]
@@ -33,6 +34,7 @@ class Comparison:
 
     Attributes:
         settings: as compared.
+        baseline: name of the one that the others are held against.
         runs: a row a run: setting, seed, folder, and every score.
         table: a row a setting, in their order: setting, seeds, and of every score its mean and, as `<score>_sd`, its
             standard deviation over seeds (n − 1; missing for one seed).
@@ -43,20 +45,32 @@ class Comparison:
     """
 
     settings: tuple[Setting, ...]
+    baseline: str
     runs: pd.DataFrame
     table: pd.DataFrame
     intervals: pd.DataFrame
     pairs: pd.DataFrame
 
 
-def compare(settings: Sequence[Setting], *, resamples: int = 4000, seed: int = 0) -> Comparison:
+def compare(
+    settings: Sequence[Setting], *, baseline: str | None = None, resamples: int = 4000, seed: int = 0
+) -> Comparison:
     """Score, resample and test.
 
     Args:
         settings: scored on the same images.
+        baseline: name of the one to hold the others against; by default `none`, or the first.
         resamples: of test images and seeds.
         seed: of the resampling.
+
+    Raises:
+        UserError: there is no setting of the name of the baseline.
     """
+    names = [setting.name for setting in settings]
+    if baseline is None:
+        baseline = next((name for name in names if name.partition(",")[0] == "none"), names[0])
+    elif baseline not in names:
+        raise UserError(f"--baseline {baseline}: there are {'; '.join(names)}")
     runs = pd.DataFrame(
         [
             {"setting": setting.name, "seed": run.seed, "folder": str(run.folder), **run_scores(run)}
@@ -74,7 +88,7 @@ def compare(settings: Sequence[Setting], *, resamples: int = 4000, seed: int = 0
     intervals = pd.DataFrame({"setting": table["setting"]})
     for score, values in drawn.items():
         intervals[f"{score}_low"], intervals[f"{score}_high"] = np.percentile(values, [tail, 100 - tail], axis=1)
-    return Comparison(tuple(settings), runs, table, intervals, _pairs(settings, table, drawn))
+    return Comparison(tuple(settings), baseline, runs, table, intervals, _pairs(settings, table, drawn))
 
 
 def run_scores(run: FinishedRun) -> dict[str, float]:
@@ -227,6 +241,8 @@ def conclusions(comparison: Comparison) -> list[str]:
             not_told = ", but not" if beaten else f"; the {drawn} do not tell it"
             told += f"{not_told} from {_listed(open_)}"
         sentences.append(told + ".")
+        if len(settings) > 2 and best != comparison.baseline:
+            sentences.append(_against(comparison, score, title))
     held = f"all {len(pairs)} intervals hold together" if len(pairs) > 1 else "it holds"
     sentences.append(f"“Tell” means: zero is outside the interval of the difference; {held} in about 95 % of cases.")
     if few == 1:
@@ -240,6 +256,20 @@ def conclusions(comparison: Comparison) -> list[str]:
             "differences of the size of the standard deviation should not be built on."
         )
     return sentences
+
+
+def _against(comparison: Comparison, score: str, title: str) -> str:
+    """Which settings the baseline is told from, and to which side."""
+    told: dict[str, list[str]] = {"higher with": [], "lower with": [], "not told apart with": []}
+    for row in comparison.pairs.to_dict("records"):
+        if comparison.baseline not in (row["a"], row["b"]):
+            continue
+        first = row["b"] == comparison.baseline
+        higher = (row[f"{score}_difference"] > 0) == first
+        how = ("higher with" if higher else "lower with") if row[f"{score}_differs"] else "not told apart with"
+        told[how].append(str(row["a"] if first else row["b"]))
+    parts = [f"{how} {_listed(names)}" for how, names in told.items() if names]
+    return f"Against {comparison.baseline}, {title} is {'; '.join(parts)}."
 
 
 def shown(mean: float, sd: float) -> str:

@@ -35,7 +35,7 @@ def compare_runs(
     Args:
         paths: run folders, sweep folders, or folders of such.
         out: the folder to write; by default `comparison` in the one path, or in the working directory.
-        baseline: name of the setting that confusion matrices are compared with; by default `none`, or the first.
+        baseline: name of the setting to hold the others against; by default `none`, or the first.
         clean: score test images without a twin in training only.
         resamples: of test images and seeds.
 
@@ -45,14 +45,9 @@ def compare_runs(
     if resamples < 100:
         raise UserError(f"--resamples {resamples}: an interval needs 100 at least")
     settings, unfinished = collect(paths, clean=clean)
-    names = [setting.name for setting in settings]
-    if baseline is None:
-        baseline = next((name for name in names if name.partition(",")[0] == "none"), names[0])
-    elif baseline not in names:
-        raise UserError(f"--baseline {baseline}: there are {'; '.join(names)}")
-    comparison = compare(settings, resamples=resamples)
+    comparison = compare(settings, baseline=baseline, resamples=resamples)
     out = out or (paths[0] if len(paths) == 1 else Path()) / "comparison"
-    index = _write(comparison, out, baseline, unfinished, clean)
+    index = _write(comparison, out, unfinished, clean)
     _print(comparison, Console())
     for sentence in conclusions(comparison):
         print(sentence)
@@ -124,7 +119,7 @@ def _as_text(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame({"setting": table["setting"], "seeds": table["seeds"], **shown_columns})
 
 
-def _write(comparison: Comparison, out: Path, baseline: str, unfinished: Sequence[Path], clean: bool) -> Path:
+def _write(comparison: Comparison, out: Path, unfinished: Sequence[Path], clean: bool) -> Path:
     classes = comparison.settings[0].runs[0].classes
     images = len(comparison.settings[0].runs[0].predictions)
     what = f"{images:,} {'clean ' if clean else ''}test images"
@@ -151,7 +146,7 @@ def _write(comparison: Comparison, out: Path, baseline: str, unfinished: Sequenc
         "accuracy_f1": figures.accuracy_f1(comparison),
     }
     if len(comparison.settings) > 1:
-        plots["confusion_differences"] = figures.confusion_differences(comparison, baseline)
+        plots["confusion_differences"] = figures.confusion_differences(comparison)
     pngs = {name: png(figure) for name, figure in plots.items()}
     files |= {f"{name}.png": content for name, content in pngs.items()}
     files["index.html"] = _page(comparison, main, pngs, what, unfinished, list(files)).encode()

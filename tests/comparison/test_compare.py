@@ -200,8 +200,13 @@ def test_mcnemar_is_a_binomial_test_of_what_only_one_got_right(sweep: Path) -> N
 
 
 def test_what_differs_is_said_and_what_does_not_is_not(comparison: Comparison) -> None:
-    first, *_ = conclusions(comparison)
+    first, against, *_ = conclusions(comparison)
     assert first.startswith("By macro-F1, weighted is highest (") and "from none and focal" in first
+    assert against == "Against none, macro-F1 is higher with weighted; not told apart with focal."
+    by_weighted = conclusions(compare(comparison.settings, baseline="weighted", resamples=500))
+    assert not [sentence for sentence in by_weighted if sentence.startswith("Against")]  # the first tells all of it
+    by_focal = conclusions(compare(comparison.settings, baseline="focal", resamples=500))
+    assert "Against focal, accuracy is higher with weighted; not told apart with none." in by_focal
     pairs = comparison.pairs.set_index(["a", "b"])
     assert pairs.at[("none", "weighted"), "f1_macro_differs"] and not pairs.at[("none", "focal"), "f1_macro_differs"]
     assert (
