@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fer_lightning.comparison import figures
 from fer_lightning.comparison.collect import collect
-from fer_lightning.comparison.statistics import Comparison, compare, conclusions, shown
+from fer_lightning.comparison.statistics import TESTED, Comparison, compare, conclusions, shown
 from fer_lightning.errors import UserError
 from fer_lightning.report import html
 from fer_lightning.report.figures import png
@@ -84,10 +84,10 @@ def pairwise(comparison: Comparison) -> pd.DataFrame:
         sign = 1 if pair["f1_macro_difference"] >= 0 else -1
         a, b = (pair["a"], pair["b"])[::sign]
         row = {"setting": str(a), "against": str(b)}
-        for score in ("f1_macro", "accuracy"):
+        for score in TESTED:
             low, high = sorted((sign * pair[f"{score}_low"], sign * pair[f"{score}_high"]))
             text = f"{sign * pair[f'{score}_difference']:+.3f} ({low:+.3f} to {high:+.3f})"
-            row[SCORES[score]] = text + (" *" if pair[f"{score}_differs"] else "")
+            row[TESTED[score]] = text + (" *" if pair[f"{score}_differs"] else "")
         row["McNemar p (Holm)"] = f"{pair['mcnemar_p_holm']:.2g}"
         rows.append(row)
     return pd.DataFrame(rows)

@@ -153,6 +153,8 @@ def test_resampled_scores_are_those_of_the_images_drawn(sweep: Path) -> None:
         assert drawn["accuracy"][0, i] == pytest.approx(np.average(guesses == LABELS, weights=weight))
         expected = f1_score(LABELS, guesses, average="macro", sample_weight=weight)
         assert drawn["f1_macro"][0, i] == pytest.approx(expected)
+        expected = balanced_accuracy_score(LABELS, guesses, sample_weight=weight)
+        assert drawn["balanced_accuracy"][0, i] == pytest.approx(expected)
 
 
 def test_the_interval_of_one_difference_is_scipy_s(sweep: Path) -> None:
