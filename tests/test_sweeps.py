@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,8 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from fer_lightning import schema
+from fer_lightning.app import CONF
+from fer_lightning.check import check
+from fer_lightning.load import resolve
 from tests.conftest import TINY
 from tests.processes import REPOSITORY, Command, apart, processes_of
 from tests.test_resume import ending
@@ -36,6 +43,24 @@ def test_a_sweep_trains_every_combination(tmp_path: Path) -> None:
     found = {(settings(job).imbalance.name, settings(job).seed) for job in jobs(tmp_path / "sweep").values()}
     assert found == {("none", 0), ("none", 1), ("weighted", 0), ("weighted", 1)}
     assert "4 of 4 jobs finished" in ended.out
+
+
+@pytest.mark.parametrize(("sweep", "jobs"), [("imbalance", 14 * 3), ("cleaning", 4 * 3)])
+def test_every_job_of_a_study_is_one_that_can_run(sweep: str, jobs: int) -> None:
+    schema.register()
+    source = [
+        "data.path=fer2013.csv",
+        "data.votes=fer2013new.csv",
+        "callbacks=none",
+        "logger=none",
+    ]  # others need a folder
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        study: Any = compose("config", [f"sweep={sweep}", *source], return_hydra_config=True)
+        params = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in study.hydra.sweeper.params.items()])
+        values = {param.key_or_group: list(param.sweep_string_iterator()) for param in params}
+        for override in [f"{key}={value}" for key, choices in values.items() for value in choices]:
+            check(resolve(compose("config", [f"sweep={sweep}", *source, override])))
+    assert math.prod(len(set(chosen)) for chosen in values.values()) == jobs
 
 
 def test_a_failing_job_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
