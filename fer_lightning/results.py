@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import platform
@@ -29,7 +30,7 @@ from fer_lightning.report import tables, tracking
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.history import History
 from fer_lightning.report.write import write_report
-from fer_lightning.runfolder import CONFIG, METRICS
+from fer_lightning.runfolder import CONFIG, METRICS, PIXELS
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ def write(
         "train/best_epoch": best_epoch,
         "data/source": faces.source,
         "data/twins": settings["data"]["twins"],
+        PIXELS: hashlib.blake2b(faces.digests[test.rows].tobytes(), digest_size=16).hexdigest(),
     }
     if data.cleaned:
         metrics["data/cleaned"] = data.cleaned

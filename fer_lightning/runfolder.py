@@ -17,6 +17,7 @@ from fer_lightning.report.files import write_atomically
 log = logging.getLogger(__name__)
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.json", "checkpoints"
+PIXELS = "data/test_pixels"  # key of metrics.json: a digest of the test images
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 ABOUT_RESUMING = ("resume", "allow_changes")
 """Keys that say how to start, not what to run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,13 +14,17 @@ from numpy.typing import NDArray
 
 from fer_lightning.errors import UserError
 from fer_lightning.report.tables import PROBABILITY, labels_of, probabilities_of
-from fer_lightning.runfolder import CONFIG, METRICS, load_settings
+from fer_lightning.runfolder import CONFIG, METRICS, PIXELS, load_settings
 
 IGNORED = ("seed", "resume", "allow_changes", "logger", "data.cache_dir", "trainer.progress_bar")
 """Keys that change nothing about what is compared; `seed` tells the runs of one setting apart."""
 
 PLACES = ("dirpath", "save_dir")
 """Last parts of keys that say where a run keeps its files."""
+
+SOURCES = ("data.path", "data.votes", "data.relabel")
+"""Keys of files, which may lie elsewhere for another run of the same setting: they count where nothing else tells runs
+of the same seed apart."""
 
 PREDICTIONS = "report/predictions.csv"
 
@@ -34,6 +39,7 @@ class FinishedRun:
         seed: of the run.
         predictions: from predictions.csv; labelled test images only.
         classes: class names in label order.
+        pixels: digest of the test images; None in runs of older versions.
     """
 
     folder: Path
@@ -41,6 +47,7 @@ class FinishedRun:
     seed: int
     predictions: pd.DataFrame
     classes: tuple[str, ...]
+    pixels: str | None
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -66,11 +73,13 @@ class Setting:
         name: what sets it apart from the others, for people.
         keys: the same, for programs: dotted key to value.
         runs: by seed.
+        beside: keys that differ between or within settings and that the names do not tell of.
     """
 
     name: str
     keys: Mapping[str, Any]
     runs: tuple[FinishedRun, ...]
+    beside: tuple[str, ...] = ()
 
 
 def collect(paths: Sequence[Path], *, clean: bool = False) -> tuple[list[Setting], list[Path]]:
@@ -94,7 +103,7 @@ def collect(paths: Sequence[Path], *, clean: bool = False) -> tuple[list[Setting
             unfinished.append(folder)
     if not runs:
         raise UserError(f"{', '.join(map(str, paths))}: no finished run there")
-    _check_same_images(runs)
+    _check_same_images(runs, clean)
     return _settings(runs), unfinished
 
 
@@ -125,16 +134,16 @@ def _read(folder: Path, clean: bool) -> FinishedRun:
     path = folder / PREDICTIONS
     try:
         # A class may be called "nan", and an id may look like a number.
+        pixels = json.loads((folder / METRICS).read_text()).get(PIXELS)
         table = pd.read_csv(path, dtype={"id": str, "label": str, "prediction": str}, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+        raise UserError(f"{folder}: what it predicted cannot be read ({' '.join(str(error).split())})") from error
     kept = (table["label"] != "") & (table["clean"] if clean else True)
     if not kept.any():
         raise UserError(f"{path}: no {'clean ' if clean else ''}labelled test image to compare by")
     classes = tuple(name.removeprefix(PROBABILITY) for name in table.columns if name.startswith(PROBABILITY))
-    return FinishedRun(
-        folder, dict(_flat(settings)), int(settings["seed"]), table[kept].reset_index(drop=True), classes
-    )
+    table = table[kept].reset_index(drop=True)
+    return FinishedRun(folder, dict(_flat(settings)), int(settings["seed"]), table, classes, pixels)
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -146,7 +155,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
 
 
-def _check_same_images(runs: Sequence[FinishedRun]) -> None:
+def _check_same_images(runs: Sequence[FinishedRun], clean: bool) -> None:
     first = runs[0]
     for run in runs[1:]:
         if run.classes != first.classes:
@@ -154,9 +163,22 @@ def _check_same_images(runs: Sequence[FinishedRun]) -> None:
                 f"{run.folder} knows the classes {', '.join(run.classes)}, {first.folder} {', '.join(first.classes)}: "
                 "they cannot be compared"
             )
+        twins = [str(r.keys.get("data.twins", "exact")) for r in (first, run)]
+        if clean and twins[0] != twins[1]:
+            raise UserError(
+                f"{first.folder} has data.twins={twins[0]}, {run.folder} {twins[1]}: they mean different images by "
+                "clean; compare them without --clean, or runs that agree"
+            )
         a, b = first.predictions[["id", "label"]], run.predictions[["id", "label"]]
-        if not a.equals(b):
-            why = f"{len(a):,} and {len(b):,} images" if len(a) != len(b) else "other images or labels"
+        other_pixels = None not in (first.pixels, run.pixels) and first.pixels != run.pixels
+        if other_pixels or not a.equals(b):
+            why = (
+                "other pixels"
+                if a.equals(b)
+                else f"{len(a):,} and {len(b):,} images"
+                if len(a) != len(b)
+                else "other images or labels"
+            )
             raise UserError(
                 f"{first.folder} and {run.folder} were scored on different test images ({why}): compare runs of one "
                 "data.path and protocol"
@@ -165,10 +187,12 @@ def _check_same_images(runs: Sequence[FinishedRun]) -> None:
 
 def _settings(runs: Sequence[FinishedRun]) -> list[Setting]:
     differing = _differing(runs)
-    groups: dict[tuple[Any, ...], list[FinishedRun]] = {}
-    for run in runs:
-        groups.setdefault(tuple(run.keys.get(key) for key in differing), []).append(run)
-    telling = _telling(differing, list(groups))
+    telling = [key for key in differing if key not in SOURCES]
+    if any(len({run.seed for run in group}) < len(group) for group in _grouped(runs, telling).values()):
+        telling = differing
+    groups = _grouped(runs, telling)
+    named = _telling(telling, list(groups))
+    beside = tuple(sorted(key for key in differing if not any(_told(key, name) for name in named)))
     settings = []
     for values, members in groups.items():
         members.sort(key=lambda run: run.seed)
@@ -177,9 +201,23 @@ def _settings(runs: Sequence[FinishedRun]) -> list[Setting]:
                 raise UserError(
                     f"{one.folder} and {other.folder} are the same setting with the same seed: name one of them"
                 )
-        keys = {key: values[differing.index(key)] for key in telling}
-        settings.append(Setting(_name(keys), keys, tuple(members)))
+        keys = {key: values[telling.index(key)] for key in named}
+        settings.append(Setting(_name(keys), keys, tuple(members), beside))
     return settings
+
+
+def _grouped(runs: Sequence[FinishedRun], keys: Sequence[str]) -> dict[tuple[Any, ...], list[FinishedRun]]:
+    groups: dict[tuple[Any, ...], list[FinishedRun]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run.keys.get(key) for key in keys), []).append(run)
+    return groups
+
+
+def _told(key: str, name: str) -> bool:
+    """Whether a key that differs is accounted for by a key that settings are named by: of an option of a group, all
+    that belongs to the option is."""
+    group, _, last = name.rpartition(".")
+    return key == name or (last in ("name", "_target_") and key.startswith(f"{group}."))
 
 
 def _differing(runs: Sequence[FinishedRun]) -> list[str]:

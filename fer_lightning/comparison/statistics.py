@@ -40,8 +40,8 @@ class Comparison:
             standard deviation over seeds (n − 1; missing for one seed).
         intervals: a row a setting: `<score>_low` and `<score>_high` of the tested scores, 95 %, each for itself.
         pairs: a row a pair of settings (a, b): of each tested score `<score>_difference` (a − b), its simultaneous 95 %
-            interval over all pairs `<score>_low`, `<score>_high`, and whether that leaves out zero, `<score>_differs`;
-            McNemar's p, `mcnemar_p`, and the same corrected by Holm, `mcnemar_p_holm`.
+            interval over all pairs and scores `<score>_low`, `<score>_high`, and whether that leaves out zero,
+            `<score>_differs`; McNemar's p, `mcnemar_p`, and the same corrected by Holm, `mcnemar_p_holm`.
     """
 
     settings: tuple[Setting, ...]
@@ -104,10 +104,8 @@ def run_scores(run: FinishedRun) -> dict[str, float]:
 def resampled(settings: Sequence[Setting], resamples: int, seed: int = 0) -> dict[str, Floats]:
     """Tested scores of each setting, mean over seeds, when images and seeds are drawn anew.
 
-    The images drawn, with replacement, are the same for all settings, so that differences between rows are paired. What
-    a seed adds is drawn from the deviations of all runs from the means of their settings, scaled by √(n / (n − 1)): the
-    few seeds of one setting may happen to lie close together. It is taken to be alike in all settings, those with one
-    seed included; where every setting has one, nothing is known of it and nothing is added.
+    The images drawn, with replacement, are the same for all settings and scores, so that differences are paired. What a
+    seed adds is drawn by `seed_noise`.
 
     Returns:
         Of each tested score float (settings, resamples).
@@ -130,33 +128,57 @@ def resampled(settings: Sequence[Setting], resamples: int, seed: int = 0) -> dic
         recall = (hits / np.maximum(support, 1)).sum(2) / (support > 0).sum(2)  # of classes that were drawn
         return {"accuracy": hits.sum(2) / n_images, "balanced_accuracy": recall, "f1_macro": f1.mean(2)}
 
-    observed = tested(np.ones((1, n_images), dtype=np.int64))
+    observed = np.stack([values[0] for values in tested(np.ones((1, n_images), dtype=np.int64)).values()], 1)
     chunks = [
         tested(rng.multinomial(n_images, np.full(n_images, 1 / n_images), min(CHUNK, resamples - start)))
         for start in range(0, resamples, CHUNK)
     ]
-    drawn: dict[str, Floats] = {score: np.empty((len(settings), resamples)) for score in TESTED}
     groups = np.repeat(np.arange(len(settings)), [len(setting.runs) for setting in settings])
-    for score in TESTED:
+    noise = seed_noise(rng, observed, groups, resamples)
+    drawn: dict[str, Floats] = {}
+    for score, added in zip(chunks[0], np.moveaxis(noise, 2, 0), strict=True):
         values = np.concatenate([chunk[score] for chunk in chunks])
-        residuals = seed_residuals(observed[score][0], groups)
-        for i, setting in enumerate(settings):
-            drawn[score][i] = values[:, groups == i].mean(1)
-            if len(residuals):
-                drawn[score][i] += rng.choice(residuals, (resamples, len(setting.runs))).mean(1)
-    return drawn
+        drawn[score] = np.stack([values[:, groups == i].mean(1) for i in range(len(settings))]) + added
+    return {score: drawn[score] for score in TESTED}
+
+
+def seed_noise(rng: np.random.Generator, values: Floats, groups: NDArray[np.int64], resamples: int) -> Floats:
+    """What other seeds might have added to the means of settings.
+
+    It is drawn from the deviations of all runs from the means of their settings: the few seeds of one setting may
+    happen to lie close together, so their spread is taken to be alike in all settings, those with one seed included.
+    How large it is, is known from few runs only: each resample scales it by √(ν / χ²(ν)), ν runs less settings being
+    its degrees of freedom, as Student's t does. Where every setting has one seed nothing is known of it, and nothing
+    added.
+
+    Args:
+        rng: to draw with.
+        values: scores of each run (R, S).
+        groups: number of the setting of each run (R,).
+        resamples: B.
+
+    Returns:
+        float (settings, B, S); the scores of one draw are those of one run.
+    """
+    sizes = np.bincount(groups)
+    residuals = seed_residuals(values, groups)
+    if not len(residuals):
+        return np.zeros((len(sizes), resamples, values.shape[1]))
+    free = len(residuals) - np.count_nonzero(sizes > 1)
+    scale = np.sqrt(free / rng.chisquare(free, resamples))[:, None]
+    return np.stack([rng.choice(residuals, (resamples, size)).mean(1) * scale for size in sizes])
 
 
 def seed_residuals(values: Floats, groups: NDArray[np.int64]) -> Floats:
     """Deviations of runs from the means of their settings, unbiased in size; none where no setting has two runs.
 
     Args:
-        values: a score of each run (R,).
+        values: scores of each run (R, S).
         groups: number of the setting of each run (R,).
     """
     parts = [values[groups == group] for group in np.unique(groups)]
-    parts = [(part - part.mean()) * np.sqrt(len(part) / (len(part) - 1)) for part in parts if len(part) > 1]
-    return np.concatenate(parts) if parts else np.empty(0)
+    parts = [(part - part.mean(0)) * np.sqrt(len(part) / (len(part) - 1)) for part in parts if len(part) > 1]
+    return np.concatenate(parts) if parts else np.empty((0, values.shape[1]))
 
 
 def _pairs(settings: Sequence[Setting], table: pd.DataFrame, drawn: dict[str, Floats]) -> pd.DataFrame:
@@ -167,12 +189,12 @@ def _pairs(settings: Sequence[Setting], table: pd.DataFrame, drawn: dict[str, Fl
         return pd.DataFrame()
     names = table["setting"]
     pairs = pd.DataFrame({"a": [names[i] for i, _ in indices], "b": [names[j] for _, j in indices]})
-    for score in TESTED:
-        observed = np.array([table[score][i] - table[score][j] for i, j in indices])
-        resampled = np.array([drawn[score][i] - drawn[score][j] for i, j in indices])
-        low, high = simultaneous(observed, resampled)
-        pairs[f"{score}_difference"], pairs[f"{score}_low"], pairs[f"{score}_high"] = observed, low, high
-        pairs[f"{score}_differs"] = (low > 0) | (high < 0)
+    observed = np.array([table[score][i] - table[score][j] for score in TESTED for i, j in indices])
+    resampled = np.concatenate([[drawn[score][i] - drawn[score][j] for i, j in indices] for score in TESTED])
+    low, high = (side.reshape(len(TESTED), -1) for side in simultaneous(observed, resampled))
+    for k, (score, difference) in enumerate(zip(TESTED, observed.reshape(len(TESTED), -1), strict=True)):
+        pairs[f"{score}_difference"], pairs[f"{score}_low"], pairs[f"{score}_high"] = difference, low[k], high[k]
+        pairs[f"{score}_differs"] = (low[k] > 0) | (high[k] < 0)
     pairs["mcnemar_p"] = [mcnemar_p(settings[i], settings[j]) for i, j in indices]
     pairs["mcnemar_p_holm"] = multipletests(pairs["mcnemar_p"], method="holm")[1]
     return pairs
@@ -197,7 +219,8 @@ def simultaneous(observed: Floats, resampled: Floats) -> tuple[Floats, Floats]:
 def mcnemar_p(a: Setting, b: Setting) -> float:
     """McNemar's exact test of equal accuracy on the same images (Dietterich 1998).
 
-    Over several seeds, runs of the same seed are paired, or of the same place where seeds differ; twice the median of
+    It asks whether these networks differ; what other seeds would have made of the settings is not in it. Over several
+    seeds, runs of the same seed are paired, or of the same place where seeds differ; twice the median of
     their p-values is one that holds however they depend on each other (Rüger 1978; Vovk & Wang 2020, arXiv:1212.4966).
     """
     from statsmodels.stats.contingency_tables import mcnemar
@@ -244,8 +267,15 @@ def conclusions(comparison: Comparison) -> list[str]:
         sentences.append(told + ".")
         if len(settings) > 2 and best != comparison.baseline:
             sentences.append(_against(comparison, score, title))
-    held = f"all {len(pairs)} intervals hold together" if len(pairs) > 1 else "it holds"
-    sentences.append(f"“Tell” means: zero is outside the interval of the difference; {held} in about 95 % of cases.")
+    sentences.append(
+        f"“Tell” means: zero is outside the interval of the difference; all {len(TESTED) * len(pairs)} intervals, of "
+        f"{len(pairs)} pair{'s' * (len(pairs) > 1)} by {len(TESTED)} scores, hold together in about 95 % of cases."
+    )
+    if settings[0].beside:
+        sentences.append(
+            f"Beside what they are named by, runs differ in {_listed(settings[0].beside)}: what is compared is all of "
+            "it together."
+        )
     if few == 1:
         sentences.append(
             "Some settings have one seed: what is compared there is one trained network, not what it was trained by; "
@@ -273,9 +303,9 @@ def _against(comparison: Comparison, score: str, title: str) -> str:
     return f"Against {comparison.baseline}, {title} is {'; '.join(parts)}."
 
 
-def shown(mean: float, sd: float) -> str:
+def shown(mean: float, sd: float, digits: int = 3) -> str:
     """ "0.612 ± 0.004", or the mean alone where there is no deviation."""
-    return f"{mean:.3f}" if np.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
+    return f"{mean:.{digits}f}" if np.isnan(sd) else f"{mean:.{digits}f} ± {sd:.{digits}f}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,12 @@ from fer_lightning.report.tables import print_frame
 SCORES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1_macro": "macro-F1", "ece": "ECE"}
 
 
+WIDTH = 130
+"""Characters of a line where no terminal says how many."""
+
+CLASS_SCORES = {"recall": "Recall", "f1": "F1"}
+
+
 def compare_runs(
     paths: Sequence[Path],
     *,
@@ -34,7 +41,8 @@ def compare_runs(
 
     Args:
         paths: run folders, sweep folders, or folders of such.
-        out: the folder to write; by default `comparison` in the one path, or in the working directory.
+        out: the folder to write; by default `comparison`, or `comparison-clean`, in the one path, or in the working
+            directory.
         baseline: name of the setting to hold the others against; by default `none`, or the first.
         clean: score test images without a twin in training only.
         resamples: of test images and seeds.
@@ -46,9 +54,10 @@ def compare_runs(
         raise UserError(f"--resamples {resamples}: an interval needs 100 at least")
     settings, unfinished = collect(paths, clean=clean)
     comparison = compare(settings, baseline=baseline, resamples=resamples)
-    out = out or (paths[0] if len(paths) == 1 else Path()) / "comparison"
+    out = out or (paths[0] if len(paths) == 1 else Path()) / ("comparison-clean" if clean else "comparison")
     index = _write(comparison, out, unfinished, clean)
-    _print(comparison, Console())
+    console = Console()
+    _print(comparison, console if console.is_terminal else Console(width=WIDTH))
     for sentence in conclusions(comparison):
         print(sentence)
     if unfinished:
@@ -81,16 +90,31 @@ def pairwise(comparison: Comparison) -> pd.DataFrame:
     rows = []
     for pair in pairs.iloc[np.argsort(-pairs["f1_macro_difference"].abs(), kind="stable")].to_dict("records"):
         # The better one first, so that differences of macro-F1 are positive.
-        sign = 1 if pair["f1_macro_difference"] >= 0 else -1
-        a, b = (pair["a"], pair["b"])[::sign]
-        row = {"setting": str(a), "against": str(b)}
-        for score in TESTED:
-            low, high = sorted((sign * pair[f"{score}_low"], sign * pair[f"{score}_high"]))
-            text = f"{sign * pair[f'{score}_difference']:+.3f} ({low:+.3f} to {high:+.3f})"
-            row[TESTED[score]] = text + (" *" if pair[f"{score}_differs"] else "")
-        row["McNemar p (Holm)"] = f"{pair['mcnemar_p_holm']:.2g}"
-        rows.append(row)
+        turned = pair["f1_macro_difference"] < 0
+        a, b = (pair["b"], pair["a"]) if turned else (pair["a"], pair["b"])
+        rows.append({"setting": str(a), "against": str(b), **_differences(pair, turned)})
     return pd.DataFrame(rows)
+
+
+def against_baseline(comparison: Comparison) -> pd.DataFrame:
+    """What the other settings are above the baseline, with simultaneous intervals, for people; a row a setting."""
+    rows = []
+    for pair in comparison.pairs.to_dict("records"):
+        if comparison.baseline in (pair["a"], pair["b"]):
+            turned = pair["a"] == comparison.baseline
+            rows.append({"setting": str(pair["b"] if turned else pair["a"]), **_differences(pair, turned)})
+    return pd.DataFrame(rows)
+
+
+def _differences(pair: dict[Hashable, Any], turned: bool) -> dict[str, str]:
+    """The columns of a pair; `turned` for b − a."""
+    sign = -1 if turned else 1
+    row = {}
+    for score, title in TESTED.items():
+        low, high = sorted((sign * pair[f"{score}_low"], sign * pair[f"{score}_high"]))
+        text = f"{sign * pair[f'{score}_difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+        row[title] = text + (" *" if pair[f"{score}_differs"] else "")
+    return row | {"McNemar p (Holm)": f"{pair['mcnemar_p_holm']:.2g}"}
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -124,19 +148,19 @@ def _write(comparison: Comparison, out: Path, unfinished: Sequence[Path], clean:
     images = len(comparison.settings[0].runs[0].predictions)
     what = f"{images:,} {'clean ' if clean else ''}test images"
     main = summary(comparison)
-    tables = {"recall": per_class(comparison, "recall"), "f1": per_class(comparison, "f1")}
+    tables = {score: per_class(comparison, score) for score in CLASS_SCORES}
     caption = f"Mean and standard deviation over seeds, on {what}."
+    pairs = pairwise(comparison)
     files = {
         "table.csv": _csv(comparison.table),
         "runs.csv": _csv(comparison.runs),
         "pairs.csv": _csv(comparison.pairs),
-        "table.md": "\n".join(
-            [markdown(main), *map(markdown, tables.values()), markdown(pairwise(comparison))]
-        ).encode(),
+        "table.md": "\n".join([markdown(main), *map(markdown, tables.values()), markdown(pairs)]).encode(),
         "table.tex": "\n".join(
             [
                 latex(main, caption),
-                *(latex(t, f"{name.capitalize()} per class. {caption}") for name, t in tables.items()),
+                *(latex(t, f"{CLASS_SCORES[name]} per class. {caption}") for name, t in tables.items()),
+                *([latex(pairs, f"Differences on {what}. {PAIRS}")] if len(pairs) else []),
             ]
         ).encode(),
     }
@@ -149,7 +173,7 @@ def _write(comparison: Comparison, out: Path, unfinished: Sequence[Path], clean:
         plots["confusion_differences"] = figures.confusion_differences(comparison)
     pngs = {name: png(figure) for name, figure in plots.items()}
     files |= {f"{name}.png": content for name, content in pngs.items()}
-    files["index.html"] = _page(comparison, main, pngs, what, unfinished, list(files)).encode()
+    files["index.html"] = _page(comparison, main, tables, pngs, what, unfinished, list(files)).encode()
     write_folder(out, files)
     return out / "index.html"
 
@@ -157,6 +181,7 @@ def _write(comparison: Comparison, out: Path, unfinished: Sequence[Path], clean:
 def _page(
     comparison: Comparison,
     main: pd.DataFrame,
+    tables: dict[str, pd.DataFrame],
     pngs: dict[str, bytes],
     what: str,
     unfinished: Sequence[Path],
@@ -171,10 +196,15 @@ def _page(
         html.section("What follows", f'<div class="card">{told}</div>'),
         html.section("Scores", html.data_frame(main, note)),
         html.section("Accuracy and macro-F1", html.plot(pngs, "accuracy_f1"), html.note(ACCURACY_F1)),
-        html.section("Recall by class", html.plot(pngs, "recall_by_class")),
-        html.section("F1 by class", html.plot(pngs, "f1_by_class")),
+        *(
+            html.section(f"{title} by class", html.plot(pngs, f"{score}_by_class"), html.data_frame(tables[score]))
+            for score, title in CLASS_SCORES.items()
+        ),
         html.section("Confusions that changed", html.plot(pngs, "confusion_differences")),
-        html.section("All differences", html.data_frame(pairs, PAIRS)) if len(pairs) else "",
+        html.section(f"Against {comparison.baseline}", html.data_frame(against_baseline(comparison), PAIRS))
+        if len(pairs)
+        else "",
+        html.section("All differences", html.data_frame(pairs)) if len(pairs) else "",
         html.section("Runs", html.data_frame(_runs(comparison), "")),
     ]
     title = f"{len(main)} settings, {len(comparison.runs)} runs"
@@ -186,7 +216,7 @@ ACCURACY_F1 = "Circles: means over seeds, each with its own 95 % interval over t
 PAIRS = (
     "Differences, with intervals that cover all of them with about 95 % (bootstrap of test images and seeds, maxT). "
     "An asterisk: zero lies outside. McNemar: exact test on paired predictions, over seeds twice the median p, "
-    "corrected by Holm."
+    "corrected by Holm; it is about these networks, and other seeds are not in it."
 )
 
 
@@ -197,12 +227,17 @@ def _runs(comparison: Comparison) -> pd.DataFrame:
 
 
 def _print(comparison: Comparison, console: Console) -> None:
-    classes = comparison.settings[0].runs[0].classes
-    recall = comparison.table[["setting", *(f"recall/{name}" for name in classes)]]
-    recall = recall.rename(columns=lambda name: name.removeprefix("recall/"))
-    recall = recall.map(lambda value: value if isinstance(value, str) else f"{value:.2f}")
-    for title, frame in (("mean ± deviation over seeds", summary(comparison)), ("recall, mean over seeds", recall)):
-        print_frame(frame, title, console)
+    print_frame(summary(comparison), "mean ± deviation over seeds", console)
+    table, classes = comparison.table, comparison.settings[0].runs[0].classes
+    for score, title in CLASS_SCORES.items():
+        percent = {name: 100 * table[[f"{score}/{name}", f"{score}/{name}_sd"]].to_numpy() for name in classes}
+        columns = {
+            name: [shown(mean, sd, digits=0).replace(" ", "") for mean, sd in rows] for name, rows in percent.items()
+        }
+        print_frame(pd.DataFrame({"setting": table["setting"], **columns}), f"{title} by class, in percent", console)
+    if len(comparison.settings) > 1:
+        title = f"differences from {comparison.baseline}, * where zero is outside the interval"
+        print_frame(against_baseline(comparison), title, console)
 
 
 def _csv(frame: pd.DataFrame) -> bytes:
