@@ -83,9 +83,15 @@ def _check_imbalance(settings: Mapping[str, Any]) -> None:
         "imbalance.sampler.after": sampler.get("after"),
         "imbalance.retrain_after": retrain,
     }
+    epochs, every = trainer["max_epochs"], trainer["check_val_every_n_epoch"]
     for key, after in late.items():
         if after and (trainer["max_epochs"] < 1 or trainer["max_steps"] > 0):
             raise UserError(f"{key}={after} is a fraction of trainer.max_epochs: set that, and leave trainer.max_steps")
+        if after and (epochs // every) * every <= first_epoch(after, epochs):
+            raise UserError(
+                f"trainer.check_val_every_n_epoch={every} leaves what {key}={after} defers, from after epoch "
+                f"{first_epoch(after, epochs)} of {epochs} on, no validation to choose a checkpoint by"
+            )
     head = imbalance.get("head")
     if head is not None and not (
         set(head) == {"scale"} and isinstance(head["scale"], int | float) and head["scale"] > 0
@@ -93,16 +99,9 @@ def _check_imbalance(settings: Mapping[str, Any]) -> None:
         raise UserError(f"imbalance.head={head}: null, or a cosine head's {{scale: <number above 0>}}")
     if retrain is None:
         return
-    epochs = trainer["max_epochs"]
     if not 0 < retrain < 1 or first_epoch(retrain, epochs) == 0:
         raise UserError(
             f"imbalance.retrain_after={retrain} of trainer.max_epochs={epochs} leaves the first stage no epoch"
-        )
-    every = trainer["check_val_every_n_epoch"]
-    if (epochs // every) * every <= first_epoch(retrain, epochs):
-        raise UserError(
-            f"trainer.check_val_every_n_epoch={every} leaves the second stage of imbalance={imbalance['name']}, which "
-            f"begins after epoch {first_epoch(retrain, epochs)} of {epochs}, no validation to choose a checkpoint by"
         )
     targets = [str(node.get("_target_", "")) for node in (settings["callbacks"] or {}).values() if node]
     if any(target.endswith("WeightAveraging") for target in targets):

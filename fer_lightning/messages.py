@@ -44,7 +44,8 @@ def one_line(error: BaseException, arguments: Sequence[str], conf: Path) -> str 
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     reason = _flat(str(cause).strip().splitlines()[0])
     if match := re.search(r"Could not override '([^']+)'", str(error)):
-        return _no_option(arguments, conf) if (conf / match[1]).is_dir() else _unknown_key(match[1], conf)
+        is_group = (conf / match[1]).is_dir()
+        return _no_option(arguments, conf) or reason if is_group else _unknown_key(match[1], conf)
     key = getattr(cause, "full_key", None)
     return f"{key}: {reason}" if key else reason
 
@@ -54,7 +55,7 @@ def _no_option(arguments: Sequence[str], conf: Path) -> str | None:
     for argument in arguments:
         group, _, value = argument.partition("=")
         options = sorted(path.stem for path in (conf / group.lstrip("+")).glob("*.yaml")) if group else []
-        if options and not set(value.strip("[]").split(",")) <= set(options):
+        if options and (value in ("null", "Null", "NULL", "~") or value.startswith("{")):
             return f"{argument}: name one of the options of {group}, {', '.join(options)}, or leave it out"
     return None
 

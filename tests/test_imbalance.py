@@ -96,6 +96,20 @@ def test_early_stopping_does_not_skip_the_second_stage(train: Callable[..., Run]
     assert len(pd.read_csv(run.folder / "metrics.csv")) == 5  # nothing gets better, yet the second stage had its epochs
 
 
+@pytest.mark.parametrize(
+    "deferred",
+    [("imbalance=ldam_drw", "imbalance.loss.after=0.75"), ("imbalance=sampler", "imbalance.sampler.after=0.7")],
+)
+def test_the_best_checkpoint_is_one_of_after_what_was_deferred(train: Callable[..., Run], deferred: list[str]) -> None:
+    settings = ("trainer.max_epochs=4", "optimizer.lr=1e-9", "callbacks.early_stopping.patience=0")
+    run = train(*SMALL, *deferred, *settings)
+    assert run.code == 0, run.err
+    assert json.loads((run.folder / "metrics.json").read_text())["train/best_epoch"] == 3  # no epoch is better
+    assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == [
+        *("best.ckpt", "last.ckpt", "previous.ckpt")
+    ]
+
+
 def test_posthoc_adjustment_lowers_each_logit_by_its_class(train: Callable[..., Run]) -> None:
     plain, adjusted = (train(*SMALL, "trainer.max_epochs=1", f"imbalance.posthoc_tau={tau}") for tau in (0, 0.7))
     before, after = (
@@ -121,7 +135,11 @@ def test_posthoc_adjustment_lowers_each_logit_by_its_class(train: Callable[..., 
         (["mix=mixup", "data.batch_size=33"], "pairs"),
         (["imbalance=two_stage", "trainer.max_epochs=1"], "first stage no epoch"),
         (["imbalance=two_stage", "model._target_=tests.interruptions.Whole"], "forward_features"),
-        (["imbalance=two_stage", "trainer.max_epochs=5", "trainer.check_val_every_n_epoch=3"], "second stage"),
+        (["imbalance=two_stage", "trainer.max_epochs=5", "trainer.check_val_every_n_epoch=3"], "no validation"),
+        (
+            ["imbalance=ldam_drw", "trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2"],
+            "imbalance.loss.after=0.8",
+        ),
         (["imbalance=ldam_drw", "imbalance.head.scale=-1"], "imbalance.head"),
         (["imbalance=two_stage", "callbacks=ema"], "callbacks=ema"),
         (["imbalance=two_stage", "schedule=plateau"], "plateau"),

@@ -46,7 +46,7 @@ def test_a_sweep_trains_every_combination(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("sweep", "jobs"), [("imbalance", 14 * 3), ("cleaning", 4 * 3)])
-def test_every_job_of_a_study_is_one_that_can_run(sweep: str, jobs: int) -> None:
+def test_every_option_of_a_study_composes_and_contradicts_nothing(sweep: str, jobs: int) -> None:
     schema.register()
     source = [
         "data.path=fer2013.csv",

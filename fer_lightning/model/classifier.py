@@ -109,7 +109,8 @@ class FERClassifier(L.LightningModule):
 
     @property
     def _last_change(self) -> int:
-        """The epoch from which on all that was deferred is in force: before it, training must not stop early."""
+        """The epoch from which on all that was deferred is in force: before it, training must not stop early, and no
+        checkpoint is the best."""
         hparams, sampler = self.hparams, getattr(getattr(self.trainer, "datamodule", None), "sampler", None)
         after = [hparams["retrain_after"], getattr(self.loss, "after", None), getattr(sampler, "after", None)]
         return first_epoch(max(a or 0.0 for a in after), self.trainer.max_epochs or 1)
@@ -120,6 +121,8 @@ class FERClassifier(L.LightningModule):
             stages.hold_early_stopping(self.trainer)
         if self.current_epoch == self._retrain_from:
             stages.start_retraining(self.trainer, self.network, seed=_seed_of(self.hparams["seed"], self.current_epoch))
+        if self.current_epoch == self._last_change > 0:
+            stages.forget_scores(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Whatever the network draws follows from where training is, not from what was drawn before: a run that is gone

@@ -26,6 +26,7 @@ def head_logits(network: nn.Module, images: Tensor) -> Tensor:
     network.eval()
     with torch.no_grad():
         features = network.forward_features(images)  # type: ignore[operator]
+    network.train()  # the classifier's dropout
     return network.forward_head(features)  # type: ignore[operator,no-any-return]
 
 
@@ -52,14 +53,17 @@ def hold_early_stopping(trainer: L.Trainer) -> None:
 
 
 def start_retraining(trainer: L.Trainer, network: nn.Module, seed: int) -> None:
-    """Forget the classifier, what its optimizer knows, and every score of before: the best checkpoint is to be one of
-    the retrained."""
+    """Forget the classifier and what its optimizer knows."""
     fc: nn.Module = network.fc  # type: ignore[assignment]
     torch.manual_seed(seed)
     fc.reset_parameters()  # type: ignore[operator]
     for optimizer in trainer.optimizers:
         for parameter in fc.parameters():
             optimizer.state.pop(parameter, None)
+
+
+def forget_scores(trainer: L.Trainer) -> None:
+    """Forget every score so far: the best checkpoint is to be one of those that follow."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping):
             callback.wait_count, callback.best_score = 0, _worst(callback.mode)
