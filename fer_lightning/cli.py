@@ -28,13 +28,17 @@ def evaluate(
     twins: Annotated[
         str | None, typer.Option(help="What makes a test image unclean: exact or near twins in the training data.")
     ] = None,
+    posthoc_tau: Annotated[
+        float | None,
+        typer.Option(help="Adjust logits by the class counts of training, this strongly; choose it on --split val."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; else RUN/evaluation/<data>-<split>.")] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
 ) -> None:
     """Score a run's best checkpoint again, on any split or on other data."""
     from fer_lightning.evaluate import evaluate as evaluate_run
 
-    evaluate_run(run, split=split, data=data, twins=twins, out=out, accelerator=accelerator)
+    evaluate_run(run, split=split, data=data, twins=twins, posthoc_tau=posthoc_tau, out=out, accelerator=accelerator)
 
 
 @cli.command()
@@ -77,12 +81,17 @@ def dashboard(
     entity: Annotated[str, typer.Argument(help="W&B user or team.")],
     project: Annotated[str, typer.Argument(help="W&B project, as in logger.wandb.project.")] = "fer-lightning",
     classes: Annotated[str, typer.Option(help="Class names, with commas; else FER-2013's.")] = "",
+    key: Annotated[
+        list[str] | None,
+        typer.Option(help="A config key for the parallel coordinates, such as imbalance.loss.gamma, beside the usual."),
+    ] = None,
 ) -> None:
     """Make the project's dashboard on W&B: settings over seeds, per class."""
     from fer_lightning.data.faces import FER_CLASSES
     from fer_lightning.report.dashboard import save
 
-    print(save(entity, project, [name.strip() for name in classes.split(",")] if classes else FER_CLASSES))
+    names = [name.strip() for name in classes.split(",")] if classes else FER_CLASSES
+    print(save(entity, project, names, key or ()))
 
 
 def app() -> None:

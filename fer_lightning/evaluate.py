@@ -38,6 +38,7 @@ def evaluate(
     split: str = "test",
     data: Path | None = None,
     twins: str | None = None,
+    posthoc_tau: float | None = None,
     out: Path | None = None,
     accelerator: str = "auto",
 ) -> dict[str, float | str]:
@@ -49,6 +50,8 @@ def evaluate(
             "private". Of other data, "test" means its test images, or all of it where it has none.
         data: a source of other faces, labelled with classes that the run knows.
         twins: "exact" or "near", which images of the training data make a test image unclean; by default the run's own.
+        posthoc_tau: strength of a post-hoc logit adjustment by the class counts of training (Menon et al. 2021); by
+            default the run's own. Choose it on `split="val"`.
         out: the folder to write; by default one under the run folder.
         accelerator: "auto", "cpu" or "gpu".
 
@@ -65,6 +68,10 @@ def evaluate(
     own_twins = settings["data"]["twins"]
     twins = twins or own_twins
     classifier = load_classifier(run_dir)
+    own_tau = classifier.hparams["posthoc_tau"]
+    if posthoc_tau is not None:
+        classifier.hparams["posthoc_tau"] = posthoc_tau
+    tau = classifier.hparams["posthoc_tau"]
     classes = tuple(classifier.classes)
 
     if data is None:
@@ -84,6 +91,7 @@ def evaluate(
         rows = _rows_of(faces, split)
         clean = _unseen(faces, settings, twins)
     name = (f"{data.name}-{split}" if data else split) + (f"-{twins}" if twins != own_twins else "")
+    name += f"-tau{tau:g}" if tau != own_tau else ""
     out = out or run_dir / "evaluation" / name
 
     trainer = scoring_trainer(settings, out)
@@ -94,6 +102,7 @@ def evaluate(
         "data/source": faces.source,
         "data/split": split,
         "data/twins": twins,
+        "posthoc_tau": tau,
     }
     if not any(name.startswith("test/") for name in metrics):
         raise UserError(f"{faces.source}: no image of the split '{split}' carries a label to be scored by")

@@ -119,10 +119,13 @@ def test_posthoc_adjustment_lowers_each_logit_by_its_class(train: Callable[..., 
     expected = before.to_numpy() / (share / share.sum()) ** 0.7
     expected /= expected.sum(1, keepdims=True)
     np.testing.assert_allclose(after.to_numpy(), expected, atol=2e-5)
-    assert (
-        evaluate(adjusted.folder)["test/f1_macro"]
-        == json.loads((adjusted.folder / "metrics.json").read_text())["test/f1_macro"]
-    )
+    metrics = json.loads((adjusted.folder / "metrics.json").read_text())
+    assert evaluate(adjusted.folder)["test/f1_macro"] == metrics["test/f1_macro"]
+    # The same without training again.
+    again = evaluate(plain.folder, posthoc_tau=0.7)
+    assert again["test/f1_macro"] == metrics["test/f1_macro"] and again["posthoc_tau"] == 0.7
+    saved = pd.read_csv(plain.folder / "evaluation/test-tau0.7/report/predictions.csv").filter(regex="^p_")
+    np.testing.assert_allclose(saved.to_numpy(), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize(

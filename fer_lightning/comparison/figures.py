@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fer_lightning.comparison.statistics import Comparison, mean_shares
+from fer_lightning.comparison.statistics import Comparison, Floats, mean_shares
 from fer_lightning.report.figures import BLUE, GREY, INK, short, styled
 
 WIDTH = 34
 """Characters of a setting's name."""
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top, in points."""
 
 
 @styled
@@ -67,15 +71,35 @@ def accuracy_f1(comparison: Comparison) -> Figure:
     axes.plot(runs["accuracy"], runs["f1_macro"], ".", color=BLUE, alpha=0.35, markersize=4, zorder=2)
     axes.plot(x, y, "o", color=BLUE, markersize=5, zorder=3)
     numbers = len(table) > 1
-    for i in range(len(table)):
-        text = f"{i + 1}" if numbers else str(table["setting"][i])
-        axes.annotate(text, (x[i], y[i]), xytext=(5, 4), textcoords="offset points", fontsize=8.5, zorder=4)
     if numbers:
         legend = "\n".join(f"{i + 1}  {short(str(name), WIDTH)}" for i, name in enumerate(table["setting"]))
         axes.annotate(legend, (1.02, 1), xycoords="axes fraction", va="top", fontsize=8.5, linespacing=1.5)
     axes.set(xlabel="Accuracy", ylabel="Macro-F1")
     axes.grid()
+    _label_points(axes, x, y, [f"{i + 1}" for i in range(len(table))] if numbers else [str(table["setting"][0])])
     return figure
+
+
+def _label_points(axes: Axes, x: Floats, y: Floats, texts: Sequence[str]) -> None:
+    """Write each text beside its point, on the first side where it covers no other text and no other point."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # the layout decides where points come to lie
+    places = axes.transData.transform(np.stack([x, y], 1)) * 72 / figure.dpi
+    height, marker = 8.0, 2.5
+    taken = [(px - marker, py - marker, px + marker, py + marker) for px, py in places]
+    for i, text in enumerate(texts):
+        width = 5.5 * len(text)
+        sides = [(4.0, 3.0), (-4.0 - width, 3.0), (4.0, -3.0 - height), (-4.0 - width, -3.0 - height)]
+        boxes = [(places[i, 0] + dx, places[i, 1] + dy) for dx, dy in sides]
+        free = [k for k, (px, py) in enumerate(boxes) if not _covers((px, py, px + width, py + height), taken)]
+        k = free[0] if free else 0
+        taken.append((*boxes[k], boxes[k][0] + width, boxes[k][1] + height))
+        axes.annotate(text, (x[i], y[i]), xytext=sides[k], textcoords="offset points", fontsize=8.5, zorder=4)
+
+
+def _covers(box: Box, others: Sequence[Box]) -> bool:
+    return any(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in others)
 
 
 @styled

@@ -19,7 +19,7 @@ SWEPT = ("imbalance.name", "optimizer.lr", "optimizer.weight_decay", "augment.er
 SCORES = ("accuracy", "balanced_accuracy", "f1_macro", "ece")
 
 
-def workspace(entity: str, project: str, classes: Sequence[str]) -> Workspace:
+def workspace(entity: str, project: str, classes: Sequence[str], keys: Sequence[str] = ()) -> Workspace:
     """The dashboard, nothing sent yet.
 
     Runs are grouped by what a sweep's jobs are grouped by, their setting; every panel shows means over seeds and the
@@ -28,6 +28,7 @@ def workspace(entity: str, project: str, classes: Sequence[str]) -> Workspace:
     Args:
         entity, project: of the runs.
         classes: class names.
+        keys: config keys for the parallel coordinates, beside `SWEPT`.
 
     Raises:
         UserError: wandb-workspaces is not installed.
@@ -48,13 +49,17 @@ def workspace(entity: str, project: str, classes: Sequence[str]) -> Workspace:
         return wr.BarPlot(title=metric, metrics=[summary], groupby_aggfunc="mean", groupby_rangefunc="stddev")
 
     columns = [
-        *(wr.ParallelCoordinatesPlotColumn(wr.Config(name), display_name=name) for name in SWEPT),
+        *(
+            wr.ParallelCoordinatesPlotColumn(wr.Config(name), display_name=name)
+            for name in dict.fromkeys((*keys, *SWEPT))
+        ),
         *(wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(f"test/{name}"), display_name=name) for name in SCORES),
     ]
     sections = [
         ws.Section("Settings", panels=[wr.ParallelCoordinatesPlot(columns=columns, title="From settings to scores")]),
         ws.Section("Test scores", panels=[bars(f"test/{name}") for name in SCORES]),
         ws.Section("Test recall per class", panels=[bars(f"test/recall/{name}") for name in classes]),
+        ws.Section("Test F1 per class", panels=[bars(f"test/f1/{name}") for name in classes]),
         ws.Section("Validation", panels=[curve(f"val/{name}") for name in ("loss", *SCORES)]),
         ws.Section("Validation recall per class", panels=[curve(f"val/recall/{name}") for name in classes]),
         ws.Section("Validation F1 per class", panels=[curve(f"val/f1/{name}") for name in classes]),
@@ -72,13 +77,13 @@ def workspace(entity: str, project: str, classes: Sequence[str]) -> Workspace:
     )
 
 
-def save(entity: str, project: str, classes: Sequence[str]) -> str:
+def save(entity: str, project: str, classes: Sequence[str], keys: Sequence[str] = ()) -> str:
     """Send the dashboard to W&B as a saved view; returns its address.
 
     Raises:
         UserError: W&B cannot be reached, or there is no such project.
     """
-    view = workspace(entity, project, classes)
+    view = workspace(entity, project, classes, keys)
     try:
         view.save()
     except Exception as error:  # W&B's own errors have no common base

@@ -24,7 +24,7 @@ pytest.importorskip("wandb_workspaces")
 @pytest.fixture(scope="module")
 def sent() -> dict[str, Any]:
     """What would be sent to W&B."""
-    view = dashboard.workspace("someone", "fer-lightning", FER_CLASSES)
+    view = dashboard.workspace("someone", "fer-lightning", FER_CLASSES, ["data.twins", "seed"])
     return json.loads(view._to_model().model_dump_json(by_alias=True))["spec"]["section"]  # type: ignore[no-any-return]
 
 
@@ -53,7 +53,7 @@ def test_parallel_coordinates_lead_from_config_values_that_exist(sent: dict[str,
     keys = [c["accessor"] for c in plot["columns"] if c["accessor"].startswith("config:")]
     for key in keys:
         assert OmegaConf.select(config, key.removeprefix("config:").replace(".value", "")) is not None, key
-    assert len(keys) == len(dashboard.SWEPT) and len(plot["columns"]) > len(keys)
+    assert len(keys) == len(dashboard.SWEPT) + 1 and len(plot["columns"]) > len(keys)
 
 
 def test_runs_are_grouped_by_setting(sent: dict[str, Any]) -> None:
