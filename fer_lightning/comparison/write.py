@@ -82,6 +82,16 @@ def per_class(comparison: Comparison, score: str) -> pd.DataFrame:
     return _as_text(comparison.table, {f"{score}/{name}": name for name in classes})
 
 
+def in_percent(comparison: Comparison, score: str) -> pd.DataFrame:
+    """As `per_class`, in whole percent: narrow enough for a screen."""
+    table, classes = comparison.table, comparison.settings[0].runs[0].classes
+    percent = {name: 100 * table[[f"{score}/{name}", f"{score}/{name}_sd"]].to_numpy() for name in classes}
+    columns = {
+        name: [shown(mean, sd, digits=0).replace(" ", "") for mean, sd in rows] for name, rows in percent.items()
+    }
+    return pd.DataFrame({"setting": table["setting"], **columns})
+
+
 def pairwise(comparison: Comparison) -> pd.DataFrame:
     """Every difference with its simultaneous interval, for people; largest difference of macro-F1 first."""
     pairs = comparison.pairs
@@ -173,7 +183,7 @@ def _write(comparison: Comparison, out: Path, unfinished: Sequence[Path], clean:
         plots["confusion_differences"] = figures.confusion_differences(comparison)
     pngs = {name: png(figure) for name, figure in plots.items()}
     files |= {f"{name}.png": content for name, content in pngs.items()}
-    files["index.html"] = _page(comparison, main, tables, pngs, what, unfinished, list(files)).encode()
+    files["index.html"] = _page(comparison, main, pngs, what, unfinished, list(files)).encode()
     write_folder(out, files)
     return out / "index.html"
 
@@ -181,7 +191,6 @@ def _write(comparison: Comparison, out: Path, unfinished: Sequence[Path], clean:
 def _page(
     comparison: Comparison,
     main: pd.DataFrame,
-    tables: dict[str, pd.DataFrame],
     pngs: dict[str, bytes],
     what: str,
     unfinished: Sequence[Path],
@@ -197,7 +206,11 @@ def _page(
         html.section("Scores", html.data_frame(main, note)),
         html.section("Accuracy and macro-F1", html.plot(pngs, "accuracy_f1"), html.note(ACCURACY_F1)),
         *(
-            html.section(f"{title} by class", html.plot(pngs, f"{score}_by_class"), html.data_frame(tables[score]))
+            html.section(
+                f"{title} by class",
+                html.plot(pngs, f"{score}_by_class"),
+                html.data_frame(in_percent(comparison, score), "In percent, mean ± standard deviation over seeds."),
+            )
             for score, title in CLASS_SCORES.items()
         ),
         html.section("Confusions that changed", html.plot(pngs, "confusion_differences")),
@@ -228,13 +241,8 @@ def _runs(comparison: Comparison) -> pd.DataFrame:
 
 def _print(comparison: Comparison, console: Console) -> None:
     print_frame(summary(comparison), "mean ± deviation over seeds", console)
-    table, classes = comparison.table, comparison.settings[0].runs[0].classes
     for score, title in CLASS_SCORES.items():
-        percent = {name: 100 * table[[f"{score}/{name}", f"{score}/{name}_sd"]].to_numpy() for name in classes}
-        columns = {
-            name: [shown(mean, sd, digits=0).replace(" ", "") for mean, sd in rows] for name, rows in percent.items()
-        }
-        print_frame(pd.DataFrame({"setting": table["setting"], **columns}), f"{title} by class, in percent", console)
+        print_frame(in_percent(comparison, score), f"{title} by class, in percent", console)
     if len(comparison.settings) > 1:
         title = f"differences from {comparison.baseline}, * where zero is outside the interval"
         print_frame(against_baseline(comparison), title, console)

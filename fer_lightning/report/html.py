@@ -54,6 +54,7 @@ th, td { padding: 6px 12px; text-align: right; border-bottom: 1px solid var(--li
 th:last-child, td:last-child { padding-right: 2px; }
 th:first-child { text-align: left; padding-left: 2px; font-weight: 500; overflow-wrap: anywhere; }
 thead th, thead th:first-child { color: var(--soft); font-weight: 500; font-size: 13px; vertical-align: bottom; }
+thead th:first-child { width: 18%; }
 tbody tr:last-child > * { border-bottom: 0; }
 tr.sum > * { font-weight: 600; }
 tr.first > * { border-top: 2px solid var(--line); }
