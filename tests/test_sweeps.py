@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,20 @@ def test_every_option_of_a_study_composes_and_contradicts_nothing(sweep: str, jo
         for override in [f"{key}={value}" for key, choices in values.items() for value in choices]:
             check(resolve(compose("config", [f"sweep={sweep}", *source, override])))
     assert math.prod(len(set(chosen)) for chosen in values.values()) == jobs
+
+
+@pytest.mark.parametrize("strategy", sorted(path.stem for path in (CONF / "knobs").glob("*.yaml")))
+def test_knobs_are_settings_of_their_strategy(strategy: str) -> None:
+    schema.register()
+    knobs: Any = OmegaConf.load(CONF / f"knobs/{strategy}.yaml")
+    overrides = [f"{key}={re.findall('[0-9.]+', value)[-1]}" for key, value in knobs.items()]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        chosen = [f"imbalance={strategy}", "data=synthetic", "callbacks=none", "logger=none"]
+        before, after = (compose("config", [*chosen, *more]) for more in ([], overrides))
+        tuned: Any = compose("config", ["sweep=optuna", f"knobs={strategy}", *chosen], return_hydra_config=True)
+    assert before != after and overrides
+    check(resolve(after))
+    assert set(knobs) < set(tuned.hydra.sweeper.params)
 
 
 def test_a_failing_job_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
