@@ -35,7 +35,7 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["protocol.name=mine"], r"protocol.name: Invalid value 'mine', expected one of \[kaggle, report, kfold\]"),
         (["seed"], "'seed' is not an override: write key=value"),
         (["logger=null"], "logger=null: name one of the options of logger, all, csv, none,"),
-        (["imbalance=choice(none,weighted)", "logger=null"], "logger=null: name one of the options of logger"),
+        (["imbalance='none'", "logger=null"], "logger=null: name one of the options of logger"),
         (["imbalance=none", "logger={a: 1}"], "logger={a: 1}: name one of the options of logger, all, csv, none,"),
         (["model.depth=51"], r"model: depth must be one of \[18, 34, 50, 101, 152\], not 51"),
         (["augment.flip=2"], "augment: augment.flip is a probability"),
