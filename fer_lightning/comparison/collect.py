@@ -172,13 +172,9 @@ def _check_same_images(runs: Sequence[FinishedRun], clean: bool) -> None:
         a, b = first.predictions[["id", "label"]], run.predictions[["id", "label"]]
         other_pixels = None not in (first.pixels, run.pixels) and first.pixels != run.pixels
         if other_pixels or not a.equals(b):
-            why = (
-                "other pixels"
-                if a.equals(b)
-                else f"{len(a):,} and {len(b):,} images"
-                if len(a) != len(b)
-                else "other images or labels"
-            )
+            why = "other pixels" if a.equals(b) else "other images or labels"
+            if len(a) != len(b):
+                why = f"{len(a):,} and {len(b):,} images"
             raise UserError(
                 f"{first.folder} and {run.folder} were scored on different test images ({why}): compare runs of one "
                 "data.path and protocol"

@@ -246,7 +246,7 @@ def conclusions(comparison: Comparison) -> list[str]:
     """What can and what cannot be concluded, in plain sentences."""
     table, pairs, settings = comparison.table, comparison.pairs, comparison.settings
     if len(settings) < 2:
-        return ["One setting only: there is nothing to compare it with."]
+        return ["One setting only: there is nothing to compare it with.", *_beside(settings[0])]
     few = min(len(setting.runs) for setting in settings)
     drawn = "test images" if few == 1 else "test images and seeds"
     sentences = []
@@ -271,11 +271,7 @@ def conclusions(comparison: Comparison) -> list[str]:
         f"“Tell” means: zero is outside the interval of the difference; all {len(TESTED) * len(pairs)} intervals, of "
         f"{len(pairs)} pair{'s' * (len(pairs) > 1)} by {len(TESTED)} scores, hold together in about 95 % of cases."
     )
-    if settings[0].beside:
-        sentences.append(
-            f"Beside what they are named by, runs differ in {_listed(settings[0].beside)}: what is compared is all of "
-            "it together."
-        )
+    sentences += _beside(settings[0])
     if few == 1:
         sentences.append(
             "Some settings have one seed: what is compared there is one trained network, not what it was trained by; "
@@ -287,6 +283,13 @@ def conclusions(comparison: Comparison) -> list[str]:
             "differences of the size of the standard deviation should not be built on."
         )
     return sentences
+
+
+def _beside(setting: Setting) -> list[str]:
+    """What runs differ in and are not named by."""
+    if not setting.beside:
+        return []
+    return [f"Beside names and seeds, runs differ in {_listed(setting.beside)}: what is scored is all of it together."]
 
 
 def _against(comparison: Comparison, score: str, title: str) -> str:

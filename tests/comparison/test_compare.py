@@ -128,6 +128,7 @@ def test_seeds_whose_data_lay_elsewhere_are_one_setting_until_paths_tell_runs_ap
         make_run(tmp_path / str(seed), 0.5, seed, data__path=path)
     (setting,) = collect([tmp_path])[0]
     assert [run.seed for run in setting.runs] == [0, 1] and setting.beside == ("data.path",)
+    assert "runs differ in data.path" in conclusions(compare([setting], resamples=200))[1]
     make_run(tmp_path / "2", 0.6, 0, data__path="/b/fer2013.csv.gz")
     settings, _ = collect([tmp_path])
     assert [s.name for s in settings] == ["data.path=/a/fer2013.csv", "data.path=/b/fer2013.csv.gz"]
@@ -142,7 +143,7 @@ def test_what_the_names_do_not_tell_is_told(tmp_path: Path) -> None:
     assert [s.name for s in settings] == ["none", "weighted"]
     assert settings[0].beside == ("model.depth", "optimizer.lr")
     told = " ".join(conclusions(compare(settings, resamples=200)))
-    assert "Beside what they are named by, runs differ in model.depth and optimizer.lr" in told
+    assert "Beside names and seeds, runs differ in model.depth and optimizer.lr" in told
 
 
 def test_config_files_of_others_are_no_runs(tmp_path: Path) -> None:
