@@ -49,12 +49,8 @@ def test_a_sweep_trains_every_combination(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("sweep", "jobs"), [("imbalance", 14 * 3), ("cleaning", 4 * 3)])
 def test_every_option_of_a_study_composes_and_contradicts_nothing(sweep: str, jobs: int) -> None:
     schema.register()
-    source = [
-        "data.path=fer2013.csv",
-        "data.votes=fer2013new.csv",
-        "callbacks=none",
-        "logger=none",
-    ]  # others need a folder
+    source = ["data.path=fer2013.csv", "data.votes=fer2013new.csv"]
+    source += ["callbacks=none", "logger=none"]  # others need a run folder
     with initialize_config_dir(str(CONF), version_base="1.3"):
         study: Any = compose("config", [f"sweep={sweep}", *source], return_hydra_config=True)
         params = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in study.hydra.sweeper.params.items()])
