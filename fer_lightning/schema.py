@@ -51,6 +51,7 @@ class Fault(Enum):
     conflicts = "conflicts"
     leaks = "leaks"
     blank = "blank"
+    near_blank = "near_blank"
     nonface = "nonface"
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from fer_lightning.data.blank import BLANK, flat_share, is_blank, is_near_blank
 from fer_lightning.data.faces import SPLITS, UNLABELLED, FaceTable
 from fer_lightning.data.ferplus import VOTES, nonface
-from fer_lightning.data.twins import BLANK, NearPairs
+from fer_lightning.data.twins import NearPairs
 
 FAULTS = {
     "broken": "a file that is no image, or a damaged one",
@@ -32,13 +33,6 @@ FAULTS = {
 }
 """Every fault that is looked for, and what it means."""
 
-FLAT = 0.55
-"""Share of flat tiles from which an image is nearly blank.
-
-Of FER-2013's images with the largest shares, the first forty (down to 0.54) are notices such as "this photo is not
-available", none a face; below, faces before a white wall are mixed in.
-"""
-
 OUTLIER = {"dark": -3.0, "bright": 3.0, "low_contrast": -4.0}
 """How many robust standard deviations (1.4826 median absolute deviations) from the median an outlier lies.
 
@@ -47,8 +41,6 @@ this is a mean under 28 or over 231, where little of a face can be seen, and a s
 images that are merely dim begin.
 """
 
-_TILE = 4  # pixels
-_FLAT_SPAN = 8  # grey levels between the darkest and the brightest pixel of a flat tile: JPEG leaves such noise
 _LEAST_SPREAD = {"dark": 10.0, "bright": 10.0, "low_contrast": 0.15}  # images taken alike are not outliers for a nuance
 
 
@@ -111,9 +103,7 @@ def looks(faces: FaceTable) -> pd.DataFrame:
     """Images that show nothing or hardly anything, then outliers of brightness and contrast among the others."""
     pixels = faces.images.reshape(len(faces), -1)
     mean, spread = pixels.mean(1), pixels.std(1)
-    flat = _flat(faces.images)
-    blank = spread < BLANK
-    near_blank = ~blank & (flat >= FLAT)
+    flat, blank, near_blank = flat_share(faces.images), is_blank(faces.images), is_near_blank(faces.images)
     shown = np.flatnonzero(~blank & ~near_blank)
     parts = [
         found(fault, rows := np.flatnonzero(mask), value=value[rows])
@@ -222,14 +212,6 @@ def _edges(faces: FaceTable, pairs: NearPairs) -> pd.DataFrame:
     edges = pd.DataFrame({"row": ends[:, 1], "twin": ends[:, 0], "similarity": edges["similarity"]})
     edges["twin_split"] = faces.split[edges["twin"]]
     return edges.sort_values("similarity", ascending=False, kind="stable")
-
-
-def _flat(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The share of tiles of one tone in each image: float64 (N,)."""
-    n, height, width = images.shape
-    tiles = images.reshape(n, height // _TILE, _TILE, width // _TILE, _TILE)
-    shares: NDArray[np.float64] = (tiles.max((2, 4)) - tiles.min((2, 4)) <= _FLAT_SPAN).mean((1, 2))
-    return shares
 
 
 def _outlying(values: NDArray[np.floating], distance: float, least: float) -> NDArray[np.bool_]:

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_lightning.data.blank import is_blank, is_near_blank
 from fer_lightning.data.faces import UNLABELLED, FaceTable
 from fer_lightning.data.ferplus import nonface
 from fer_lightning.data.protocols import Partition, Rows, need_every_class
-from fer_lightning.data.twins import BLANK, near_twins
+from fer_lightning.data.twins import near_twins
 from fer_lightning.errors import UserError
 
 LEFT_OUT = "none"
@@ -48,7 +49,8 @@ def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path) ->
     `duplicates` are images that are pixel for pixel the same as an earlier training image; `near_duplicates` those that
     show the same photograph as an earlier one. `conflicts` are those whose twins in training have another label, all of
     them; `leaks` those with a twin among the validation or test images; twins are what `data.twins` says. `blank` are
-    images that show nothing; `nonface` those that FER+ voters found not to show a face.
+    images that show nothing, `near_blank` those that show hardly more; `nonface` those that FER+ voters found not to
+    show a face.
     """
     train = parts.train
     if fault == "duplicates":
@@ -62,8 +64,9 @@ def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path) ->
         group, labels = np.unique(pairs[0], return_counts=True)
         return train[np.isin(faces.twins[train], group[labels > 1])]
     if fault == "blank":
-        blank: NDArray[np.bool_] = faces.images[train].reshape(len(train), -1).std(1) < BLANK
-        return train[blank]
+        return train[is_blank(faces.images[train])]
+    if fault == "near_blank":
+        return train[is_near_blank(faces.images[train])]
     assert fault == "nonface", fault
     if faces.votes is None:
         raise UserError("data.drop=[nonface] goes by the votes of FER+: name them with data.votes=fer2013new.csv")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from fer_lightning.data.blank import is_blank
 from fer_lightning.data.faces import SIDE, FaceTable
 
 log = logging.getLogger(__name__)
@@ -41,9 +42,6 @@ same photographs around 0.9, with the fewest pairs between 0.65 and 0.75; docs/d
 
 SHIFT = 4
 """Pixels that one image may be moved against the other, each way."""
-
-BLANK = 1.0
-"""Standard deviation of pixel values below which an image shows nothing that could be compared."""
 
 _FINE = 3.0  # standard deviations, in pixels, of the blurs that are taken away: 3 leaves what tells faces apart,
 _COARSE = 6.0  # 6 leaves enough to survive the thumbnail
@@ -76,7 +74,7 @@ def near_pairs(images: NDArray[np.uint8]) -> NearPairs:
 
     About a minute and 1 GB for FER-2013 on one core. A pair that is alike both ways round counts once.
     """
-    shown = np.flatnonzero(images.reshape(len(images), -1).std(1) >= BLANK)
+    shown = np.flatnonzero(~is_blank(images))
     candidates = _candidates(images[shown])
     fine = {i: _without_blur(images[shown[i]], _FINE) for i in np.unique(candidates[:, :2]).tolist()}
     similarity = np.array([_similarity(fine[i], fine[j], mirrored) for i, j, mirrored in candidates.tolist()])

@@ -28,15 +28,17 @@ Train = Callable[..., Run]
 @pytest.fixture(scope="module")
 def faces() -> FaceTable:
     """Drawn faces; among the training images, by row: 11 is 10 again, 13 is 12 with another label, 15 is the first test
-    image, 17 is blank, 19 is 18 in less light, 21 is a validation image in less light."""
+    image, 17 is blank, 19 is 18 in less light, 21 is a validation image in less light, 23 is a bar on white."""
     drawn = synthetic(n_train=140, n_val=40, n_test=60)
     images, labels = drawn.images.copy(), drawn.labels.copy()
-    assert drawn.split[:22].max() == 0
+    assert drawn.split[:24].max() == 0
     for copy, of in ((11, 10), (13, 12)):
         images[copy], labels[copy] = images[of], labels[of]
     labels[13] = (labels[12] + 1) % 7
     images[15] = images[drawn.rows("private", "test")[0]]
     images[17] = 30
+    images[23] = 250
+    images[23, 20:24, 6:42] = 30
     for copy, of in ((19, 18), (21, drawn.rows("public", "val")[0])):
         images[copy] = (0.7 * images[of]).astype(np.uint8)
     return replace(drawn, images=images, labels=labels)
@@ -59,6 +61,7 @@ def left_out(faces: FaceTable, faults: list[str], cache: Path) -> tuple[list[int
         (["conflicts"], [12, 13]),
         (["leaks"], [15]),
         (["blank"], [17]),
+        (["near_blank"], [23]),
         (["blank", "conflicts", "duplicates"], [11, 12, 13, 17]),
         ([], []),
     ],

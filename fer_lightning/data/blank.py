@@ -1,0 +1,36 @@
+"""Images that show nothing, and those that show hardly more, such as a notice in the place of a photograph."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLANK = 1.0
+"""Standard deviation of pixel values below which an image shows nothing that could be compared."""
+
+FLAT = 0.55
+"""Share of flat tiles from which an image is nearly blank.
+
+Of FER-2013's images with the largest shares, the first forty (down to 0.54) are notices such as "this photo is not
+available", none a face; below, faces before a white wall are mixed in.
+"""
+
+_TILE = 4  # pixels
+_FLAT_SPAN = 8  # grey levels between the darkest and the brightest pixel of a flat tile: JPEG leaves such noise
+
+
+def is_blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which of images (N, 48, 48) show nothing, bool (N,)."""
+    return np.asarray(images.reshape(len(images), -1).std(1) < BLANK)
+
+
+def is_near_blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which of images (N, 48, 48) show hardly more than one tone and are not blank, bool (N,)."""
+    return (flat_share(images) >= FLAT) & ~is_blank(images)
+
+
+def flat_share(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Share of tiles that are of one tone, in images (N, 48, 48): float64 (N,), 0 to 1."""
+    n, height, width = images.shape
+    tiles = images.reshape(n, height // _TILE, _TILE, width // _TILE, _TILE)
+    return np.asarray((tiles.max((2, 4)) - tiles.min((2, 4)) <= _FLAT_SPAN).mean((1, 2)))
