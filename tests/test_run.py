@@ -16,6 +16,7 @@ from sklearn import metrics as sk
 from fer_lightning.data.faces import FER_CLASSES
 from tests.conftest import TINY, Run
 
+ROOT = Path(__file__).parents[1]
 Train = Callable[..., Run]
 
 
@@ -27,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("finished") / "run"
     command = [sys.executable, "train.py", *TINY, "imbalance=balanced_weighted", f"hydra.run.dir={folder}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "weighted avg" in done.stdout
@@ -198,6 +199,14 @@ def test_the_network_can_learn_by_heart(train: Train) -> None:
     )  # fmt: skip
     assert run.code == 0, run.err
     assert pd.read_csv(run.folder / "metrics.csv")["train/accuracy"].iloc[-1] > 0.9
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_every_experiment_trains(train: Train, experiment: str) -> None:
+    small = [option for option in TINY if not option.startswith(("model", "optimizer"))]
+    run = train(f"experiment={experiment}", *small, "model.depth=18", "model.width=8", "trainer.max_epochs=1")
+    assert run.code == 0, run.err
+    assert metrics_of(run.folder)["test/loss"] < 4
 
 
 @pytest.mark.slow
