@@ -18,10 +18,10 @@ from fer_lightning import results
 from fer_lightning.check import check
 from fer_lightning.data.datamodule import evaluation_loader
 from fer_lightning.data.faces import SPLITS, FaceTable
-from fer_lightning.data.protocols import Rows, partition, seen
+from fer_lightning.data.protocols import Rows, seen
 from fer_lightning.data.twins import near_twins
 from fer_lightning.errors import UserError
-from fer_lightning.load import cache_root, load_faces, load_parts, with_twins
+from fer_lightning.load import cache_root, load_faces, load_parts_of, with_twins
 from fer_lightning.model.classifier import FERClassifier
 from fer_lightning.report import tables
 from fer_lightning.report.files import write_atomically
@@ -75,7 +75,8 @@ def evaluate(
     classes = tuple(classifier.classes)
 
     if data is None:
-        faces, parts, _ = load_parts(settings, cleaned=split == "train")
+        way_out = "or score what is there now with --data"
+        faces, parts, *_ = load_parts_of(run_dir, settings, cleaned=split == "train", way_out=way_out)
         rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(faces, split)
         clean = parts.clean
         if twins != own_twins:
@@ -89,7 +90,7 @@ def evaluate(
         faces = load_faces(settings | {"data": own | other})
         faces = faces.as_known_by(classes, own.get("merge"))
         rows = _rows_of(faces, split)
-        clean = _unseen(faces, settings, twins)
+        clean = _unseen(faces, run_dir, settings, twins)
     name = (f"{data.name}-{split}" if data else split) + (f"-{twins}" if twins != own_twins else "")
     name += f"-tau{tau:g}" if tau != own_tau else ""
     out = out or run_dir / "evaluation" / name
@@ -174,16 +175,15 @@ def load_classifier(run_dir: Path) -> FERClassifier:
         ) from error
 
 
-def _unseen(faces: FaceTable, settings: dict[str, Any], twins: str) -> NDArray[np.bool_]:
-    """Which faces have no twin among the run's training images; all, where those are gone."""
+def _unseen(faces: FaceTable, run_dir: Path, settings: dict[str, Any], twins: str) -> NDArray[np.bool_]:
+    """Which faces have no twin among the run's training images; none is known to, where those are gone."""
     data = settings["data"]
     try:
-        own = load_faces(settings | {"data": data | {"twins": "exact"}})
+        own, parts, *_ = load_parts_of(run_dir, settings, cleaned=False, way_out="to know which images are clean")
     except UserError as error:
-        log.warning("twins of the run's training images are not looked for: %s", error)
-        return np.ones(len(faces), dtype=bool)
-    protocol = settings["protocol"]
-    trained = seen(own, protocol["name"], partition(own, **protocol).test)
+        log.warning("no scores of clean images, since the run's own data are not there: %s", error)
+        return np.zeros(len(faces), dtype=bool)
+    trained = seen(own, settings["protocol"]["name"], parts.test)
     if twins != "near":
         return ~np.isin(faces.digests, own.digests[trained])
     names = ("images", "labels", "split", "ids")

@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from fer_lightning import build
+from fer_lightning import build, runfolder
 from fer_lightning.data import ferplus
 from fer_lightning.data.cache import default_root
 from fer_lightning.data.cleaning import digest, drop, relabel
@@ -72,23 +73,50 @@ def cache_root(data: Mapping[str, Any]) -> Path:
     return Path(data["cache_dir"]) if data["cache_dir"] else default_root()
 
 
-def load_parts(settings: Settings, *, cleaned: bool = True) -> tuple[FaceTable, Partition, str]:
+class Loaded(NamedTuple):
+    """A table and its partition.
+
+    Attributes:
+        cleaned: what was done to the training images, in words.
+        digests: of the images and labels of each part, before anything was done.
+    """
+
+    faces: FaceTable
+    parts: Partition
+    cleaned: str
+    digests: dict[str, str]
+
+
+def load_parts(settings: Settings, *, cleaned: bool = True) -> Loaded:
     """The table of a config and its partition, training images cleaned as `data.relabel` and `data.drop` say, unless
-    only others are of interest; and what was cleaned, in words.
+    only others are of interest.
 
     Raises:
         UserError: the source, the protocol or what cleans it cannot be.
     """
     faces, data = load_faces(settings), settings["data"]
     parts = partition(faces, **settings["protocol"])
-    done = []
+    digests = parts.digests(faces)
+    done, before = [], faces.training_labels
     if cleaned and data["relabel"]:
         faces, parts, words = relabel(faces, parts, data["relabel"], data["merge"] or {}, data["relabel_digest"])
         done.append(words)
     if cleaned and data["drop"]:
-        parts, words = drop(faces, parts, data["drop"], cache_root(data))
+        corrected = np.flatnonzero(faces.training_labels != before)
+        parts, words = drop(faces, parts, data["drop"], cache_root(data), corrected)
         done.append(words)
-    return faces, parts, "; ".join(done)
+    return Loaded(faces, parts, "; ".join(done), digests)
+
+
+def load_parts_of(run_dir: Path, settings: Settings, *, cleaned: bool = True, way_out: str) -> Loaded:
+    """`load_parts` for a run that has been trained.
+
+    Raises:
+        UserError: as there; or the data are not those that the run was started with, and `way_out`.
+    """
+    loaded = load_parts(settings, cleaned=cleaned)
+    runfolder.compare_partition(run_dir, loaded.faces.source, loaded.digests, way_out)
+    return loaded
 
 
 def load_data(settings: Settings) -> FERDataModule:
@@ -97,7 +125,7 @@ def load_data(settings: Settings) -> FERDataModule:
     Raises:
         UserError: the source, the protocol, what cleans it or the resampling cannot be.
     """
-    faces, parts, cleaned = load_parts(settings)
+    faces, parts, cleaned, digests = load_parts(settings)
     data = settings["data"]
     return FERDataModule(
         faces,
@@ -111,4 +139,5 @@ def load_data(settings: Settings) -> FERDataModule:
         seed=settings["seed"],
         draw_labels=data.get("target") == "probability",
         cleaned=cleaned,
+        digests=digests,
     )

@@ -26,7 +26,7 @@ from fer_lightning.load import Settings, load_data
 from fer_lightning.model.classifier import FERClassifier
 from fer_lightning.report import tracking
 from fer_lightning.report.history import History, ProgressBar, on_terminal
-from fer_lightning.runfolder import checkpoint_to_resume
+from fer_lightning.runfolder import checkpoint_to_resume, keep_partition
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ def run(settings: Settings, run_dir: Path) -> dict[str, float | str]:
             history = History(run_dir / "metrics.csv")
             callbacks = [*build.named("callbacks", settings["callbacks"]), history]
             trainer = make_trainer(settings, run_dir, callbacks, loggers)
-        found = checkpoint_to_resume(run_dir) if ranks.is_first() else None  # reads every byte: once is enough
+            found = checkpoint_to_resume(run_dir) if ranks.is_first() else None  # reads every byte: once is enough
+            if ranks.is_first():
+                keep_partition(run_dir, data.faces.source, data.digests, resumed=found is not None)
         name = ranks.broadcast(str(found) if found else None)
         checkpoint = Path(name) if name else None
         if trainer.is_global_zero:

@@ -17,6 +17,7 @@ from fer_lightning.report.files import write_atomically
 log = logging.getLogger(__name__)
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.json", "checkpoints"
+PARTITION = "partition.json"  # digests of the images and labels that train, validate and test
 PIXELS = "data/test_pixels"  # key of metrics.json: a digest of the test images
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 ABOUT_RESUMING = ("resume", "allow_changes")
@@ -115,8 +116,37 @@ def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, An
         )
     if changes:  # what was finished is so no longer
         (run_dir / METRICS).unlink(missing_ok=True)
+    if settings["allow_changes"] and finished(run_dir) is None:  # of the data, too
+        (run_dir / PARTITION).unlink(missing_ok=True)
     for change in changes:
         log.warning("gone on with another config: %s", change)
+
+
+def keep_partition(run_dir: Path, source: str, digests: Mapping[str, str], *, resumed: bool) -> None:
+    """Note which images a run trains, validates and tests on; one that is gone on with has to have the same ones.
+
+    Raises:
+        UserError: it has others.
+    """
+    if resumed:
+        compare_partition(run_dir, source, digests, "or accept that with allow_changes=true")
+    write_atomically(run_dir / PARTITION, (json.dumps(dict(digests), indent=1) + "\n").encode())
+
+
+def compare_partition(run_dir: Path, source: str, digests: Mapping[str, str], way_out: str) -> None:
+    """Raises UserError, with the way out, where a run's images are not those it was started with.
+
+    One image more or less is enough to change hold-outs and folds: what was trained on would be tested on. Runs of
+    earlier releases have no note of theirs.
+    """
+    path = run_dir / PARTITION
+    noted = json.loads(path.read_text()) if path.is_file() else digests
+    names = {"train": "training", "val": "validation", "test": "test"}
+    if other := [names[part] for part in names if noted[part] != digests[part]]:
+        raise UserError(
+            f"{run_dir}: the {', '.join(other)} images of {source}, or their labels, are not those that this run was "
+            f"started with; bring the data back as they were, {way_out}"
+        )
 
 
 def _unwritable(run_dir: Path, error: OSError) -> UserError:

@@ -13,27 +13,28 @@ from fer_lightning.data.datamodule import evaluation_loader
 from fer_lightning.data.faces import FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.evaluate import load_classifier, scoring_settings, scoring_trainer
-from fer_lightning.load import load_parts
+from fer_lightning.load import load_parts_of
 from fer_lightning.report.tables import probabilities_of
 from fer_lightning.run import quiet
 from fer_lightning.runfolder import finished
 
 
 def out_of_sample(
-    faces: FaceTable, runs: Sequence[Path], *, accelerator: str = "auto"
+    faces: FaceTable, runs: Sequence[Path], group: NDArray[np.int64], *, accelerator: str = "auto"
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Mean probabilities over the runs that neither an image nor a twin of it was trained on by.
 
     Args:
         faces: the images.
         runs: folders of finished runs of these images and classes.
+        group: int64 (N,), two images share one where they are twins.
         accelerator: "auto", "cpu" or "gpu".
 
     Returns:
         float64 (N, C), 0 throughout where there are none, and the number of runs for each image, int64 (N,).
 
     Raises:
-        UserError: a run is not finished, or was trained on other images or classes.
+        UserError: a run is not finished, or was trained on other images or classes, or on data that have changed since.
     """
     quiet()
     row_of = {name: row for row, name in enumerate(faces.ids.tolist())}
@@ -49,11 +50,12 @@ def out_of_sample(
                 f"--run {run_dir}: it knows the classes {', '.join(classifier.classes)}, and {faces.source} has "
                 f"{', '.join(faces.classes)}: name a run with the same"
             )
-        own, parts, _ = load_parts(settings)
+        way_out = "or name a run of the data as they are"
+        own, parts, *_ = load_parts_of(run_dir, settings, way_out=way_out)
         here = np.array([row_of.get(name, -1) for name in own.ids.tolist()], dtype=np.int64)
         if (here < 0).any() or (own.digests != faces.digests[here]).any():
             raise UserError(f"--run {run_dir}: its data, {own.source}, has images that {faces.source} has not")
-        rows = np.flatnonzero(~np.isin(own.twins, own.twins[parts.train]))
+        rows = np.flatnonzero(~np.isin(group[here], group[here[parts.train]]))
         print(f"{run_dir}: predicting {len(rows):,} images that it was not trained on", flush=True)
         trainer = scoring_trainer(settings, run_dir)
         loader = evaluation_loader(own, rows, settings["data"]["eval_batch_size"], trainer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from fer_lightning.data import sources
 from fer_lightning.data.cache import default_root
 from fer_lightning.data.faces import UNLABELLED, FaceTable
 from fer_lightning.data.twins import near_twins
+from fer_lightning.errors import UserError
 from fer_lightning.report import html
 from fer_lightning.report.files import write_folder
 from fer_lightning.report.tables import print_frame
@@ -48,18 +50,23 @@ def audit(
         What findings.csv holds, see `findings.named`.
 
     Raises:
-        UserError: data, votes or runs cannot be read or do not belong together.
+        UserError: data, votes or runs cannot be read or do not belong together, or there are findings that somebody
+            has worked on.
     """
+    out = out or Path("audit") / data.absolute().name
+    _keep_what_was_filled_in(out)
     survey = sources.survey(data, votes=votes)
     faces = survey.faces
+    group = faces.twins
     parts = [findings.tiny(faces, survey.small), findings.looks(faces), findings.exact(faces)]
     if near:
-        parts.append(findings.near(faces, *near_twins(faces, default_root())))
+        group, pairs = near_twins(faces, default_root())
+        parts.append(findings.near(faces, group, pairs))
     if votes:
         parts.append(findings.by_votes(faces))
     predicted = np.zeros(len(faces), dtype=bool)
     if runs:
-        mislabelled, predicted = _mislabelled(faces, runs)
+        mislabelled, predicted = _mislabelled(faces, runs, group)
         parts.append(mislabelled)
     found = _sorted(pd.concat(parts, ignore_index=True))
     named = findings.named(faces, found, survey.broken)
@@ -77,13 +84,13 @@ def audit(
     as_json = {"source": faces.source, "images": len(faces), **known}
     as_json |= {name: json.loads(table.to_json(orient="index")) for name, table in tables.items()}
     shown = {name: _for_people(table) for name, table in tables.items()}
-    name = data.absolute().name
-    out = out or Path("audit") / name
+    as_csv = named.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    as_json["findings_digest"] = _digest(as_csv.encode())
     content = {
-        FILES[0]: named.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
+        FILES[0]: as_csv,
         FILES[1]: json.dumps(as_json, indent=1) + "\n",
         "index.html": html.document(
-            name,
+            data.absolute().name,
             "fer-lightning audit",
             _head(faces, skipped),
             [*_overview(shown, told), _broken(survey.broken), *gallery.galleries(faces, found)],
@@ -99,11 +106,33 @@ def audit(
     return named
 
 
-def _mislabelled(faces: FaceTable, runs: Sequence[Path]) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
+def _keep_what_was_filled_in(out: Path) -> None:
+    """Raises UserError where somebody has worked on the findings that are there."""
+    path = out / FILES[0]
+    if not path.is_file():
+        return
+    try:
+        written = json.loads((out / FILES[1]).read_text())["findings_digest"]
+    except (OSError, ValueError, KeyError):
+        written = None
+    if _digest(path.read_bytes()) != written:
+        raise UserError(
+            f"{path} is not as an audit wrote it, and another would write over what was filled in: move it, or name "
+            "another folder by --out"
+        )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _mislabelled(
+    faces: FaceTable, runs: Sequence[Path], group: NDArray[np.int64]
+) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
     """Likely label errors, and which images have predictions, bool (N,)."""
     from fer_lightning.audit.predictions import out_of_sample  # takes seconds to import
 
-    probabilities, number = out_of_sample(faces, runs)
+    probabilities, number = out_of_sample(faces, runs, group)
     rows = np.flatnonzero((number > 0) & (faces.labels != UNLABELLED))
     errors = confident_learning(faces.labels[rows], probabilities[rows])
     found = findings.found("mislabelled", rows[errors.rows], value=errors.margins, suggested=errors.suggested)

@@ -25,25 +25,27 @@ LEFT_OUT = "none"
 """The new label of an image that is not to be trained on."""
 
 
-def drop(faces: FaceTable, parts: Partition, faults: Sequence[str], cache_root: Path) -> tuple[Partition, str]:
+def drop(
+    faces: FaceTable, parts: Partition, faults: Sequence[str], cache_root: Path, corrected: Rows | None = None
+) -> tuple[Partition, str]:
     """`parts` less the training images that have any of `faults`, and how many those are, in words.
 
-    Copies are looked for last, among what the others leave: of each photograph that may stay one does. An image with
-    several faults counts for the first of them.
+    Copies are looked for last, among what the others leave: of each photograph that may stay one does, the first or one
+    that is `corrected`. An image with several faults counts for the first of them.
 
     Raises:
         UserError: votes are needed and not there, or a class has no training image left.
     """
     counts = []
     for fault in sorted(faults, key=lambda fault: fault.endswith("duplicates")):
-        rows = dropped(faces, parts, fault, cache_root)
+        rows = dropped(faces, parts, fault, cache_root, corrected)
         counts.append(f"{fault.replace('_', ' ')} {len(rows):,}")
         parts = replace(parts, train=np.setdiff1d(parts.train, rows))
     need_every_class(faces, parts.train, way_out=f"data.drop=[{','.join(faults)}] leaves none: name fewer faults")
     return parts, f"left out of training: {', '.join(counts)}"
 
 
-def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path) -> Rows:
+def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path, corrected: Rows | None = None) -> Rows:
     """The training images with a fault, as row numbers.
 
     `duplicates` are images that are pixel for pixel the same as an earlier training image; `near_duplicates` those that
@@ -54,9 +56,9 @@ def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path) ->
     """
     train = parts.train
     if fault == "duplicates":
-        return _all_but_first(faces.identical, train)
+        return _all_but_first(faces.identical, train, corrected)
     if fault == "near_duplicates":
-        return _all_but_first(near_twins(faces, cache_root)[0], train)
+        return _all_but_first(near_twins(faces, cache_root)[0], train, corrected)
     if fault == "leaks":
         return train[np.isin(faces.twins[train], faces.twins[np.union1d(parts.val, parts.test)])]
     if fault == "conflicts":
@@ -73,8 +75,11 @@ def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path) ->
     return train[nonface(faces.votes[train])]
 
 
-def _all_but_first(group: NDArray[np.int64], rows: Rows) -> Rows:
-    return np.delete(rows, np.unique(group[rows], return_index=True)[1])
+def _all_but_first(group: NDArray[np.int64], rows: Rows, corrected: Rows | None) -> Rows:
+    """Of each group's `rows` all but one: the first that is corrected, or the first."""
+    if corrected is not None:
+        rows = np.concatenate([np.intersect1d(rows, corrected), np.setdiff1d(rows, corrected)])
+    return np.sort(np.delete(rows, np.unique(group[rows], return_index=True)[1]))
 
 
 def digest(path: str) -> str:
@@ -92,14 +97,17 @@ def digest(path: str) -> str:
 def relabel(
     faces: FaceTable, parts: Partition, path: str, merge: Mapping[str, str], known_digest: str | None = None
 ) -> tuple[FaceTable, Partition, str]:
-    """Training images with the labels that a CSV gives them.
+    """Training images with the labels that a CSV gives them, and those of the same pixels with them.
+
+    Hold-outs keep their distance: an image that was not trained on for want of a label stays out where it has a twin
+    among images that were held out.
 
     Args:
         faces: the table.
         parts: its partition, made by the labels as they were.
         path: a CSV with the columns `image`, an id as in predictions.csv or an audit's findings.csv, and `new_label`: a
-            class, "none" for an image to leave out, or nothing for one to leave as it is. Other columns are not looked
-            at.
+            class, "none" for an image to leave out, or nothing. Where it has `pixels`, as findings.csv does, the image
+            has to be the one that was meant. Other columns are not looked at.
         merge: classes that were taken for others, see `data.merge`.
         known_digest: of the content that the file has to have.
 
@@ -107,8 +115,8 @@ def relabel(
         The table, the partition, and how many labels changed, in words.
 
     Raises:
-        UserError: the file cannot be read or has changed, names an image or class that is not there, or an image twice
-            with different labels; or a class has no training image left.
+        UserError: the file cannot be read or has changed, names an image or class that is not there, another image than
+            was meant, or an image or its copy with different labels; or a class has no training image left.
     """
     where = f"data.relabel={path}"
     if known_digest is not None and digest(path) != known_digest:
@@ -117,7 +125,7 @@ def relabel(
     label_of = {LEFT_OUT: UNLABELLED} | {name: i for i, name in enumerate(faces.classes)}
     label_of |= {old: label_of[new] for old, new in merge.items()}
     asked: dict[int, tuple[int, int]] = {}
-    for line, image, label in _lines(path, where):
+    for line, image, label, pixels in _lines(path, where):
         if not label:
             continue
         if image not in row_of:
@@ -127,14 +135,24 @@ def relabel(
             raise UserError(
                 f"{where}, line {line}: no class '{label}'; there are {classes}, or {LEFT_OUT} to leave out"
             )
-        before, as_before = asked.setdefault(row_of[image], (line, label_of[label]))
+        row = row_of[image]
+        if pixels not in ("", *faces.pixel_names(np.array([row]))):
+            raise UserError(
+                f"{where}, line {line}: '{image}' is not the image that was meant, the data have changed since: audit "
+                "them again, and fill in that file"
+            )
+        before, as_before = asked.setdefault(row, (line, label_of[label]))
         if label_of[label] != as_before:
             raise UserError(f"{where}, line {line}: '{image}' gets another label in line {before}: leave one empty")
 
     scored = np.union1d(parts.val, parts.test)
     may_train = set(np.setdiff1d(np.union1d(faces.rows("train"), parts.train), scored).tolist())
     inside = {row: new for row, (_, new) in asked.items() if row in may_train}
-    changed = {row: new for row, new in inside.items() if new != faces.training_labels[row]}
+    elsewhere = len(asked) - len(inside)
+    inside = _with_copies(faces, parts.train, inside, asked, where)
+    labelled = np.array([row for row, new in inside.items() if new != UNLABELLED], dtype=np.int64)
+    unsafe = _kept_from_training(faces, parts, labelled)
+    changed = {row: new for row, new in inside.items() if new != faces.training_labels[row] and row not in unsafe}
     rows = np.array(list(changed), dtype=np.int64)
     faces = faces.with_labels(rows, np.array(list(changed.values()), dtype=np.int64))
     train = np.union1d(parts.train, rows)
@@ -142,13 +160,42 @@ def relabel(
     need_every_class(faces, train, way_out=f"{where} leaves none")
     left_out = sum(new == UNLABELLED for new in changed.values())
     words = f"{len(changed) - left_out:,} training images relabelled, {left_out:,} left out"
-    if len(inside) < len(asked):
-        words += f"; {len(asked) - len(inside):,} validation or test images keep their labels"
+    if unsafe:
+        words += f"; {len(unsafe):,} not trained on, being copies of images that are held out"
+    if elsewhere:
+        words += f"; {elsewhere:,} validation or test images keep their labels"
     return faces, replace(parts, train=train), words
 
 
-def _lines(path: str, where: str) -> Iterator[tuple[int, str, str]]:
-    """Line number, image and new label of each row."""
+def _with_copies(
+    faces: FaceTable, train: Rows, wanted: Mapping[int, int], asked: Mapping[int, tuple[int, int]], where: str
+) -> dict[int, int]:
+    """New labels by row, also for the images of `train` that have the same pixels as one that gets a class."""
+    of_pixels: dict[int, int] = {}
+    for row, new in wanted.items():
+        if new == UNLABELLED:
+            continue
+        first = of_pixels.setdefault(int(faces.identical[row]), row)
+        if wanted[first] != new:
+            line, before = asked[row][0], asked[first][0]
+            raise UserError(
+                f"{where}, line {line}: '{faces.ids[row].decode()}' is pixel for pixel the image of line {before}, "
+                f"and gets another label: give both the same, or one of them {LEFT_OUT}"
+            )
+    copies = train[np.isin(faces.identical[train], list(of_pixels))]
+    return {row: wanted[of_pixels[int(faces.identical[row])]] for row in copies.tolist()} | dict(wanted)
+
+
+def _kept_from_training(faces: FaceTable, parts: Partition, rows: Rows) -> set[int]:
+    """Those of `rows` that were not trained on and have a twin among images that were held out of the same splits."""
+    scored = np.union1d(parts.val, parts.test)
+    held_out = scored[np.isin(faces.split[scored], faces.split[parts.train])]
+    entering = np.setdiff1d(rows, parts.train)
+    return set(entering[np.isin(faces.twins[entering], faces.twins[held_out])].tolist())
+
+
+def _lines(path: str, where: str) -> Iterator[tuple[int, str, str, str]]:
+    """Line number, image, new label and pixels of each row, the latter empty where there is no such column."""
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, strict=True)
@@ -161,6 +208,6 @@ def _lines(path: str, where: str) -> Iterator[tuple[int, str, str]]:
                     raise UserError(
                         f"{where}, line {rows.line_num}: not as many values as the header names: correct it"
                     )
-                yield rows.line_num, row["image"], row["new_label"].strip()
+                yield rows.line_num, row["image"], row["new_label"].strip(), row.get("pixels", "").strip()
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error

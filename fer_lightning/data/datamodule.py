@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as L
@@ -32,6 +32,7 @@ class FERDataModule(L.LightningDataModule):
         seed: of the order of batches and of augmentation.
         draw_labels: where the table has targets, train on a label drawn from them anew in each epoch.
         cleaned: what was done to the training images beforehand, in words.
+        digests: of the images and labels of each part before that.
 
     Raises:
         UserError: batch sizes that cannot be, or fewer than two training images.
@@ -51,6 +52,7 @@ class FERDataModule(L.LightningDataModule):
         seed: int = 0,
         draw_labels: bool = False,
         cleaned: str = "",
+        digests: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 2:
@@ -58,6 +60,7 @@ class FERDataModule(L.LightningDataModule):
         if eval_batch_size < 1:
             raise UserError(f"data.eval_batch_size={eval_batch_size}: 1 at least is needed")
         self.faces, self.parts, self.draw_labels, self.cleaned = faces, parts, draw_labels, cleaned
+        self.digests = digests or parts.digests(faces)
         self.sampler, self.augment, self.mix = sampler, augment, mix
         self.batch_size, self.eval_batch_size, self.seed = (batch_size, eval_batch_size, seed)
         rows = parts.train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Literal
@@ -34,6 +35,16 @@ class Partition:
     val: Rows
     test: Rows
     clean: NDArray[np.bool_]
+
+    def digests(self, faces: FaceTable) -> dict[str, str]:
+        """Digests of the images that train, validate and test, with their labels: others where anything is."""
+        found = {}
+        for name in ("train", "val", "test"):
+            rows: Rows = getattr(self, name)
+            content = faces.digests[rows].tobytes() + faces.labels[rows].tobytes()
+            content += b"" if faces.targets is None else faces.targets[rows].tobytes()
+            found[name] = hashlib.blake2b(content, digest_size=16).hexdigest()
+        return found
 
 
 def partition(

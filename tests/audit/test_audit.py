@@ -169,8 +169,25 @@ def test_relabelling_takes_the_findings(audit: Audit, csv: tuple[Path, Path, set
     table.to_csv(tmp_path / "mine.csv", index=False)
     faces = load(csv[0])
     after, _, words = relabel(faces, partition(faces), str(tmp_path / "mine.csv"), {})
-    assert words.startswith("1 training images relabelled")
-    assert (after.labels != faces.labels).sum() == 1
+    assert words.startswith("2 training images relabelled")  # the other copy, too
+    assert (after.labels != faces.labels).sum() == 2
+
+
+def test_what_somebody_filled_in_is_not_written_over(audit: Audit, csv: tuple[Path, Path, set[Finding]]) -> None:
+    done = audit(csv[0], "--no-near")
+    done = audit(csv[0], "--no-near")
+    assert done.code == 0, done.err
+    path = done.folder / "findings.csv"
+    table = done.findings
+    table.loc[0, "new_label"] = "sad"
+    table.to_csv(path, index=False)
+    content = path.read_bytes()
+    refused = audit(csv[0], "--no-near")
+    assert refused.code == 1
+    assert re.fullmatch(r"error: .*findings\.csv is not as an audit wrote it, .* --out\n", refused.err)
+    assert path.read_bytes() == content
+    path.rename(done.folder / "mine.csv")
+    assert audit(csv[0], "--no-near").code == 0
 
 
 @pytest.mark.parametrize(

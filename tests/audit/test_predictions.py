@@ -13,6 +13,7 @@ import pytest
 from fer_lightning.audit.confident import confident_learning
 from fer_lightning.data.protocols import partition
 from fer_lightning.data.sources import load
+from fer_lightning.data.twins import near_twins
 from fer_lightning.evaluate import evaluate
 from fer_lightning.report.tables import probabilities_of
 from tests.audit.conftest import Audited, Finding
@@ -24,7 +25,11 @@ TINY = ("protocol=kfold", "protocol.folds=2", "model=resnet18", "model.width=8",
 
 @pytest.mark.parametrize("folds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_labels_are_judged_by_runs_that_did_not_train_on_the_image(
-    audit: Callable[..., Audited], train: Callable[..., Run], csv: tuple[Path, Path, set[Finding]], folds: int
+    audit: Callable[..., Audited],
+    train: Callable[..., Run],
+    csv: tuple[Path, Path, set[Finding]],
+    folds: int,
+    tmp_path: Path,
 ) -> None:
     faces = load(csv[0])
     sums, number, options = np.zeros((len(faces), 7)), np.zeros(len(faces), dtype=int), []
@@ -56,6 +61,12 @@ def test_labels_are_judged_by_runs_that_did_not_train_on_the_image(
     for row, label, margin in zip(covered[expected.rows], expected.suggested, expected.margins, strict=True):
         assert found.at[f"row {row}", "suggested"] == faces.classes[label]
         assert float(found.at[f"row {row}", "value"]) == pytest.approx(margin, abs=1e-5)
+
+    near, _ = near_twins(faces, tmp_path)
+    unseen = [~np.isin(near, near[partition(faces, "kfold", folds=2, fold=fold).train]) for fold in range(folds)]
+    done = audit(csv[0], *options)
+    assert json.loads((done.folder / "summary.json").read_text())["predicted"] == np.any(unseen, axis=0).sum()
+    assert folds == 2 or np.any(unseen, axis=0).sum() < len(covered)
 
     other = run.folder.parent / "other.csv"
     other.write_text("\n".join(csv[0].read_text().splitlines()[:-1]))

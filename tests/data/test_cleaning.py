@@ -7,15 +7,18 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from fer_lightning.audit.write import audit
 from fer_lightning.data.cleaning import drop, relabel
 from fer_lightning.data.faces import FER_CLASSES, UNLABELLED, FaceTable
 from fer_lightning.data.protocols import Partition, partition
+from fer_lightning.data.sources import load
 from fer_lightning.data.synthetic import synthetic
 from fer_lightning.data.twins import near_twins
 from fer_lightning.errors import UserError
@@ -136,6 +139,62 @@ def test_an_unlabelled_training_image_can_be_given_a_label(faces: FaceTable, tmp
     assert FER_CLASSES[after.labels[5]] == "sad"
 
 
+def test_copies_of_the_same_pixels_get_the_label_too(faces: FaceTable, tmp_path: Path) -> None:
+    new = FER_CLASSES[(faces.labels[12] + 3) % 7]  # neither that of 12 nor that of 13
+    after, parts, words = relabelled(faces, tmp_path / "fixed.csv", f"image,new_label\n{name(faces, 13)},{new}\n")
+    assert words == "2 training images relabelled, 0 left out"
+    assert [FER_CLASSES[after.labels[row]] for row in (12, 13)] == [new, new]
+    cleaned, _ = drop(after, parts, ["conflicts", "duplicates"], tmp_path)
+    assert 12 in cleaned.train and 13 not in cleaned.train
+    after, parts, words = relabelled(faces, tmp_path / "fixed.csv", f"image,new_label\n{name(faces, 12)},none\n")
+    assert words == "0 training images relabelled, 1 left out"
+    assert 13 in parts.train and 12 not in parts.train
+    with pytest.raises(UserError, match=r"line 3: .* is pixel for pixel the image of line 2, and gets another label"):
+        relabelled(faces, tmp_path / "x.csv", f"image,new_label\n{name(faces, 12)},sad\n{name(faces, 13)},fear\n")
+
+
+def test_of_near_duplicates_the_corrected_one_is_kept(faces: FaceTable, tmp_path: Path) -> None:
+    parts = partition(faces)
+    kept = drop(faces, parts, ["near_duplicates"], tmp_path, corrected=np.array([19]))[0].train
+    assert np.setdiff1d(parts.train, kept).tolist() == [11, 13, 18]
+
+
+def test_an_image_is_known_by_its_pixels_where_they_are_noted(faces: FaceTable, tmp_path: Path) -> None:
+    pixels = faces.pixel_names(np.arange(3))
+    text = f"image,new_label,pixels\n{name(faces, 0)},none,{pixels[0]}\n{name(faces, 1)},none,\n"
+    assert relabelled(faces, tmp_path / "fixed.csv", text)[2].endswith("2 left out")
+    with pytest.raises(UserError, match=r"line 4: .* is not the image that was meant, the data have changed since"):
+        relabelled(faces, tmp_path / "fixed.csv", f"{text}{name(faces, 2)},sad,{pixels[1]}\n")
+
+
+@pytest.mark.parametrize("protocol", ["report", "kfold"])
+def test_an_image_with_a_twin_that_was_held_out_does_not_enter_training(
+    faces: FaceTable, tmp_path: Path, protocol: Literal["report", "kfold"]
+) -> None:
+    labels = faces.labels.copy()
+    labels[11] = UNLABELLED
+    some = replace(faces, labels=labels)
+    (tmp_path / "fixed.csv").write_text(f"image,new_label\n{name(faces, 11)},{FER_CLASSES[labels[10]]}\n")
+    entered = []
+    for fold in range(5):
+        parts = partition(some, protocol, fold=fold, seed=fold)
+        after, cleaned, words = relabel(some, parts, str(tmp_path / "fixed.csv"), {})
+        assert not np.isin(after.identical[cleaned.train], after.identical[cleaned.val]).any()
+        entered.append(11 in cleaned.train)
+        assert entered[-1] == (10 not in parts.val) == ("copies of images that are held out" not in words)
+    assert any(entered)
+    if protocol == "kfold":
+        assert not all(entered)
+
+
+def test_a_leak_between_official_splits_may_be_trained_on(faces: FaceTable, tmp_path: Path) -> None:
+    images, labels = faces.images.copy(), faces.labels.copy()
+    images[5] = images[faces.rows("public")[0]]
+    labels[5] = UNLABELLED
+    text = f"image,new_label\n{name(faces, 5)},sad\n"
+    assert 5 in relabelled(replace(faces, images=images, labels=labels), tmp_path / "fixed.csv", text)[1].train
+
+
 def test_new_labels_are_merged_as_old_ones_are(faces: FaceTable, tmp_path: Path) -> None:
     merge = {"disgust": "angry"}
     text = f"image,new_label\n{name(faces, 0)},disgust\n"
@@ -227,6 +286,49 @@ def test_a_run_cleans_tells_and_is_scored_again(train: Train, csv: Path, tmp_pat
     assert np.isclose(float(other["test/clean/support/happy"]), expected_unseen(csv, "happy"))
 
 
+def test_data_that_have_changed_are_not_taken_for_those_of_the_run(train: Train, csv: Path, tmp_path: Path) -> None:
+    """One image less, and a hold-out is another one: it has images that were trained on."""
+    from fer_lightning.evaluate import evaluate
+
+    own = tmp_path / "own.csv"
+    own.write_bytes(csv.read_bytes())
+    run = train(*ON_CSV, f"data.path={own}", "protocol=report", "trainer.max_epochs=1")
+    assert run.code == 0, run.err
+    evaluate(run.folder)
+    lines = csv.read_text().splitlines(keepends=True)
+    own.write_text("".join(lines[:5] + lines[6:]))
+    told = "the training, validation images of .*own.csv, or their labels, are not those that this run was started with"
+    with pytest.raises(UserError, match=f"{told}; .* --data"):
+        evaluate(run.folder)
+    metrics = evaluate(run.folder, data=csv, split="all")  # nobody knows which of them are clean
+    assert "test/accuracy" in metrics and not any(key.startswith("test/clean") for key in metrics)
+    with pytest.raises(UserError, match=f"{told}; .* or name a run of the data as they are"):
+        audit(own, near=False, runs=[run.folder], out=tmp_path / "audit")
+
+    (run.folder / "metrics.json").unlink()
+    again = train(f"resume={run.folder}", folder=run.folder)
+    assert again.code == 1
+    assert re.search(f"^error: .*{told}; bring the data back as they were, or accept .*allow_changes=true$", again.err)
+    again = train(f"resume={run.folder}", "allow_changes=true", folder=run.folder)
+    assert again.code == 0, again.err
+    evaluate(run.folder)
+
+
+def test_clean_images_of_other_data_go_by_the_hold_out_of_the_run(train: Train, csv: Path, tmp_path: Path) -> None:
+    from fer_lightning.evaluate import evaluate
+
+    own = tmp_path / "own.csv"
+    own.write_text("".join(line for line in csv.read_text().splitlines(keepends=True) if "Test" not in line))
+    run = train(*ON_CSV, f"data.path={own}", "data.twins=near", "trainer.max_epochs=1")
+    assert run.code == 0, run.err
+    faces = load(own)
+    near = replace(faces, near=near_twins(faces, tmp_path)[0])
+    evaluate(run.folder, data=own, split="all")
+    clean = pd.read_csv(run.folder / "evaluation/own.csv-all/report/predictions.csv")["clean"]
+    assert clean.tolist() == partition(near).clean.tolist()
+    assert 0 < clean.sum() < len(faces)
+
+
 def scored(folder: Path, split: str, twins: str | None = None, name: str = "") -> pd.DataFrame:
     from fer_lightning.evaluate import evaluate
 
@@ -236,8 +338,6 @@ def scored(folder: Path, split: str, twins: str | None = None, name: str = "") -
 
 def expected_unseen(csv: Path, label: str) -> int:
     """Images of a class without a near twin among the training images."""
-    from fer_lightning.data.sources import load
-
     table = load(csv)
     group: NDArray[np.int64] = near_twins(table, csv.parent)[0]
     unseen = ~np.isin(group, group[table.rows("train")])

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from fer_lightning.data import twins
 from fer_lightning.data.faces import FaceTable
@@ -68,6 +70,15 @@ def test_planted_pairs_are_found_and_no_other(faces: FaceTable) -> None:
     assert found == {300 + i: i for i in range(50)}
     assert pairs.mirrored.nonzero()[0].tolist() == [i for i in range(50) if CHANGES[i % len(CHANGES)] is mirrored]
     assert (pairs.similarity >= twins.SIMILAR).all() and (pairs.similarity <= 1 + 1e-5).all()
+
+
+def test_the_frames_of_a_film_are_joined_without_comparing_all_of_them(faces: FaceTable) -> None:
+    noise = np.random.default_rng(0).normal(0, 4, (150, 48, 48))
+    frames = np.clip(faces.images[0] + noise, 0, 255).astype(np.uint8)
+    pairs = twins.near_pairs(np.concatenate([frames, faces.images[1:20]]))
+    assert len(pairs.first) <= 64 * 150 < 150 * 149 / 2
+    graph = coo_matrix((np.ones(len(pairs.first)), (pairs.first, pairs.second)), shape=(150, 150))
+    assert connected_components(graph, directed=False)[0] == 1
 
 
 def test_blank_images_are_like_nothing() -> None:
