@@ -63,6 +63,7 @@ def test_the_run_folder_holds_what_the_contract_says(finished: Path) -> None:
         "checkpoints/last.ckpt",
         "metrics.json",
         "metrics.csv",
+        "partition.json",
         "report/classification_report.csv",
         "report/confusion_matrix.csv",
         "report/confusion_matrix.png",
