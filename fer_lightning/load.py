@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning import build, runfolder
@@ -97,13 +96,12 @@ def load_parts(settings: Settings, *, cleaned: bool = True) -> Loaded:
     faces, data = load_faces(settings), settings["data"]
     parts = partition(faces, **settings["protocol"])
     digests = parts.digests(faces)
-    done, before = [], faces.training_labels
+    done, given = [], None
     if cleaned and data["relabel"]:
-        faces, parts, words = relabel(faces, parts, data["relabel"], data["merge"] or {}, data["relabel_digest"])
+        faces, parts, words, given = relabel(faces, parts, data["relabel"], data["merge"] or {}, data["relabel_digest"])
         done.append(words)
     if cleaned and data["drop"]:
-        corrected = np.flatnonzero(faces.training_labels != before)
-        parts, words = drop(faces, parts, data["drop"], cache_root(data), corrected)
+        parts, words = drop(faces, parts, data["drop"], cache_root(data), given)
         done.append(words)
     return Loaded(faces, parts, "; ".join(done), digests)
 

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.json", "checkpoints"
 PARTITION = "partition.json"  # digests of the images and labels that train, validate and test
+ALLOWED = "changes_allowed"  # key of partition.json: by who goes on with the run now
 PIXELS = "data/test_pixels"  # key of metrics.json: a digest of the test images
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 ABOUT_RESUMING = ("resume", "allow_changes")
@@ -116,8 +117,7 @@ def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, An
         )
     if changes:  # what was finished is so no longer
         (run_dir / METRICS).unlink(missing_ok=True)
-    if settings["allow_changes"] and finished(run_dir) is None:  # of the data, too
-        (run_dir / PARTITION).unlink(missing_ok=True)
+    _allow_other_data(run_dir, allowed=settings["allow_changes"])
     for change in changes:
         log.warning("gone on with another config: %s", change)
 
@@ -129,8 +129,21 @@ def keep_partition(run_dir: Path, source: str, digests: Mapping[str, str], *, re
         UserError: it has others.
     """
     if resumed:
-        compare_partition(run_dir, source, digests, "or accept that with allow_changes=true")
+        try:
+            compare_partition(run_dir, source, digests, "or accept that with allow_changes=true")
+        except UserError as error:
+            if not json.loads((run_dir / PARTITION).read_text()).get(ALLOWED):
+                raise
+            log.warning("gone on with nevertheless: %s", error)
     write_atomically(run_dir / PARTITION, (json.dumps(dict(digests), indent=1) + "\n").encode())
+
+
+def _allow_other_data(run_dir: Path, *, allowed: bool) -> None:
+    """Tell whoever reads the data, maybe another process, whether they may have changed."""
+    path = run_dir / PARTITION
+    noted = json.loads(path.read_text()) if path.is_file() else {}
+    if noted and noted.get(ALLOWED, False) != allowed:
+        write_atomically(path, (json.dumps(noted | {ALLOWED: allowed}, indent=1) + "\n").encode())
 
 
 def compare_partition(run_dir: Path, source: str, digests: Mapping[str, str], way_out: str) -> None:

@@ -149,7 +149,7 @@ def named(faces: FaceTable, findings: pd.DataFrame, broken: Sequence[tuple[str, 
 
     Returns:
         Columns image, split, label, fault, twin, twin_split, twin_label, value, suggested, new_label (for people
-        to fill in, see `data.relabel`), note, pixels (a digest, by which the image is known again); empty text where
+        to fill in, see `data.relabel`), note, pixel_digest (by which the image is known again); empty text where
         there is nothing to say.
     """
     classes, splits = np.array([*faces.classes, ""]), np.array(SPLITS)  # UNLABELLED, -1, is the last
@@ -169,7 +169,7 @@ def named(faces: FaceTable, findings: pd.DataFrame, broken: Sequence[tuple[str, 
             "suggested": classes[findings["suggested"].to_numpy()],
             "new_label": "",
             "note": "",
-            "pixels": faces.pixel_names(row),
+            "pixel_digest": faces.pixel_digests(row),
         }
     )
     unread = pd.DataFrame(broken, columns=["image", "split", "label", "note"]).assign(fault="broken", value=np.nan)

@@ -55,7 +55,8 @@ def out_of_sample(
         here = np.array([row_of.get(name, -1) for name in own.ids.tolist()], dtype=np.int64)
         if (here < 0).any() or (own.digests != faces.digests[here]).any():
             raise UserError(f"--run {run_dir}: its data, {own.source}, has images that {faces.source} has not")
-        rows = np.flatnonzero(~np.isin(group[here], group[here[parts.train]]))
+        alike = [np.isin(of, of[parts.train]) for of in (group[here], own.twins)]  # what either takes for twins
+        rows = np.flatnonzero(~np.logical_or(*alike))
         print(f"{run_dir}: predicting {len(rows):,} images that it was not trained on", flush=True)
         trainer = scoring_trainer(settings, run_dir)
         loader = evaluation_loader(own, rows, settings["data"]["eval_batch_size"], trainer)

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,26 +27,26 @@ LEFT_OUT = "none"
 
 
 def drop(
-    faces: FaceTable, parts: Partition, faults: Sequence[str], cache_root: Path, corrected: Rows | None = None
+    faces: FaceTable, parts: Partition, faults: Sequence[str], cache_root: Path, given: Rows | None = None
 ) -> tuple[Partition, str]:
     """`parts` less the training images that have any of `faults`, and how many those are, in words.
 
-    Copies are looked for last, among what the others leave: of each photograph that may stay one does, the first or one
-    that is `corrected`. An image with several faults counts for the first of them.
+    Copies are looked for last, among what the others leave: of each photograph that may stay one does, the first or the
+    first whose label a person has given (`given`). An image with several faults counts for the first of them.
 
     Raises:
         UserError: votes are needed and not there, or a class has no training image left.
     """
     counts = []
     for fault in sorted(faults, key=lambda fault: fault.endswith("duplicates")):
-        rows = dropped(faces, parts, fault, cache_root, corrected)
+        rows = dropped(faces, parts, fault, cache_root, given)
         counts.append(f"{fault.replace('_', ' ')} {len(rows):,}")
         parts = replace(parts, train=np.setdiff1d(parts.train, rows))
     need_every_class(faces, parts.train, way_out=f"data.drop=[{','.join(faults)}] leaves none: name fewer faults")
     return parts, f"left out of training: {', '.join(counts)}"
 
 
-def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path, corrected: Rows | None = None) -> Rows:
+def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path, given: Rows | None = None) -> Rows:
     """The training images with a fault, as row numbers.
 
     `duplicates` are images that are pixel for pixel the same as an earlier training image; `near_duplicates` those that
@@ -56,9 +57,9 @@ def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path, co
     """
     train = parts.train
     if fault == "duplicates":
-        return _all_but_first(faces.identical, train, corrected)
+        return _all_but_first(faces.identical, train, given)
     if fault == "near_duplicates":
-        return _all_but_first(near_twins(faces, cache_root)[0], train, corrected)
+        return _all_but_first(near_twins(faces, cache_root)[0], train, given)
     if fault == "leaks":
         return train[np.isin(faces.twins[train], faces.twins[np.union1d(parts.val, parts.test)])]
     if fault == "conflicts":
@@ -75,10 +76,10 @@ def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path, co
     return train[nonface(faces.votes[train])]
 
 
-def _all_but_first(group: NDArray[np.int64], rows: Rows, corrected: Rows | None) -> Rows:
-    """Of each group's `rows` all but one: the first that is corrected, or the first."""
-    if corrected is not None:
-        rows = np.concatenate([np.intersect1d(rows, corrected), np.setdiff1d(rows, corrected)])
+def _all_but_first(group: NDArray[np.int64], rows: Rows, given: Rows | None) -> Rows:
+    """Of each group's `rows` all but one: the first whose label was given, or the first."""
+    if given is not None:
+        rows = np.concatenate([np.intersect1d(rows, given), np.setdiff1d(rows, given)])
     return np.sort(np.delete(rows, np.unique(group[rows], return_index=True)[1]))
 
 
@@ -94,9 +95,23 @@ def digest(path: str) -> str:
         raise UserError(f"data.relabel={path}: {error.strerror}") from error
 
 
+class Relabelled(NamedTuple):
+    """A table and a partition with labels that a person has given.
+
+    Attributes:
+        words: how many labels changed.
+        given: the rows that have one of these labels, ascending or not, those whose label it was before among them.
+    """
+
+    faces: FaceTable
+    parts: Partition
+    words: str
+    given: Rows
+
+
 def relabel(
     faces: FaceTable, parts: Partition, path: str, merge: Mapping[str, str], known_digest: str | None = None
-) -> tuple[FaceTable, Partition, str]:
+) -> Relabelled:
     """Training images with the labels that a CSV gives them, and those of the same pixels with them.
 
     Hold-outs keep their distance: an image that was not trained on for want of a label stays out where it has a twin
@@ -106,13 +121,10 @@ def relabel(
         faces: the table.
         parts: its partition, made by the labels as they were.
         path: a CSV with the columns `image`, an id as in predictions.csv or an audit's findings.csv, and `new_label`: a
-            class, "none" for an image to leave out, or nothing. Where it has `pixels`, as findings.csv does, the image
-            has to be the one that was meant. Other columns are not looked at.
+            class, "none" for an image to leave out, or nothing. Where it has `pixel_digest`, as findings.csv does, the
+            image has to be the one that was meant. Other columns are not looked at.
         merge: classes that were taken for others, see `data.merge`.
         known_digest: of the content that the file has to have.
-
-    Returns:
-        The table, the partition, and how many labels changed, in words.
 
     Raises:
         UserError: the file cannot be read or has changed, names an image or class that is not there, another image than
@@ -125,7 +137,7 @@ def relabel(
     label_of = {LEFT_OUT: UNLABELLED} | {name: i for i, name in enumerate(faces.classes)}
     label_of |= {old: label_of[new] for old, new in merge.items()}
     asked: dict[int, tuple[int, int]] = {}
-    for line, image, label, pixels in _lines(path, where):
+    for line, image, label, known_by in _lines(path, where):
         if not label:
             continue
         if image not in row_of:
@@ -136,7 +148,7 @@ def relabel(
                 f"{where}, line {line}: no class '{label}'; there are {classes}, or {LEFT_OUT} to leave out"
             )
         row = row_of[image]
-        if pixels not in ("", *faces.pixel_names(np.array([row]))):
+        if known_by not in ("", *faces.pixel_digests(np.array([row]))):
             raise UserError(
                 f"{where}, line {line}: '{image}' is not the image that was meant, the data have changed since: audit "
                 "them again, and fill in that file"
@@ -152,9 +164,10 @@ def relabel(
     inside = _with_copies(faces, parts.train, inside, asked, where)
     labelled = np.array([row for row, new in inside.items() if new != UNLABELLED], dtype=np.int64)
     unsafe = _kept_from_training(faces, parts, labelled)
-    changed = {row: new for row, new in inside.items() if new != faces.training_labels[row] and row not in unsafe}
-    rows = np.array(list(changed), dtype=np.int64)
-    faces = faces.with_labels(rows, np.array(list(changed.values()), dtype=np.int64))
+    inside = {row: new for row, new in inside.items() if row not in unsafe}
+    changed = {row: new for row, new in inside.items() if new != faces.training_labels[row]}
+    rows, labels = (np.array(list(values), dtype=np.int64) for values in (inside, inside.values()))
+    faces = faces.with_labels(rows, labels)
     train = np.union1d(parts.train, rows)
     train = train[faces.training_labels[train] != UNLABELLED]
     need_every_class(faces, train, way_out=f"{where} leaves none")
@@ -164,7 +177,7 @@ def relabel(
         words += f"; {len(unsafe):,} not trained on, being copies of images that are held out"
     if elsewhere:
         words += f"; {elsewhere:,} validation or test images keep their labels"
-    return faces, replace(parts, train=train), words
+    return Relabelled(faces, replace(parts, train=train), words, rows[labels != UNLABELLED])
 
 
 def _with_copies(
@@ -195,7 +208,7 @@ def _kept_from_training(faces: FaceTable, parts: Partition, rows: Rows) -> set[i
 
 
 def _lines(path: str, where: str) -> Iterator[tuple[int, str, str, str]]:
-    """Line number, image, new label and pixels of each row, the latter empty where there is no such column."""
+    """Line number, image, new label and digest of pixels of each row, the last empty where there is no such column."""
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, strict=True)
@@ -208,6 +221,6 @@ def _lines(path: str, where: str) -> Iterator[tuple[int, str, str, str]]:
                     raise UserError(
                         f"{where}, line {rows.line_num}: not as many values as the header names: correct it"
                     )
-                yield rows.line_num, row["image"], row["new_label"].strip(), row.get("pixels", "").strip()
+                yield rows.line_num, row["image"], row["new_label"].strip(), row.get("pixel_digest", "").strip()
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error

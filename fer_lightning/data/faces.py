@@ -93,9 +93,9 @@ class FaceTable:
         images = np.ascontiguousarray(self.images).reshape(len(self), SIDE * SIDE)
         return np.array([hashlib.blake2b(row.data, digest_size=16).digest() for row in images], dtype="V16")
 
-    def pixel_names(self, rows: NDArray[np.int64]) -> list[str]:
-        """Digests of the pixels of `rows` (M,) for people and files: M texts of 16 characters."""
-        return [digest.tobytes().hex()[:16] for digest in self.digests[rows]]
+    def pixel_digests(self, rows: NDArray[np.int64]) -> list[str]:
+        """Digests of the pixels of `rows` (M,), for files: M texts that no spreadsheet takes for numbers."""
+        return [f"b2:{digest.tobytes().hex()[:16]}" for digest in self.digests[rows]]
 
     @cached_property
     def identical(self) -> NDArray[np.int64]:

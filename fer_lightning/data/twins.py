@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -48,7 +50,7 @@ _COARSE = 6.0  # 6 leaves enough to survive the thumbnail
 _CROP = 42  # of which a thumbnail is made, so that it can be made at other places too
 _STEPS = [(y, x) for y in (0, 3, -3) for x in (0, 3, -3)]  # pixels: thumbnails survive half of that
 _THUMBNAIL = 12
-_CANDIDATES = 64  # later images, at most, that one is compared with: the frames of a film are all alike
+_ENOUGH = 64  # later images that one is found to be like: the frames of a film are all alike
 _CANDIDATE = 0.72  # correlation of thumbnails: of 5,396 pairs that any setting found in FER-2013, this finds 98 %
 _BLOCK = 512  # thumbnails compared with all others at once: two blocks of 70 MB for FER-2013
 _MINUTES = 0.1  # for ten thousand images; it goes with their square
@@ -73,20 +75,22 @@ class NearPairs(NamedTuple):
 def near_pairs(images: NDArray[np.uint8]) -> NearPairs:
     """All pairs of near-duplicates among images (N, 48, 48) that differ from each other; blank ones have none.
 
-    Where very many images are alike, each is only paired with those of 64 later ones that are most like it. About a
-    minute and 1 GB for FER-2013 on one core. A pair that is alike both ways round counts once.
+    For each image the search ends when 64 later ones are found to be like it, as they are, and as many mirrored. About
+    a minute and 1 GB for FER-2013 on one core. A pair that is alike both ways round counts once.
     """
     shown = np.flatnonzero(~is_blank(images))
-    candidates = _candidates(images[shown])
-    fine = {i: _without_blur(images[shown[i]], _FINE) for i in np.unique(candidates[:, :2]).tolist()}
-    similarity = np.array([_similarity(fine[i], fine[j], mirrored) for i, j, mirrored in candidates.tolist()])
-    order = np.lexsort((-similarity, candidates[:, 1], candidates[:, 0]))
-    order = order[similarity[order] >= SIMILAR]
-    once = order[np.unique(candidates[order, :2], axis=0, return_index=True)[1]]
-    pairs = candidates[once]
-    return NearPairs(
-        shown[pairs[:, 0]], shown[pairs[:, 1]], similarity[once].astype(np.float32), pairs[:, 2].astype(bool)
-    )
+    fine = cache(lambda i: _without_blur(images[shown[i]], _FINE))
+    found = []
+    for block, mirrored in _candidates(images[shown]):
+        alike = Counter[int]()
+        for i, j in block.tolist():
+            if alike[i] < _ENOUGH and (similarity := _similarity(fine(i), fine(j), mirrored)) >= SIMILAR:
+                alike[i] += 1
+                found.append((i, j, similarity, mirrored))
+    table = np.array(found, dtype=[("i", "i8"), ("j", "i8"), ("similarity", "f4"), ("mirrored", "?")])
+    table = table[np.lexsort((table["mirrored"], -table["similarity"], table["j"], table["i"]))]
+    pairs = table[np.unique(table[["i", "j"]], return_index=True)[1]]
+    return NearPairs(shown[pairs["i"]], shown[pairs["j"]], pairs["similarity"].copy(), pairs["mirrored"].copy())
 
 
 def near_twins(faces: FaceTable, cache_root: Path) -> tuple[NDArray[np.int64], NearPairs]:
@@ -127,30 +131,22 @@ def _without_blur(image: NDArray[np.uint8], sigma: float) -> NDArray[np.float32]
     return grey - cv2.GaussianBlur(grey, (0, 0), sigma)
 
 
-def _candidates(images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Rows (i, j, mirrored) with i < j whose thumbnails correlate, j's moved or not, mirrored or not: int64 (M, 3)."""
+def _candidates(images: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.int64], bool]]:
+    """Pairs (i, j) with i < j whose thumbnails correlate, j's moved or not, and whether j's are mirrored: int64 (M, 2),
+    all pairs of an i in one piece, the likeliest first."""
     coarse = [_without_blur(image, _COARSE) for image in images]
     base = _thumbnails(coarse, 0, 0)
-    found = [np.empty((0, 3), dtype=np.int64)]
-    for mirrored in (0, 1):
+    for mirrored in (False, True):
         others = [_thumbnails([c[:, ::-1] for c in coarse] if mirrored else coarse, y, x) for y, x in _STEPS]
         for start in range(0, len(base), _BLOCK):
             block = base[start : start + _BLOCK]
             highest = block @ others[0][start:].T
             for other in others[1:]:
                 np.maximum(highest, block @ other[start:].T, out=highest)
-            i, j = _likeliest(np.triu(highest, 1))
-            found.append(np.stack([i + start, j + start, np.full(len(i), mirrored)], axis=1))
-    return np.concatenate(found)
-
-
-def _likeliest(correlation: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns of what is above the threshold, in each row no more than so many, the highest."""
-    i, j = np.nonzero(correlation > _CANDIDATE)
-    order = np.lexsort((-correlation[i, j], i))
-    i, j = i[order], j[order]
-    keep = np.arange(len(i)) - np.searchsorted(i, i) < _CANDIDATES
-    return i[keep], j[keep]
+            i, j = np.nonzero(highest > _CANDIDATE)
+            i, j = i[j > i], j[j > i]
+            order = np.lexsort((-highest[i, j], i))
+            yield np.stack([i[order] + start, j[order] + start], axis=1), mirrored
 
 
 def _thumbnails(coarse: Sequence[NDArray[np.float32]], y: int, x: int) -> NDArray[np.float32]:
@@ -165,7 +161,7 @@ def _thumbnails(coarse: Sequence[NDArray[np.float32]], y: int, x: int) -> NDArra
     return standard
 
 
-def _similarity(a: NDArray[np.float32], b: NDArray[np.float32], mirrored: int) -> float:
+def _similarity(a: NDArray[np.float32], b: NDArray[np.float32], mirrored: bool) -> float:
     """The highest correlation of one's centre with the other, over shifts, whichever of them is moved."""
     if mirrored:
         b = np.ascontiguousarray(b[:, ::-1])

@@ -168,7 +168,7 @@ def test_relabelling_takes_the_findings(audit: Audit, csv: tuple[Path, Path, set
     table.loc[table["fault"] == "conflict", "new_label"] = "neutral"
     table.to_csv(tmp_path / "mine.csv", index=False)
     faces = load(csv[0])
-    after, _, words = relabel(faces, partition(faces), str(tmp_path / "mine.csv"), {})
+    after, _, words, _ = relabel(faces, partition(faces), str(tmp_path / "mine.csv"), {})
     assert words.startswith("2 training images relabelled")  # the other copy, too
     assert (after.labels != faces.labels).sum() == 2
 

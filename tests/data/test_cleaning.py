@@ -107,7 +107,8 @@ def relabelled(
     faces: FaceTable, path: Path, text: str, merge: dict[str, str] | None = None
 ) -> tuple[FaceTable, Partition, str]:
     path.write_text(text, encoding="utf-8")
-    return relabel(faces, partition(faces), str(path), merge or {})
+    after, parts, words, _ = relabel(faces, partition(faces), str(path), merge or {})
+    return after, parts, words
 
 
 def name(faces: FaceTable, row: int) -> str:
@@ -155,13 +156,16 @@ def test_copies_of_the_same_pixels_get_the_label_too(faces: FaceTable, tmp_path:
 
 def test_of_near_duplicates_the_corrected_one_is_kept(faces: FaceTable, tmp_path: Path) -> None:
     parts = partition(faces)
-    kept = drop(faces, parts, ["near_duplicates"], tmp_path, corrected=np.array([19]))[0].train
+    kept = drop(faces, parts, ["near_duplicates"], tmp_path, given=np.array([19]))[0].train
     assert np.setdiff1d(parts.train, kept).tolist() == [11, 13, 18]
+    (tmp_path / "fixed.csv").write_text(f"image,new_label\n{name(faces, 19)},{FER_CLASSES[faces.labels[19]]}\n")
+    given = relabel(faces, parts, str(tmp_path / "fixed.csv"), {}).given
+    assert given.tolist() == [19]  # a label that was right already is a person's now, too
 
 
 def test_an_image_is_known_by_its_pixels_where_they_are_noted(faces: FaceTable, tmp_path: Path) -> None:
-    pixels = faces.pixel_names(np.arange(3))
-    text = f"image,new_label,pixels\n{name(faces, 0)},none,{pixels[0]}\n{name(faces, 1)},none,\n"
+    pixels = faces.pixel_digests(np.arange(3))
+    text = f"image,new_label,pixel_digest\n{name(faces, 0)},none,{pixels[0]}\n{name(faces, 1)},none,\n"
     assert relabelled(faces, tmp_path / "fixed.csv", text)[2].endswith("2 left out")
     with pytest.raises(UserError, match=r"line 4: .* is not the image that was meant, the data have changed since"):
         relabelled(faces, tmp_path / "fixed.csv", f"{text}{name(faces, 2)},sad,{pixels[1]}\n")
@@ -178,7 +182,7 @@ def test_an_image_with_a_twin_that_was_held_out_does_not_enter_training(
     entered = []
     for fold in range(5):
         parts = partition(some, protocol, fold=fold, seed=fold)
-        after, cleaned, words = relabel(some, parts, str(tmp_path / "fixed.csv"), {})
+        after, cleaned, words, _ = relabel(some, parts, str(tmp_path / "fixed.csv"), {})
         assert not np.isin(after.identical[cleaned.train], after.identical[cleaned.val]).any()
         entered.append(11 in cleaned.train)
         assert entered[-1] == (10 not in parts.val) == ("copies of images that are held out" not in words)
@@ -311,7 +315,11 @@ def test_data_that_have_changed_are_not_taken_for_those_of_the_run(train: Train,
     assert re.search(f"^error: .*{told}; bring the data back as they were, or accept .*allow_changes=true$", again.err)
     again = train(f"resume={run.folder}", "allow_changes=true", folder=run.folder)
     assert again.code == 0, again.err
+    assert re.search(f"gone on with nevertheless: .*{told}", (run.folder / "train.log").read_text())
     evaluate(run.folder)
+    (run.folder / "metrics.json").unlink()
+    own.write_bytes(csv.read_bytes())
+    assert train(f"resume={run.folder}", folder=run.folder).code == 1  # what was allowed once is not for ever
 
 
 def test_clean_images_of_other_data_go_by_the_hold_out_of_the_run(train: Train, csv: Path, tmp_path: Path) -> None:

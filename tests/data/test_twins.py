@@ -81,6 +81,13 @@ def test_the_frames_of_a_film_are_joined_without_comparing_all_of_them(faces: Fa
     assert connected_components(graph, directed=False)[0] == 1
 
 
+def test_a_copy_is_found_among_many_that_look_alike_from_afar(faces: FaceTable) -> None:
+    noise = np.random.default_rng(0).normal(0, 20, (100, 48, 48))
+    frames = np.clip(faces.images[0] + noise, 0, 255).astype(np.uint8)
+    pairs = twins.near_pairs(np.concatenate([frames, np.roll(frames[:1], 1, axis=2)]))
+    assert list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == [(0, 100)]
+
+
 def test_blank_images_are_like_nothing() -> None:
     images = np.zeros((3, 48, 48), dtype=np.uint8)
     images[1] = 200
