@@ -77,7 +77,7 @@ class Loaded(NamedTuple):
 
     Attributes:
         cleaned: what was done to the training images, in words.
-        digests: of the images and labels of each part, before anything was done.
+        digests: of the images and labels of each part before anything was done, and of those trained on after that.
     """
 
     faces: FaceTable
@@ -103,6 +103,8 @@ def load_parts(settings: Settings, *, cleaned: bool = True) -> Loaded:
     if cleaned and data["drop"]:
         parts, words = drop(faces, parts, data["drop"], cache_root(data), given)
         done.append(words)
+    if done:  # FER+ votes that decide who is left out may change as well
+        digests["cleaned"] = parts.digests(faces)["train"]
     return Loaded(faces, parts, "; ".join(done), digests)
 
 

@@ -154,8 +154,9 @@ def compare_partition(run_dir: Path, source: str, digests: Mapping[str, str], wa
     """
     path = run_dir / PARTITION
     noted = json.loads(path.read_text()) if path.is_file() else digests
-    names = {"train": "training", "val": "validation", "test": "test"}
-    if other := [names[part] for part in names if noted[part] != digests[part]]:
+    names = {"train": "training", "cleaned": "cleaned training", "val": "validation", "test": "test"}
+    known = [part for part in names if part in noted and part in digests]  # who only scores does not clean
+    if other := [names[part] for part in known if noted[part] != digests[part]]:
         raise UserError(
             f"{run_dir}: the {', '.join(other)} images of {source}, or their labels, are not those that this run was "
             f"started with; bring the data back as they were, {way_out}"

@@ -32,7 +32,7 @@ class FERDataModule(L.LightningDataModule):
         seed: of the order of batches and of augmentation.
         draw_labels: where the table has targets, train on a label drawn from them anew in each epoch.
         cleaned: what was done to the training images beforehand, in words.
-        digests: of the images and labels of each part before that.
+        digests: of the images and labels of each part before that, see `fer_lightning.load.Loaded`.
 
     Raises:
         UserError: batch sizes that cannot be, or fewer than two training images.

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fer_lightning.audit.write import audit
 from fer_lightning.data.cleaning import drop, relabel
 from fer_lightning.data.faces import FER_CLASSES, UNLABELLED, FaceTable
+from fer_lightning.data.ferplus import VOTES
 from fer_lightning.data.protocols import Partition, partition
 from fer_lightning.data.sources import load
 from fer_lightning.data.synthetic import synthetic
@@ -320,6 +321,24 @@ def test_data_that_have_changed_are_not_taken_for_those_of_the_run(train: Train,
     (run.folder / "metrics.json").unlink()
     own.write_bytes(csv.read_bytes())
     assert train(f"resume={run.folder}", folder=run.folder).code == 1  # what was allowed once is not for ever
+
+
+def test_votes_that_leave_out_others_are_noticed(train: Train, csv: Path, tmp_path: Path) -> None:
+    votes = pd.DataFrame(0, index=range(240), columns=["Usage", "Image name", *VOTES])
+    votes["Usage"], votes["Image name"], votes["happiness"] = pd.read_csv(csv)["Usage"], "", 10
+    votes.loc[4, ["happiness", "NF"]] = 0, 10
+    votes.to_csv(tmp_path / "votes.csv", index=False)
+    run = train(
+        *ON_CSV, f"data.path={csv}", f"data.votes={tmp_path / 'votes.csv'}", "data.drop=[nonface]",
+        "trainer.max_epochs=1",
+    )  # fmt: skip
+    assert run.code == 0, run.err
+    votes.loc[5, ["happiness", "NF"]] = 0, 10
+    votes.to_csv(tmp_path / "votes.csv", index=False)
+    (run.folder / "metrics.json").unlink()
+    again = train(f"resume={run.folder}", folder=run.folder)
+    assert again.code == 1
+    assert "the cleaned training images of" in again.err
 
 
 def test_clean_images_of_other_data_go_by_the_hold_out_of_the_run(train: Train, csv: Path, tmp_path: Path) -> None:
