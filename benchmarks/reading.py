@@ -17,7 +17,7 @@ from pathlib import Path
 CHILD = """
 import resource, sys, time
 from pathlib import Path
-from fer_lightning.data.sources import load
+from fer_lightning.data.readers.sources import load
 started = time.perf_counter()
 faces = load(sys.argv[1], cache_dir=Path(sys.argv[2]))
 seconds = time.perf_counter() - started

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from throughput import WARM_UP, settings_of
 
-from fer_lightning import build
 from fer_lightning.app import CONF
+from fer_lightning.config import instantiate
+from fer_lightning.config.dataset import load_data
 from fer_lightning.data.loader import Batch
-from fer_lightning.load import load_data
-from fer_lightning.model import stages
-from fer_lightning.model.optim import parameter_groups
-from fer_lightning.run import make_classifier, quiet
+from fer_lightning.training import stages
+from fer_lightning.training.job import make_classifier, quiet
+from fer_lightning.training.optim import parameter_groups
 
 
 class Strategy:
@@ -46,7 +46,7 @@ class Strategy:
         self.classifier = make_classifier(settings, data).to(self.device)
         self.classifier.loss.in_force = True
         groups = parameter_groups(self.classifier.network, settings["optimizer"]["weight_decay"])
-        self.optimizer = build.optimizer(settings["optimizer"], groups)
+        self.optimizer = instantiate.optimizer(settings["optimizer"], groups)
         self.batches = _forever(data.train_dataloader())
 
     def step(self) -> tuple[float, float]:

@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 
-from fer_lightning import build, schema
 from fer_lightning.app import CONF
-from fer_lightning.load import load_data, resolve
-from fer_lightning.model.optim import parameter_groups
-from fer_lightning.report.history import History
-from fer_lightning.run import make_classifier, make_trainer, quiet
+from fer_lightning.config import instantiate, schema
+from fer_lightning.config.dataset import load_data, resolve
+from fer_lightning.training.callbacks import History
+from fer_lightning.training.job import make_classifier, make_trainer, quiet
+from fer_lightning.training.optim import parameter_groups
 
 WARM_UP = 5
 """Steps at the start of each measurement that are not timed."""
@@ -61,9 +61,9 @@ class BareLoop:
     """What one would write by hand: no data, no augmentation, no metrics."""
 
     def __init__(self, settings: dict[str, Any], device: torch.device) -> None:
-        self.network = build.network(settings["model"], 7).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = instantiate.network(settings["model"], 7).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         groups = parameter_groups(self.network, settings["optimizer"]["weight_decay"])
-        self.optimizer = build.optimizer(settings["optimizer"], groups)
+        self.optimizer = instantiate.optimizer(settings["optimizer"], groups)
         self.clip = settings["trainer"]["gradient_clip_val"]
         self.bf16 = settings["trainer"]["precision"] == "bf16-mixed"
         n = settings["data"]["batch_size"]

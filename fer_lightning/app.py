@@ -6,6 +6,7 @@ Everything heavy is imported inside `job`, so that help and config errors answer
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import sys
 import traceback
@@ -16,14 +17,16 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fer_lightning import resume, schema, slurm, sweeps
+from fer_lightning.config import schema
+from fer_lightning.config.messages import one_line, set_below_null
+from fer_lightning.distributed import slurm
+from fer_lightning.distributed.launch import RankError
+from fer_lightning.distributed.signals import Interrupted, end_with_parent, handled, ignore_at_exit, interrupts
 from fer_lightning.errors import UserError
-from fer_lightning.interrupts import Interrupted, handled, ignore_at_exit, interrupts
-from fer_lightning.launch import RankError
-from fer_lightning.messages import one_line, set_below_null
+from fer_lightning.runs import resume, sweeps
 
 HERE = Path(__file__).parent
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())
@@ -59,26 +62,30 @@ def job(cfg: DictConfig) -> float | None:
 def _metrics(cfg: DictConfig) -> dict[str, float | str]:
     """What the job's metrics.json holds, after running it in this process, in one for each device, or as one rank of
     those that torchrun or srun started."""
-    from fer_lightning import devices, launch, ranks, runfolder, worker
-    from fer_lightning.check import check
-    from fer_lightning.load import resolve
-    from fer_lightning.run import run
+    from fer_lightning.config import devices
+    from fer_lightning.config.dataset import resolve
+    from fer_lightning.config.validation import check
+    from fer_lightning.distributed import launch, ranks
+    from fer_lightning.runs import folder
+    from fer_lightning.training import worker
+    from fer_lightning.training.job import run
 
     run_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
     place = ranks.started_outside()
-    if place and HydraConfig.get().mode is RunMode.MULTIRUN and not sweeps.has_own_launcher():
+    if place and HydraConfig.get().mode is RunMode.MULTIRUN and not slurm.launched_by_submitit():
         raise UserError("--multirun under torchrun or srun: start the sweep by itself; its jobs start their own ranks")
     if place and place.rank > 0:  # a launcher that composes the config on every rank
         return worker.follow()
     settings = resolve(cfg)
     check(settings, place)
-    sweeps.end_with_sweep()
-    with runfolder.enter(run_dir, settings):
+    if multiprocessing.current_process().name.startswith("Loky"):  # a worker that joblib started
+        end_with_parent()
+    with folder.enter(run_dir, settings):
         resume.keep_command(run_dir, cfg)
-        if metrics := runfolder.finished(run_dir):
+        if metrics := folder.finished(run_dir):
             print(f"{run_dir} is finished: there is nothing to do")
             return metrics
-        settings = runfolder.load_settings(run_dir)
+        settings = folder.load_settings(run_dir)
         processes = 1 if place else devices.count(settings["trainer"])
         try:
             if place:
@@ -88,10 +95,10 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
             launch.fan_out(run_dir, processes)
         except Interrupted as error:
             print(f"{error}: go on with `python train.py resume={run_dir}`", file=sys.stderr)
-            if sweeps.has_own_launcher():  # which does not come by `main`
+            if slurm.launched_by_submitit():  # which does not come by `main`
                 slurm.requeue_if_due(error.signum)
             raise
-        metrics = runfolder.finished(run_dir)
+        metrics = folder.finished(run_dir)
         assert metrics is not None
         return metrics
 
@@ -110,10 +117,18 @@ def main() -> None:
             ignore_at_exit()
 
 
-def _run(rank: int) -> None:
+def register() -> None:
+    """Register the config's types and everything that configs compute."""
     schema.register()
+    OmegaConf.register_new_resolver("wandb", sweeps.wandb, replace=True)
+    OmegaConf.register_new_resolver("slurm_job", slurm.job_folder, replace=True)
+
+
+def _run(rank: int) -> None:
+    register()
     if rank > 0:
-        from fer_lightning import ranks, worker
+        from fer_lightning.distributed import ranks
+        from fer_lightning.training import worker
 
         if ranks.started_outside():  # the first rank composes the config for all
             worker.follow()
@@ -133,7 +148,7 @@ def _run(rank: int) -> None:
             del os.environ[TRACEBACK]
         started_outside = "RANK" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ
         if rank == 0 and started_outside and not interrupts.received:  # a signal reaches the others as well
-            from fer_lightning import worker
+            from fer_lightning.training import worker
 
             worker.dismiss(int(failed))
     if sweeps.summary():  # each job has told why

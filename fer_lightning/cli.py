@@ -36,7 +36,7 @@ def evaluate(
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
 ) -> None:
     """Score a run's best checkpoint again, on any split or on other data."""
-    from fer_lightning.evaluate import evaluate as evaluate_run
+    from fer_lightning.inference.evaluate import evaluate as evaluate_run
 
     evaluate_run(run, split=split, data=data, twins=twins, posthoc_tau=posthoc_tau, out=out, accelerator=accelerator)
 
@@ -87,7 +87,7 @@ def dashboard(
     ] = None,
 ) -> None:
     """Make the project's dashboard on W&B: settings over seeds, per class."""
-    from fer_lightning.data.faces import FER_CLASSES
+    from fer_lightning.data.table import FER_CLASSES
     from fer_lightning.report.dashboard import save
 
     names = [name.strip() for name in classes.split(",")] if classes else FER_CLASSES

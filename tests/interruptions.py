@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as L
 from torch import Tensor, nn
 
-from fer_lightning.interrupts import interrupts
+from fer_lightning.distributed.signals import interrupts
 
 
 class EndAt(L.Callback):

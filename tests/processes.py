@@ -14,7 +14,9 @@ from typing import NamedTuple
 REPOSITORY = Path(__file__).parents[1]
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["fer_lightning.run", "fer_lightning.app", "fer_lightning.worker", "matplotlib.pyplot"])
+_context.set_forkserver_preload(
+    ["fer_lightning.training.job", "fer_lightning.app", "fer_lightning.training.worker", "matplotlib.pyplot"]
+)
 
 
 class Ended(NamedTuple):

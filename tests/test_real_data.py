@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fer_lightning.audit.write import audit
-from fer_lightning.data import sources
-from fer_lightning.data.faces import FER_CLASSES
 from fer_lightning.data.protocols import partition
+from fer_lightning.data.readers import sources
+from fer_lightning.data.table import FER_CLASSES
 from tests.conftest import Run
 
 pytestmark = pytest.mark.real_data

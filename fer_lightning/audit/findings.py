@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from fer_lightning.data.blank import BLANK, flat_share, is_blank, is_near_blank
-from fer_lightning.data.faces import SPLITS, UNLABELLED, FaceTable
 from fer_lightning.data.ferplus import VOTES, nonface
-from fer_lightning.data.twins import NearPairs
+from fer_lightning.data.quality.blank import BLANK, flat_share, is_blank, is_near_blank
+from fer_lightning.data.quality.duplicates import NearPairs
+from fer_lightning.data.table import SPLITS, UNLABELLED, FaceTable
 
 FAULTS = {
     "broken": "a file that is no image, or a damaged one",

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fer_lightning.audit.findings import FAULTS
-from fer_lightning.data.faces import SPLITS, UNLABELLED, FaceTable
+from fer_lightning.data.table import SPLITS, UNLABELLED, FaceTable
 from fer_lightning.report import html
 
 SHOWN = 80

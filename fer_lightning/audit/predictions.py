@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning import results
+from fer_lightning.config.dataset import load_parts_of
 from fer_lightning.data.datamodule import evaluation_loader
-from fer_lightning.data.faces import FaceTable
+from fer_lightning.data.table import FaceTable
 from fer_lightning.errors import UserError
-from fer_lightning.evaluate import load_classifier, scoring_settings, scoring_trainer
-from fer_lightning.load import load_parts_of
+from fer_lightning.inference.evaluate import load_classifier, scoring_settings, scoring_trainer
 from fer_lightning.report.tables import probabilities_of
-from fer_lightning.run import quiet
-from fer_lightning.runfolder import finished
+from fer_lightning.runs.folder import finished
+from fer_lightning.training import results
+from fer_lightning.training.job import quiet
 
 
 def out_of_sample(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fer_lightning.data.faces import SPLITS, UNLABELLED, FaceTable
+from fer_lightning.data.table import SPLITS, UNLABELLED, FaceTable
 
 
 def class_counts(faces: FaceTable) -> pd.DataFrame:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from fer_lightning.audit import findings, gallery, summary
 from fer_lightning.audit.confident import confident_learning
-from fer_lightning.data import sources
-from fer_lightning.data.cache import default_root
-from fer_lightning.data.faces import UNLABELLED, FaceTable
-from fer_lightning.data.twins import near_twins
+from fer_lightning.data.quality.duplicates import near_twins
+from fer_lightning.data.readers import sources
+from fer_lightning.data.readers.cache import default_root
+from fer_lightning.data.table import UNLABELLED, FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.report import html
 from fer_lightning.report.files import write_folder

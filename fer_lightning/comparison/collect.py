@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fer_lightning.errors import UserError
 from fer_lightning.report.tables import PROBABILITY, labels_of, probabilities_of
-from fer_lightning.runfolder import CONFIG, METRICS, PIXELS, load_settings
+from fer_lightning.runs.folder import CONFIG, METRICS, PIXELS, load_settings
 
 IGNORED = ("seed", "resume", "allow_changes", "logger", "data.cache_dir", "trainer.progress_bar")
 """Keys that change nothing about what is compared; `seed` tells the runs of one setting apart."""

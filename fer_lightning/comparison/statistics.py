@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fer_lightning.comparison.collect import FinishedRun, Setting
 from fer_lightning.errors import UserError
-from fer_lightning.model.metrics import calibration_bins, confusion, expected_calibration_error, scores
+from fer_lightning.training.metrics import calibration_bins, confusion, expected_calibration_error, scores
 
 Floats = NDArray[np.float64]
 

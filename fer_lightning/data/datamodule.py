@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fer_lightning.data.balance import ClassSampling, TrainingSet
-from fer_lightning.data.faces import FaceTable
 from fer_lightning.data.loader import Augment, EvaluationOrder, FaceLoader, MixImages, TrainingOrder, first_epoch
 from fer_lightning.data.protocols import Partition, Rows
+from fer_lightning.data.table import FaceTable
+from fer_lightning.data.transforms.resampling import ClassSampling, TrainingSet
 from fer_lightning.errors import UserError
 
 
@@ -23,8 +23,9 @@ class FERDataModule(L.LightningDataModule):
     Args:
         faces: every image of the source.
         parts: which of them train, validate and test.
-        resample: changes the training set, see `fer_lightning.data.balance`; validation and test are never touched.
-        sampler: how often images are shown, see `fer_lightning.data.balance`.
+        resample: changes the training set, see `fer_lightning.data.transforms.resampling`; validation and test images
+            are never changed.
+        sampler: how often images are shown, see `fer_lightning.data.transforms.resampling`.
         augment: applied to each training batch.
         mix: applied to each training batch after that.
         batch_size: images a batch of training, over all devices: each gets an equal part.
@@ -32,7 +33,7 @@ class FERDataModule(L.LightningDataModule):
         seed: of the order of batches and of augmentation.
         draw_labels: where the table has targets, train on a label drawn from them anew in each epoch.
         cleaned: what was done to the training images beforehand, in words.
-        digests: of the images and labels of each part before that, see `fer_lightning.load.Loaded`.
+        digests: of the images and labels of each part before that, see `fer_lightning.config.dataset.Loaded`.
 
     Raises:
         UserError: batch sizes that cannot be, or fewer than two training images.

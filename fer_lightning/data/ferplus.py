@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.data.faces import FER_CLASSES, SPLITS, UNLABELLED, FaceTable, merge_classes
 from fer_lightning.data.labels import class_name, split_name
-from fer_lightning.data.streams import found, reading, shown
+from fer_lightning.data.readers.streams import found, reading, shown
+from fer_lightning.data.table import FER_CLASSES, SPLITS, UNLABELLED, FaceTable, merge_classes
 from fer_lightning.errors import UserError
 
 VOTES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.data.faces import FER_CLASSES, SPLITS, UNLABELLED
-from fer_lightning.data.streams import found
+from fer_lightning.data.readers.streams import found
+from fer_lightning.data.table import FER_CLASSES, SPLITS, UNLABELLED
 from fer_lightning.errors import UserError
 
 MAX_CLASSES = 1000

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fer_lightning.data.augment import Draws
+from fer_lightning.data.transforms.augment import Draws
 
 
 class Batch(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.data.faces import UNLABELLED, FaceTable
+from fer_lightning.data.table import UNLABELLED, FaceTable
 from fer_lightning.errors import UserError
 
 log = logging.getLogger(__name__)

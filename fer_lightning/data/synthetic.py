@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.data.faces import FER_CLASSES, SIDE, SPLITS, FaceTable
+from fer_lightning.data.table import FER_CLASSES, SIDE, SPLITS, FaceTable
 from fer_lightning.errors import UserError
 
 Floats = NDArray[np.float64]

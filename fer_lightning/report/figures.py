@@ -20,7 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from fer_lightning.model.metrics import calibration_bins, expected_calibration_error
+from fer_lightning.training.metrics import calibration_bins, expected_calibration_error
 
 DPI = 200
 

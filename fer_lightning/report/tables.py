@@ -87,7 +87,7 @@ def classification_report(confusion: NDArray[np.int64], classes: Sequence[str]) 
         Columns class, precision, recall, f1, support. As in scikit-learn's report, the row "accuracy" holds the
         accuracy under f1 and has no precision and recall.
     """
-    from fer_lightning.model.metrics import scores  # takes seconds to import, which other tables can do without
+    from fer_lightning.training.metrics import scores  # takes seconds to import, which other tables can do without
 
     s = scores(confusion, classes)
     total = int(confusion.sum())

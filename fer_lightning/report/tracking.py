@@ -20,7 +20,7 @@ import pandas as pd
 from lightning.pytorch.loggers import Logger
 from numpy.typing import NDArray
 
-from fer_lightning import ranks
+from fer_lightning.distributed import ranks
 from fer_lightning.report.loggers import Wandb
 from fer_lightning.report.write import most_confident
 

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fer_lightning.model.metrics import confusion
 from fer_lightning.report import figures, page, tables
 from fer_lightning.report.files import write_atomically
+from fer_lightning.training.metrics import confusion
 
 MISTAKES = 24
 """How many of the most confident mistakes the page shows."""

@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fer_lightning.data.faces import FER_CLASSES, SPLITS
 from fer_lightning.data.ferplus import VOTES
 from fer_lightning.data.synthetic import synthetic
+from fer_lightning.data.table import FER_CLASSES, SPLITS
 from tests.data.conftest import csv_bytes, image_bytes, pixel_text, write_folder
-from tests.data.test_twins import darker, mirrored, moved, watermarked
+from tests.data.quality.test_duplicates import darker, mirrored, moved, watermarked
 
 Finding = tuple[str, str, str]
 USAGE = {"train": "Training", "public": "PublicTest", "private": "PrivateTest"}

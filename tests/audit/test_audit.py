@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fer_lightning.data.faces import FER_CLASSES
+from fer_lightning.data.table import FER_CLASSES
 from tests.audit.conftest import Audited, Finding
 from tests.data.conftest import image_bytes, write_zip
 
@@ -92,7 +92,7 @@ def test_an_archive_with_a_damaged_member_is_read_on(audit: Audit, folder: tuple
 def test_broken_rows_of_a_csv_are_all_told_and_the_others_read(
     audit: Audit, csv: tuple[Path, Path, set[Finding]], tmp_path: Path
 ) -> None:
-    from fer_lightning.data.sources import load
+    from fer_lightning.data.readers.sources import load
     from fer_lightning.errors import UserError
 
     lines = csv[0].read_text().splitlines()
@@ -143,7 +143,7 @@ def test_mostly_broken_rows_are_another_kind_of_file(
 
 
 def test_training_still_ends_at_a_broken_file(folder: tuple[Path, set[Finding]], audit: Audit) -> None:
-    from fer_lightning.data.sources import load
+    from fer_lightning.data.readers.sources import load
     from fer_lightning.errors import UserError
 
     audit(folder[0], "--no-near")  # keeps nothing that a training job would read
@@ -159,9 +159,9 @@ def test_names_and_classes_are_text_on_the_page(audit: Audit, tmp_path: Path, pl
 
 
 def test_relabelling_takes_the_findings(audit: Audit, csv: tuple[Path, Path, set[Finding]], tmp_path: Path) -> None:
-    from fer_lightning.data.cleaning import relabel
     from fer_lightning.data.protocols import partition
-    from fer_lightning.data.sources import load
+    from fer_lightning.data.quality.cleaning import relabel
+    from fer_lightning.data.readers.sources import load
 
     done = audit(csv[0], "--no-near")
     table = done.findings

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from fer_lightning.audit import findings
-from fer_lightning.data.faces import SPLITS, UNLABELLED, FaceTable
-from fer_lightning.data.twins import NearPairs
+from fer_lightning.data.quality.duplicates import NearPairs
+from fer_lightning.data.table import SPLITS, UNLABELLED, FaceTable
 
 
 def table(images: list[int], splits: str, labels: list[int]) -> FaceTable:

@@ -12,9 +12,9 @@ import pytest
 
 from fer_lightning.audit.confident import confident_learning
 from fer_lightning.data.protocols import partition
-from fer_lightning.data.sources import load
-from fer_lightning.data.twins import near_twins
-from fer_lightning.evaluate import evaluate
+from fer_lightning.data.quality.duplicates import near_twins
+from fer_lightning.data.readers.sources import load
+from fer_lightning.inference.evaluate import evaluate
 from fer_lightning.report.tables import probabilities_of
 from tests.audit.conftest import Audited, Finding
 from tests.conftest import Run

@@ -31,7 +31,7 @@ from fer_lightning.comparison.statistics import (
 from fer_lightning.comparison.write import compare_runs, latex, markdown, pairwise, summary
 from fer_lightning.errors import UserError
 from fer_lightning.report import tables
-from fer_lightning.runfolder import PIXELS
+from fer_lightning.runs.folder import PIXELS
 from tests.conftest import TINY, Run
 
 CLASSES = ("angry", "happy", "sad_&_lonely")

@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fer_lightning.data.faces import FaceTable
-from fer_lightning.data.sources import load
+from fer_lightning.data.readers.sources import load
+from fer_lightning.data.table import FaceTable
 
 Files = dict[str, bytes]
 

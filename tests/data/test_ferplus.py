@@ -14,19 +14,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fer_lightning.data import ferplus, sources
-from fer_lightning.data.balance import Resample, TrainingSet
-from fer_lightning.data.faces import FER_CLASSES, SPLITS, UNLABELLED, FaceTable
+from fer_lightning.data import ferplus
 from fer_lightning.data.loader import FaceLoader, TrainingOrder, draw_labels
-from fer_lightning.data.mix import Mix
 from fer_lightning.data.protocols import partition
+from fer_lightning.data.readers import sources
 from fer_lightning.data.synthetic import synthetic
+from fer_lightning.data.table import FER_CLASSES, SPLITS, UNLABELLED, FaceTable
+from fer_lightning.data.transforms.mixing import Mix
+from fer_lightning.data.transforms.resampling import Resample, TrainingSet
 from fer_lightning.errors import UserError
-from fer_lightning.evaluate import evaluate
+from fer_lightning.inference.evaluate import evaluate
 from tests.conftest import Run
 from tests.data.conftest import csv_bytes, faces, folder_files, pixel_text, write_folder
 from tests.processes import apart
-from tests.test_resume import assert_same, ending, kept
+from tests.runs.test_resume import assert_same, ending, kept
 
 Train = Callable[..., Run]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fer_lightning.data.augment import BatchAugment
 from fer_lightning.data.loader import EvaluationOrder, FaceLoader, TrainingOrder, first_epoch
-from fer_lightning.data.mix import Mix
+from fer_lightning.data.transforms.augment import BatchAugment
+from fer_lightning.data.transforms.mixing import Mix
 
 
 def loader(order: TrainingOrder | EvaluationOrder, **options: object) -> FaceLoader:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fer_lightning.data.faces import SPLITS, FaceTable
 from fer_lightning.data.protocols import partition
+from fer_lightning.data.table import SPLITS, FaceTable
 from fer_lightning.errors import UserError
 
 

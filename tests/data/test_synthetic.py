@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from fer_lightning.data.faces import FER_CLASSES, FaceTable
 from fer_lightning.data.synthetic import MIN_PER_CLASS, TRAINING_COUNTS, synthetic
+from fer_lightning.data.table import FER_CLASSES, FaceTable
 from fer_lightning.errors import UserError
 
 GOLDEN = "4eb2bbd5d1dc0b189384c77110d808bc0afa876a37becc35357cb97676108807"

@@ -11,12 +11,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fer_lightning import schema
+from fer_lightning import app
 from fer_lightning.app import CONF
-from fer_lightning.data.faces import FER_CLASSES
+from fer_lightning.data.table import FER_CLASSES
 from fer_lightning.errors import UserError
-from fer_lightning.model.metrics import scores
 from fer_lightning.report import dashboard
+from fer_lightning.training.metrics import scores
 
 pytest.importorskip("wandb_workspaces")
 
@@ -47,7 +47,7 @@ def test_every_panel_shows_a_score_that_runs_log(sent: dict[str, Any]) -> None:
 
 def test_parallel_coordinates_lead_from_config_values_that_exist(sent: dict[str, Any]) -> None:
     (plot,) = [panel for panel in panels(sent) if "columns" in panel]
-    schema.register()
+    app.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", ["data=synthetic"])
     keys = [c["accessor"] for c in plot["columns"] if c["accessor"].startswith("config:")]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_lightning.data.faces import FER_CLASSES
+from fer_lightning.data.table import FER_CLASSES
 from fer_lightning.report import figures, page, tables
 from fer_lightning.report.html import STYLE
 from fer_lightning.report.write import most_confident, write_report

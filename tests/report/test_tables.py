@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import classification_report as sklearn_report
 
-from fer_lightning.data.faces import FER_CLASSES
+from fer_lightning.data.table import FER_CLASSES
 from fer_lightning.report import tables
 
 

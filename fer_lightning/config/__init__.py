@@ -1,0 +1,1 @@
+"""Typed config, its validation, and the objects that are built from it."""

@@ -1,0 +1,144 @@
+"""Types of the root config: a misspelt key or a value of the wrong type fails while the config is composed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Optional
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+# Optional[...] rather than `| None`: OmegaConf resolves the annotations at run time.
+# ruff: noqa: UP045
+
+
+class Mode(Enum):
+    min = "min"
+    max = "max"
+
+
+@dataclass
+class Monitor:
+    metric: str = "val/f1_macro"
+    mode: Mode = Mode.max
+
+
+@dataclass
+class Synthetic:
+    n_train: int = 2600
+    n_val: int = 400
+    n_test: int = 3000
+    seed: int = 0
+
+
+class Target(Enum):
+    majority = "majority"
+    probability = "probability"
+    crossentropy = "crossentropy"
+
+
+class Twins(Enum):
+    exact = "exact"
+    near = "near"
+
+
+class Fault(Enum):
+    duplicates = "duplicates"
+    near_duplicates = "near_duplicates"
+    conflicts = "conflicts"
+    leaks = "leaks"
+    blank = "blank"
+    near_blank = "near_blank"
+    nonface = "nonface"
+
+
+@dataclass
+class Data:
+    name: str = MISSING
+    path: Optional[str] = None
+    votes: Optional[str] = None
+    target: Optional[Target] = None
+    merge: Any = None  # OmegaConf cannot set a typed dict that is null from the command line
+    classes: Optional[list[str]] = None
+    twins: Twins = Twins.exact
+    drop: list[Fault] = field(default_factory=list)
+    relabel: Optional[str] = None
+    relabel_digest: Optional[str] = None  # of the file's content: filled in
+    cache_dir: Optional[str] = None
+    batch_size: int = 128
+    eval_batch_size: int = 512
+    synthetic: Optional[Synthetic] = None
+
+
+class Protocols(Enum):
+    kaggle = "kaggle"
+    report = "report"
+    kfold = "kfold"
+
+
+@dataclass
+class Protocol:
+    name: Protocols = Protocols.kaggle
+    holdout: float = 0.1
+    seed: int = 0
+    folds: int = 5
+    fold: int = 0
+
+
+@dataclass
+class Imbalance:
+    name: str = MISSING
+    resample: Optional[dict[str, Any]] = None
+    sampler: Optional[dict[str, Any]] = None
+    mix: Optional[dict[str, Any]] = None
+    head: Optional[dict[str, Any]] = None
+    posthoc_tau: float = 0.0
+    retrain_after: Optional[float] = None
+    loss: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Trainer:
+    max_epochs: int = 40
+    max_steps: int = -1
+    max_time: Optional[str] = None
+    accelerator: str = "auto"
+    devices: Any = 1
+    precision: str = "32-true"
+    gradient_clip_val: Optional[float] = None
+    accumulate_grad_batches: int = 1
+    sync_batchnorm: bool = False
+    deterministic: bool = False
+    channels_last: bool = True
+    log_every_n_steps: int = 20
+    limit_train_batches: Any = 1.0
+    limit_val_batches: Any = 1.0
+    limit_test_batches: Any = 1.0
+    check_val_every_n_epoch: int = 1
+    progress_bar: bool = True
+
+
+@dataclass
+class Config:
+    data: Data = field(default_factory=Data)
+    protocol: Protocol = field(default_factory=Protocol)
+    imbalance: Imbalance = field(default_factory=Imbalance)
+    augment: Optional[dict[str, Any]] = None
+    mix: Optional[dict[str, Any]] = None
+    model: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    trainer: Trainer = field(default_factory=Trainer)
+    callbacks: Optional[dict[str, Any]] = None
+    logger: Optional[dict[str, Any]] = None
+    seed: int = 0
+    monitor: Monitor = field(default_factory=Monitor)
+    resume: Optional[str] = None
+    allow_changes: bool = False
+
+
+def register() -> None:
+    """Register the types with Hydra, under the name that conf/config.yaml starts from, and this module's resolvers."""
+    OmegaConf.register_new_resolver("optuna_direction", lambda mode: f"{Mode(mode).value}imize", replace=True)
+    ConfigStore.instance().store(name="schema", node=Config)

@@ -1,0 +1,1 @@
+"""Faults of a data set: duplicates, blank images, cleaning."""

@@ -1,0 +1,226 @@
+"""Acting on faults of the training images: leaving some out, giving others another label.
+
+Validation and test images are never touched, so that scores stay comparable with those of runs that did not clean.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_lightning.data.ferplus import nonface
+from fer_lightning.data.protocols import Partition, Rows, need_every_class
+from fer_lightning.data.quality.blank import is_blank, is_near_blank
+from fer_lightning.data.quality.duplicates import near_twins
+from fer_lightning.data.table import UNLABELLED, FaceTable
+from fer_lightning.errors import UserError
+
+LEFT_OUT = "none"
+"""The new label of an image that is not to be trained on."""
+
+
+def drop(
+    faces: FaceTable, parts: Partition, faults: Sequence[str], cache_root: Path, given: Rows | None = None
+) -> tuple[Partition, str]:
+    """`parts` less the training images that have any of `faults`, and how many those are, in words.
+
+    Copies are looked for last, among what the others leave: of each photograph that may stay one does, the first or the
+    first whose label a person has given (`given`). An image with several faults counts for the first of them.
+
+    Raises:
+        UserError: votes are needed and not there, or a class has no training image left.
+    """
+    counts = []
+    for fault in sorted(faults, key=lambda fault: fault.endswith("duplicates")):
+        rows = dropped(faces, parts, fault, cache_root, given)
+        counts.append(f"{fault.replace('_', ' ')} {len(rows):,}")
+        parts = replace(parts, train=np.setdiff1d(parts.train, rows))
+    need_every_class(faces, parts.train, way_out=f"data.drop=[{','.join(faults)}] leaves none: name fewer faults")
+    return parts, f"left out of training: {', '.join(counts)}"
+
+
+def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path, given: Rows | None = None) -> Rows:
+    """The training images with a fault, as row numbers.
+
+    `duplicates` are images that are pixel for pixel the same as an earlier training image; `near_duplicates` those that
+    show the same photograph as an earlier one. `conflicts` are those whose twins in training have another label, all of
+    them; `leaks` those with a twin among the validation or test images; twins are what `data.twins` says. `blank` are
+    images that show nothing, `near_blank` those that show hardly more; `nonface` those that FER+ voters found not to
+    show a face.
+    """
+    train = parts.train
+    if fault == "duplicates":
+        return _all_but_first(faces.identical, train, given)
+    if fault == "near_duplicates":
+        return _all_but_first(near_twins(faces, cache_root)[0], train, given)
+    if fault == "leaks":
+        return train[np.isin(faces.twins[train], faces.twins[np.union1d(parts.val, parts.test)])]
+    if fault == "conflicts":
+        pairs = np.unique(np.stack([faces.twins[train], faces.training_labels[train]]), axis=1)
+        group, labels = np.unique(pairs[0], return_counts=True)
+        return train[np.isin(faces.twins[train], group[labels > 1])]
+    if fault == "blank":
+        return train[is_blank(faces.images[train])]
+    if fault == "near_blank":
+        return train[is_near_blank(faces.images[train])]
+    assert fault == "nonface", fault
+    if faces.votes is None:
+        raise UserError("data.drop=[nonface] goes by the votes of FER+: name them with data.votes=fer2013new.csv")
+    return train[nonface(faces.votes[train])]
+
+
+def _all_but_first(group: NDArray[np.int64], rows: Rows, given: Rows | None) -> Rows:
+    """Of each group's `rows` all but one: the first whose label was given, or the first."""
+    if given is not None:
+        rows = np.concatenate([np.intersect1d(rows, given), np.setdiff1d(rows, given)])
+    return np.sort(np.delete(rows, np.unique(group[rows], return_index=True)[1]))
+
+
+def digest(path: str) -> str:
+    """A digest of a file's content.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+    except OSError as error:
+        raise UserError(f"data.relabel={path}: {error.strerror}") from error
+
+
+class Relabelled(NamedTuple):
+    """A table and a partition with labels that a person has given.
+
+    Attributes:
+        words: how many labels changed.
+        given: the rows that have one of these labels, ascending or not, those whose label it was before among them.
+    """
+
+    faces: FaceTable
+    parts: Partition
+    words: str
+    given: Rows
+
+
+def relabel(
+    faces: FaceTable, parts: Partition, path: str, merge: Mapping[str, str], known_digest: str | None = None
+) -> Relabelled:
+    """Training images with the labels that a CSV gives them, and those of the same pixels with them.
+
+    Hold-outs keep their distance: an image that was not trained on for want of a label stays out where it has a twin
+    among images that were held out.
+
+    Args:
+        faces: the table.
+        parts: its partition, made by the labels as they were.
+        path: a CSV with the columns `image`, an id as in predictions.csv or an audit's findings.csv, and `new_label`: a
+            class, "none" for an image to leave out, or nothing. Where it has `pixel_digest`, as findings.csv does, the
+            image has to be the one that was meant. Other columns are not looked at.
+        merge: classes that were taken for others, see `data.merge`.
+        known_digest: of the content that the file has to have.
+
+    Raises:
+        UserError: the file cannot be read or has changed, names an image or class that is not there, another image than
+            was meant, or an image or its copy with different labels; or a class has no training image left.
+    """
+    where = f"data.relabel={path}"
+    if known_digest is not None and digest(path) != known_digest:
+        raise UserError(f"{where}: the file is not the one this run was started with; bring that one back")
+    row_of = {name.decode(): row for row, name in enumerate(faces.ids.tolist())}
+    label_of = {LEFT_OUT: UNLABELLED} | {name: i for i, name in enumerate(faces.classes)}
+    label_of |= {old: label_of[new] for old, new in merge.items()}
+    asked: dict[int, tuple[int, int]] = {}
+    for line, image, label, known_by in _lines(path, where):
+        if not label:
+            continue
+        if image not in row_of:
+            raise UserError(f"{where}, line {line}: {faces.source} has no image '{image}'")
+        if label not in label_of:
+            classes = ", ".join(faces.classes)
+            raise UserError(
+                f"{where}, line {line}: no class '{label}'; there are {classes}, or {LEFT_OUT} to leave out"
+            )
+        row = row_of[image]
+        if known_by not in ("", *faces.pixel_digests(np.array([row]))):
+            raise UserError(
+                f"{where}, line {line}: '{image}' is not the image that was meant, the data have changed since: audit "
+                "them again, and fill in that file"
+            )
+        before, as_before = asked.setdefault(row, (line, label_of[label]))
+        if label_of[label] != as_before:
+            raise UserError(f"{where}, line {line}: '{image}' gets another label in line {before}: leave one empty")
+
+    scored = np.union1d(parts.val, parts.test)
+    may_train = set(np.setdiff1d(np.union1d(faces.rows("train"), parts.train), scored).tolist())
+    inside = {row: new for row, (_, new) in asked.items() if row in may_train}
+    elsewhere = len(asked) - len(inside)
+    inside = _with_copies(faces, parts.train, inside, asked, where)
+    labelled = np.array([row for row, new in inside.items() if new != UNLABELLED], dtype=np.int64)
+    unsafe = _kept_from_training(faces, parts, labelled)
+    inside = {row: new for row, new in inside.items() if row not in unsafe}
+    changed = {row: new for row, new in inside.items() if new != faces.training_labels[row]}
+    rows, labels = (np.array(list(values), dtype=np.int64) for values in (inside, inside.values()))
+    faces = faces.with_labels(rows, labels)
+    train = np.union1d(parts.train, rows)
+    train = train[faces.training_labels[train] != UNLABELLED]
+    need_every_class(faces, train, way_out=f"{where} leaves none")
+    left_out = sum(new == UNLABELLED for new in changed.values())
+    words = f"{len(changed) - left_out:,} training images relabelled, {left_out:,} left out"
+    if unsafe:
+        words += f"; {len(unsafe):,} not trained on, being copies of images that are held out"
+    if elsewhere:
+        words += f"; {elsewhere:,} validation or test images keep their labels"
+    return Relabelled(faces, replace(parts, train=train), words, rows[labels != UNLABELLED])
+
+
+def _with_copies(
+    faces: FaceTable, train: Rows, wanted: Mapping[int, int], asked: Mapping[int, tuple[int, int]], where: str
+) -> dict[int, int]:
+    """New labels by row, also for the images of `train` that have the same pixels as one that gets a class."""
+    of_pixels: dict[int, int] = {}
+    for row, new in wanted.items():
+        if new == UNLABELLED:
+            continue
+        first = of_pixels.setdefault(int(faces.identical[row]), row)
+        if wanted[first] != new:
+            line, before = asked[row][0], asked[first][0]
+            raise UserError(
+                f"{where}, line {line}: '{faces.ids[row].decode()}' is pixel for pixel the image of line {before}, "
+                f"and gets another label: give both the same, or one of them {LEFT_OUT}"
+            )
+    copies = train[np.isin(faces.identical[train], list(of_pixels))]
+    return {row: wanted[of_pixels[int(faces.identical[row])]] for row in copies.tolist()} | dict(wanted)
+
+
+def _kept_from_training(faces: FaceTable, parts: Partition, rows: Rows) -> set[int]:
+    """Those of `rows` that were not trained on and have a twin among images that were held out of the same splits."""
+    scored = np.union1d(parts.val, parts.test)
+    held_out = scored[np.isin(faces.split[scored], faces.split[parts.train])]
+    entering = np.setdiff1d(rows, parts.train)
+    return set(entering[np.isin(faces.twins[entering], faces.twins[held_out])].tolist())
+
+
+def _lines(path: str, where: str) -> Iterator[tuple[int, str, str, str]]:
+    """Line number, image, new label and digest of pixels of each row, the last empty where there is no such column."""
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            for column in ("image", "new_label"):
+                if column not in (rows.fieldnames or []):
+                    has = ", ".join(rows.fieldnames or []) or "nothing"
+                    raise UserError(f"{where}: no column '{column}'; it has {has}")
+            for row in rows:
+                if None in row or None in row.values():
+                    raise UserError(
+                        f"{where}, line {rows.line_num}: not as many values as the header names: correct it"
+                    )
+                yield rows.line_num, row["image"], row["new_label"].strip(), row.get("pixel_digest", "").strip()
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error

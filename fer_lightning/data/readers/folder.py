@@ -1,0 +1,199 @@
+"""Folders of faces: train/<class>/<image>, test/<class>/<image>, and perhaps a validation folder."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from fer_lightning.data.labels import class_name, class_order, split_name
+from fer_lightning.data.readers.flaws import Flaws, noted
+from fer_lightning.data.readers.images import decode_sized
+from fer_lightning.data.readers.members import Archive
+from fer_lightning.data.readers.streams import found, overlapped, shown
+from fer_lightning.data.table import FER_CLASSES, SIDE, SPLITS, FaceTable
+from fer_lightning.errors import UserError
+
+MAX_IMAGE_BYTES = 64 << 20
+"""Size of the largest image file that is read."""
+
+_BATCH = 64  # images decoded at once: one alone costs less than handing it to a thread
+_SMALL = 1 << 17  # bytes of an image that goes into such a batch
+_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which image means what.
+
+    Attributes:
+        names: the archive's members that are images, sorted.
+        labels: of each, the index into `classes`.
+        splits: of each, the index into `faces.SPLITS`.
+        classes: class names in label order.
+    """
+
+    names: list[str]
+    labels: list[int]
+    splits: list[int]
+    classes: tuple[str, ...]
+
+
+def find_layout(archive: Archive) -> Layout | None:
+    """The layout of the class folders in `archive`; None if there is no train folder with folders inside.
+
+    Raises:
+        UserError: there are several data sets, a class is empty or not in train, or an image lies in no class folder.
+    """
+    root = _find_root(archive)
+    if root is None:
+        return None
+    faces: dict[tuple[str, str], list[str]] = {  # (split folder, class folder) -> members; empty ones too
+        (parts[0], parts[1]): [] for parts in (_below(root, f) for f in archive.folders) if _in_split(parts, 2)
+    }
+    for name in archive.names:
+        parts = _below(root, name)
+        if _in_split(parts, 3):
+            faces.setdefault((parts[0], parts[1]), []).append(name)
+        elif _in_split(parts, 2) and name.lower().endswith(_IMAGE_ENDINGS):
+            target = f"{shown(parts[0])}/<class>/{shown(parts[1])}"
+            raise UserError(f"{archive.where(name)} lies in no class folder: move it to {target}")
+    split_of = _unambiguous(archive, root, {folder: str(split_name(folder)) for folder, _ in faces})
+    class_of = _class_names({folder for _, folder in faces})
+    for split_folder in split_of:
+        inside = {f"{split_folder}/{c}": class_of[c] for s, c in faces if s == split_folder}
+        _unambiguous(archive, root, inside)
+    trained = {class_of[c] for s, c in faces if split_of[s] == "train"}
+    for (split_folder, folder), names in faces.items():
+        where = archive.where(f"{root}{split_folder}/{folder}")
+        if not names and split_of[split_folder] == "train":
+            raise UserError(f"{where} holds no images: fill it, or remove it here and from the other splits")
+        if names and class_of[folder] not in trained:
+            raise UserError(f"{where} has no counterpart in train/: add images of it there, or remove it")
+    classes = class_order(trained)
+    rows = sorted(
+        (name, classes.index(class_of[folder]), SPLITS.index(split_of[split_folder]))
+        for (split_folder, folder), names in faces.items()
+        for name in names
+    )
+    names = [name for name, _, _ in rows]
+    return Layout(names, [label for _, label, _ in rows], _split_test(names, [s for _, _, s in rows]), classes)
+
+
+def read(archive: Archive, layout: Layout, fingerprint: str, flaws: Flaws | None = None) -> FaceTable:
+    """The faces of `layout`, sorted by name, as 48 by 48 grey images.
+
+    Args:
+        archive: where they are.
+        layout: what they mean.
+        fingerprint: of the content.
+        flaws: takes note of what is wrong with single files, so that it is no error.
+
+    Raises:
+        UserError: a member is no image, damaged, or too large, and there is nowhere to note it.
+    """
+    row_of = {name: row for row, name in enumerate(layout.names)}
+    images = np.zeros((len(row_of), SIDE, SIDE), dtype=np.uint8)
+
+    def batches() -> Iterator[list[tuple[str, bytes]]]:
+        batch: list[tuple[str, bytes]] = []
+        for name, stream in archive.members(layout.names):
+            with noted(flaws, row_of[name]):
+                batch.append((name, _content(stream, archive.where(name))))
+            if batch and (len(batch) == _BATCH or len(batch[-1][1]) > _SMALL):
+                yield batch
+                batch = []
+        yield batch
+
+    def decode(batch: list[tuple[str, bytes]]) -> None:
+        for name, data in batch:
+            row = row_of[name]
+            with noted(flaws, row):
+                images[row], size = decode_sized(data, archive.where(name))
+                if flaws is not None and min(size) < SIDE:
+                    flaws.small[row] = size
+
+    for _ in overlapped(decode, batches()):
+        pass
+    return FaceTable(
+        images=images,
+        labels=np.array(layout.labels, dtype=np.int64),
+        split=np.array(layout.splits, dtype=np.int8),
+        ids=np.array([name.encode(errors="backslashreplace") for name in layout.names]),
+        classes=layout.classes,
+        source=str(archive.path),
+        fingerprint=fingerprint,
+    )
+
+
+def _content(stream: io.BufferedReader, where: str) -> bytes:
+    data = stream.read(_SMALL)
+    if len(data) == _SMALL:  # asked for at once, the largest would be allocated for every face
+        data += stream.read(MAX_IMAGE_BYTES)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise UserError(f"{where} is larger than {MAX_IMAGE_BYTES:,} bytes: no face; remove it")
+    return data
+
+
+def _find_root(archive: Archive) -> str | None:
+    """The folder that train/ lies in, with a slash at the end: "" or "fer2013/"."""
+    roots = set()
+    for path in (*archive.folders, *(name.rpartition("/")[0] for name in archive.names)):
+        parts = path.split("/")
+        for depth, part in enumerate(parts[:-1]):  # what follows is the class folder
+            if split_name(part) == "train":
+                roots.add("".join(f"{p}/" for p in parts[:depth]))
+                break
+    if not roots:
+        return None
+    least = min(root.count("/") for root in roots)
+    first, *others = sorted(root for root in roots if root.count("/") == least)
+    if others:
+        raise UserError(
+            f"{shown(archive.path)} holds several data sets, {shown(first)} and {shown(others[0])}: give data.path one"
+        )
+    return first
+
+
+def _below(root: str, path: str) -> list[str]:
+    return path.removeprefix(root).split("/") if path.startswith(root) else []
+
+
+def _in_split(parts: list[str], depth: int) -> bool:
+    return len(parts) >= depth and split_name(parts[0]) is not None
+
+
+def _unambiguous(archive: Archive, root: str, meanings: dict[str, str]) -> dict[str, str]:
+    folders: dict[str, list[str]] = defaultdict(list)
+    for folder, meaning in sorted(meanings.items()):
+        folders[meaning].append(folder)
+    for meaning, same in folders.items():
+        if len(same) > 1:
+            where = archive.where(root + same[0])
+            raise UserError(f"{where} and {shown(same[1])} both mean {found(meaning)}: merge them, or rename one")
+    return meanings
+
+
+def _class_names(folders: set[str]) -> dict[str, str]:
+    """What each class folder means; 0 to 6 are FER-2013's labels where there are no other folders."""
+    names = {folder: class_name(folder) for folder in folders}
+    if all(re.fullmatch("[0-6]", name) for name in names.values()):
+        return {folder: FER_CLASSES[int(name)] for folder, name in names.items()}
+    return names
+
+
+def _split_test(names: list[str], splits: list[int]) -> list[int]:
+    """`splits` with "test" divided into "public" and "private", if every test image is named for its part."""
+    parts: dict[int, int] = {}
+    for row, split in enumerate(splits):
+        if split == SPLITS.index("test"):
+            match = re.match("(public|private)test_", PurePosixPath(names[row]).name, re.IGNORECASE)
+            if match is None:
+                return splits
+            parts[row] = SPLITS.index(match[1].lower())
+    return [parts.get(row, split) for row, split in enumerate(splits)]

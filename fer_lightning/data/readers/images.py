@@ -1,0 +1,86 @@
+"""Any image file to a 48 by 48 grey face."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_lightning.data.table import SIDE
+from fer_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 64_000_000
+"""Size of the largest image that is decoded, in pixels."""
+
+# Not all that Pillow knows: some of its readers start other programs (EPS) or are hardly ever tested.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
+# Where Pillow keeps metadata that may say which way up an image is.
+_TURNING = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
+
+
+def decode_face(data: bytes, where: str) -> NDArray[np.uint8]:
+    """The face in the image file `data`, uint8 (48, 48), see `decode_sized`."""
+    return decode_sized(data, where)[0]
+
+
+def decode_sized(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The face in the image file `data`, uint8 (48, 48), and the width and height that the file has.
+
+    Turned upright by its EXIF tag, made grey (16 bits scaled to 8, transparent parts white), scaled so that the shorter
+    side is 48, and cut to the middle of the longer side. A grey 48 by 48 image comes out as it is.
+
+    Args:
+        data: a JPEG, PNG, BMP, GIF, WebP, TIFF or PGM/PPM file; of an animation, the first frame counts.
+        where: the file, for messages.
+
+    Raises:
+        UserError: not an image, a damaged one, or one of more than 64 megapixels.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    too_large = f"{where} has more than {MAX_PIXELS:,} pixels: no face, or a decompression bomb; remove it"
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(too_large)
+            size = image.size
+            image.draft(None, (4 * SIDE, 4 * SIDE))  # lets a large JPEG be decoded at a fraction of its size
+            image.load()
+            if image.format == "TIFF" or not _TURNING.isdisjoint(
+                image.info
+            ):  # looking closer takes as long as decoding
+                ImageOps.exif_transpose(image, in_place=True)
+            grey = _grey(image, where)
+            if grey.size != (SIDE, SIDE):
+                grey = ImageOps.fit(grey, (SIDE, SIDE))
+            return np.asarray(grey), size
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(f"{where} is not an image that can be read: remove it, or save it as PNG or JPEG") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(too_large) from None
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged data
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(f"{where} is a damaged image ({reason}): replace or remove it") from error
+
+
+def _grey(image: Image.Image, where: str) -> Image.Image:
+    from PIL import Image
+
+    if image.mode == "L" and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise UserError(f"{where} has pixels of 32-bit floats, whose range is unknown: save it with 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow would clip these at 255
+        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB").convert("L")

@@ -1,0 +1,191 @@
+"""One FaceTable from every form that FER-2013, or a folder of one's own faces, comes in."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from fer_lightning.data.ferplus import attach
+from fer_lightning.data.readers import csvfile, folder
+from fer_lightning.data.readers.archives import open_archive
+from fer_lightning.data.readers.cache import Cache, default_root
+from fer_lightning.data.readers.flaws import Flaws
+from fer_lightning.data.readers.members import Archive, Directory
+from fer_lightning.data.readers.streams import reading, shown
+from fer_lightning.data.table import SPLITS, FaceTable
+from fer_lightning.errors import UserError
+
+HOW_TO_GET = (
+    "get FER-2013 from Kaggle (msambare/fer2013, or the challenge's fer2013.csv), or use data=synthetic, "
+    "which needs no download"
+)
+
+
+def load(path: str | os.PathLike[str], *, cache_dir: Path | None = None) -> FaceTable:
+    """The faces at `path`, whose form is told by looking at it.
+
+    It may be a CSV with the columns emotion, pixels and Usage (fer2013.csv, icml_face_data.csv), or train.csv with
+    test.csv beside it; a folder with train/<class>/*, test/<class>/* and perhaps val/<class>/*; a folder of such CSVs;
+    any of them as .zip, .tar, .tar.gz, .tar.xz, .tar.bz2, and a CSV also as .gz, .xz, .bz2.
+
+    Args:
+        path: the CSV, folder or archive.
+        cache_dir: where parsed tables are kept; default FER_LIGHTNING_CACHE, or else the user's cache folder.
+
+    Returns:
+        The table, with read-only arrays. Rows of a CSV in their order, those of a folder sorted by name.
+
+    Raises:
+        UserError: the path does not exist, or what is there cannot be read in full as labelled faces.
+    """
+    path = _existing(path)
+    cache = Cache(cache_dir or default_root())
+    with _open(path) as archive:
+        stamp, now = archive.stamp(), time.time_ns()
+        known = cache.recall(path, stamp)
+        table = cache.open(known, str(path)) if known else None
+        if table is not None:
+            return table
+        layout = _look(archive) if archive.is_directory else None  # of many files, which count
+        digest = archive.digest(layout.names if layout else ())
+        table = cache.open(digest, str(path))
+        if table is None:
+            layout = layout or _look(archive)
+            table = layout.read(archive, digest)
+            if archive.changed(layout.names):
+                raise UserError(f"{shown(path)} changed while it was read: wait until it is complete, and run again")
+            table = cache.store(replace(table, source=str(path)))
+    cache.remember(path, stamp, digest, now)
+    return table
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A source with what is wrong with its single images.
+
+    Attributes:
+        faces: the images that can be read.
+        broken: id, split, class and fault of each that cannot.
+        small: width and height of those that were enlarged to 48 by 48, by id.
+    """
+
+    faces: FaceTable
+    broken: list[tuple[str, str, str, str]]
+    small: dict[str, tuple[int, int]]
+
+
+def survey(path: str | os.PathLike[str], *, votes: Path | None = None, cache_dir: Path | None = None) -> Survey:
+    """The faces at `path` as `load` reads them, but images that cannot be read are left out and told of.
+
+    Where there are such images, and of class folders, nothing is kept in the cache: `load` is to fail.
+
+    Args:
+        path: the CSV, folder or archive.
+        votes: FER+ votes for its rows, those that cannot be read among them.
+        cache_dir: as for `load`.
+
+    Raises:
+        UserError: as `load`, but for the content of single images, unless most of them cannot be read; or the votes do
+            not fit.
+    """
+    path = _existing(path)
+    with _open(path) as archive:
+        layout = _look(archive)
+        if layout.csv:
+            table = None
+            with suppress(UserError):
+                table = load(path, cache_dir=cache_dir)
+            if table is not None:
+                return Survey(attach(table, votes, "--votes") if votes else table, [], {})
+        flaws = Flaws()
+        table = layout.read(archive, "", flaws)
+    if 2 * len(flaws.broken) > len(table):
+        first = flaws.broken[min(flaws.broken)]
+        raise UserError(f"{first}; nor can {len(flaws.broken) - 1:,} others of its {len(table):,} images be read")
+    table = attach(table, votes, "--votes") if votes else table
+    names = [name.decode() for name in table.ids.tolist()]
+    classes = [*table.classes, ""]  # UNLABELLED, -1, is the last
+    broken = [
+        (names[row], SPLITS[table.split[row]], classes[table.labels[row]], flaws.broken[row])
+        for row in sorted(flaws.broken)
+    ]
+    small = {names[row]: size for row, size in flaws.small.items()}
+    return Survey(table.without(np.array(list(flaws.broken), dtype=np.int64)), broken, small)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which members make the table, and how: as CSV files or as class folders."""
+
+    csv: list[csvfile.CsvMember] | None
+    folders: folder.Layout | None
+
+    @property
+    def names(self) -> list[str]:
+        if self.csv:
+            return [member.name for member in self.csv]
+        return self.folders.names if self.folders else []
+
+    def read(self, archive: Archive, digest: str, flaws: Flaws | None = None) -> FaceTable:
+        if self.csv:
+            return csvfile.read(archive, self.csv, digest, flaws)
+        assert self.folders is not None
+        return folder.read(archive, self.folders, digest, flaws)
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    text = os.fspath(path)
+    if not text:
+        raise UserError(f"data.path is empty; it names a CSV, a folder or an archive: {HOW_TO_GET}")
+    if "\0" in text:
+        raise UserError(f"data.path {shown(text)} is no path: {HOW_TO_GET}")
+    found = Path(os.path.expanduser(text))  # noqa: PTH111 (Path's own raises RuntimeError for a user there is not)
+    with reading(shown(found)):
+        try:
+            found.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"data.path {shown(found)} does not exist{_near(found)}: {HOW_TO_GET}") from None
+    return found
+
+
+def _near(path: Path) -> str:
+    """Names in the same folder that `path` may have been meant to be."""
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=3)
+    return f" (did you mean {' or '.join(shown(path.parent / name) for name in close)}?)" if close else ""
+
+
+def _open(path: Path) -> Archive:
+    """The archive at `path`; for a train.csv, with the test.csv beside it."""
+    if path.name.lower().startswith("train.csv") and path.is_file():
+        with reading(shown(path.parent)):
+            beside = re.compile(re.escape(path.name.lower().replace("train", "test", 1)), re.IGNORECASE)
+            tests = [name for name in os.listdir(path.parent) if beside.fullmatch(name)]
+        if tests:
+            return Directory(path.parent, only=[path.name, min(tests)])
+    return open_archive(path)
+
+
+def _look(archive: Archive) -> _Layout:
+    """CSV files if there are any with faces, since their pixels are the original ones; else class folders."""
+    folders = folder.find_layout(archive)
+    members = csvfile.choose(archive, sole=folders is None)
+    if members is None and folders is None:
+        names = sorted({name.split("/")[0] for name in (*archive.names, *archive.folders)})
+        found = ", ".join(shown(name) for name in names[:6]) + (", …" if len(names) > 6 else "") or "nothing"
+        raise UserError(
+            f"{shown(archive.path)} has no train/ with class folders and no CSV with pixels, but {found}: "
+            "expected train/happy/1.jpg, test/happy/2.jpg and so on (val/ if you like), or fer2013.csv; "
+            "an archive inside it can be given as data.path itself"
+        )
+    return _Layout(members, folders if members is None else None)

@@ -1,0 +1,152 @@
+"""Training-time augmentation: batched on the device that trains, or a user's own albumentations pipeline.
+
+Every random number is drawn on the CPU, from a generator that the loader seeds by (seed, epoch, batch): the same faces
+come out on every kind and number of devices, and a resumed run sees what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Draws:
+    """Random numbers, one for each image of a batch of which a rank may hold a part.
+
+    They are drawn for the whole batch and the rank takes its own, so that an image gets the same ones wherever it is.
+
+    Args:
+        seed: of the batch.
+        total: images in the batch, over all ranks.
+        mine: which of them this rank holds.
+    """
+
+    def __init__(self, seed: int, total: int, mine: slice = slice(None)) -> None:
+        self._rng, self._total, self._mine = torch.Generator().manual_seed(seed), total, mine
+
+    def uniform(self) -> Tensor:
+        """Numbers in [0, 1), float (B,)."""
+        return torch.rand(self._total, generator=self._rng)[self._mine]
+
+    def symmetric(self) -> Tensor:
+        """Numbers in [-1, 1), float (B,)."""
+        return 2 * self.uniform() - 1
+
+    def beta(self, alpha: float) -> Tensor:
+        """Numbers from Beta(alpha, alpha), float (B,)."""
+        rng = np.random.default_rng(int(torch.randint(2**31, (), generator=self._rng)))  # torch's takes no generator
+        return torch.from_numpy(rng.beta(alpha, alpha, self._total)).float()[self._mine]
+
+    def seeds(self) -> list[int]:
+        """Seeds for other generators."""
+        return torch.randint(2**31, (self._total,), generator=self._rng)[self._mine].tolist()
+
+
+class BatchAugment:
+    """Flip, rotate, scale, shift, brighten and erase a whole batch at once.
+
+    Args:
+        flip: probability of mirroring left to right.
+        rotate: largest rotation, degrees, drawn uniformly from both directions.
+        scale: largest relative change of size: 0.1 draws factors from 0.9 to 1.1.
+        shift: largest shift along each axis, as a fraction of the side.
+        brightness: largest shift of brightness, as a fraction of the full range.
+        contrast: largest relative change of contrast around the image's mean.
+        erase: probability of erasing one rectangle (Zhong et al. 2020, arXiv:1708.04896) of `erase_area`.
+        erase_area: smallest and largest area of the rectangle, as fractions of the image.
+
+    Pixels that come from outside the image repeat its border.
+    """
+
+    def __init__(
+        self,
+        flip: float = 0.5,
+        rotate: float = 0.0,
+        scale: float = 0.0,
+        shift: float = 0.0,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        erase: float = 0.0,
+        erase_area: Sequence[float] = (0.02, 0.2),
+    ) -> None:
+        for name, p in (("flip", flip), ("erase", erase)):
+            if not 0 <= p <= 1:
+                raise ValueError(f"augment.{name} is a probability, from 0 to 1, not {p}")
+        for name, amount in (("scale", scale), ("shift", shift), ("brightness", brightness), ("contrast", contrast)):
+            if not 0 <= amount < 1:
+                raise ValueError(f"augment.{name} is a fraction, from 0 up to 1, not {amount}")
+        if not (len(erase_area) == 2 and 0 < erase_area[0] <= erase_area[1] < 1):
+            raise ValueError(f"augment.erase_area is a smallest and a largest fraction, not {list(erase_area)}")
+        self.flip, self.rotate, self.scale, self.shift = (flip, math.radians(rotate), scale, shift)
+        self.brightness, self.contrast = brightness, contrast
+        self.erase, self.erase_area = erase, tuple(erase_area)
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """Augment images (B, 1, H, W), float in [0, 1]; returns the like."""
+        images = self._warp(images, draws)
+        images = self._light(images, draws)
+        return self._erase(images, draws)
+
+    def _warp(self, images: Tensor, draws: Draws) -> Tensor:
+        mirror = 1 - 2 * (draws.uniform() < self.flip).float()
+        angle = self.rotate * draws.symmetric()
+        zoom = 1 / (1 + self.scale * draws.symmetric())
+        shift_x, shift_y = (2 * self.shift * draws.symmetric(), 2 * self.shift * draws.symmetric())
+        if self.rotate == self.scale == self.shift == 0:
+            return torch.where((mirror < 0).to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+        cos, sin = zoom * torch.cos(angle), zoom * torch.sin(angle)
+        theta = torch.stack(
+            [torch.stack([cos * mirror, -sin, shift_x], 1), torch.stack([sin * mirror, cos, shift_y], 1)], 1
+        ).to(images.device, images.dtype)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+    def _light(self, images: Tensor, draws: Draws) -> Tensor:
+        offset = (self.brightness * draws.symmetric()).to(images).view(-1, 1, 1, 1)
+        gain = (1 + self.contrast * draws.symmetric()).to(images).view(-1, 1, 1, 1)
+        if self.brightness == self.contrast == 0:
+            return images
+        mean = images.mean((1, 2, 3), keepdim=True)
+        return ((images - mean) * gain + mean + offset).clamp_(0, 1)
+
+    def _erase(self, images: Tensor, draws: Draws) -> Tensor:
+        height, width = images.shape[2:]
+        low, high = self.erase_area
+        area = low + (high - low) * draws.uniform()
+        aspect = torch.exp(math.log(3) * draws.symmetric())  # from 1:3 to 3:1
+        centre_y, centre_x = draws.uniform(), draws.uniform()
+        erased = draws.uniform() < self.erase
+        grey = draws.uniform().to(images).view(-1, 1, 1, 1)
+        if self.erase == 0:
+            return images
+        half_h, half_w = (area * aspect).sqrt() / 2, (area / aspect).sqrt() / 2
+        y, x = ((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width)
+        inside_y = (y[None] - centre_y[:, None]).abs() <= half_h[:, None]
+        inside_x = (x[None] - centre_x[:, None]).abs() <= half_w[:, None]
+        mask = inside_y[:, :, None] & inside_x[:, None, :] & erased[:, None, None]
+        return torch.where(mask[:, None].to(images.device), grey, images)
+
+
+class AlbumentationsAugment:
+    """An albumentations pipeline, given as its serialised form, applied image by image on the CPU.
+
+    Args:
+        transforms: the pipeline's steps, each a mapping with `name` (a class of albumentations) and its arguments.
+    """
+
+    def __init__(self, transforms: Sequence[dict[str, Any]]) -> None:
+        from fer_lightning.data.transforms.pipeline import Pipeline
+
+        self.pipeline = Pipeline(transforms, key="augment.transforms")
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """Augment images (B, 1, H, W), float in [0, 1]; the pipeline itself sees uint8 (H, W, 1)."""
+        batch_BHWC = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        out = [self.pipeline(image, seed) for image, seed in zip(batch_BHWC, draws.seeds(), strict=True)]
+        return torch.stack([torch.from_numpy(o) for o in out]).permute(0, 3, 1, 2).to(images) / 255

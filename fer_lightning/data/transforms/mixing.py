@@ -1,0 +1,93 @@
+"""Training on mixtures of two faces, which the network is to recognise in proportion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fer_lightning.data.transforms.augment import Draws
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Mixes each image of a batch with its neighbour: 1st and 2nd with each other, 3rd and 4th, and so on.
+
+    Batches are in random order, so neighbours are; a rank holds whole pairs and needs no image of another one.
+
+    Args:
+        alpha: λ, the image's own share, is drawn from Beta(alpha, alpha) for each image (mixup, Zhang et al. 2018,
+            arXiv:1710.09412).
+        cut: replace a rectangle of the share 1 − λ instead of blending (CutMix, Yun et al. 2019, arXiv:1905.04899).
+        p: probability that an image is mixed at all.
+        kappa: Remix (Chou et al. 2020, arXiv:2007.03943): where one of the two classes has at least `kappa` times the
+            images of the other, the mixture is labelled as the rarer one, unless that makes up less than 1 − `tau` of
+            it, equation 7. None mixes labels as images.
+        tau: τ of Remix, the largest share of the common class that is still given to the rare one.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    alpha: float = 1.0
+    cut: bool = False
+    p: float = 1.0
+    kappa: float | None = None
+    tau: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.alpha <= 0:
+            raise ValueError(f"alpha of the Beta distribution is above 0, not {self.alpha}")
+        for name, value in (("p", self.p), ("tau", self.tau)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is from 0 to 1, not {value}")
+        if self.kappa is not None and self.kappa < 1:
+            raise ValueError(f"kappa is a ratio of class sizes, from 1, not {self.kappa}")
+
+    def __call__(self, images: Tensor, targets: Tensor, draws: Draws, class_counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix a batch.
+
+        Args:
+            images: float (B, 1, H, W).
+            targets: float (B, C), probabilities.
+            draws: of the batch.
+            class_counts: training images per class, (C,).
+
+        Returns:
+            Mixed images and targets of the same shapes; the last of an odd number stays as it is.
+        """
+        share = torch.where(draws.uniform() < self.p, draws.beta(self.alpha), torch.tensor(1.0))
+        corner_y, corner_x = draws.uniform(), draws.uniform()
+        n = len(images)
+        partner = (torch.arange(n) ^ 1).clamp_max(n - 1)
+        if self.cut:
+            inside = _rectangle(share, corner_y, corner_x, images.shape[2:])
+            share = 1 - inside.float().mean((1, 2))
+            images = torch.where(inside[:, None].to(images.device), images[partner], images)
+        else:
+            own = share.to(images).view(-1, 1, 1, 1)
+            images = own * images + (1 - own) * images[partner]
+        share = share.to(targets)
+        if self.kappa is not None:
+            share = self._for_the_rare(share, targets @ class_counts.to(targets), partner)
+        own = share[:, None]
+        return images, own * targets + (1 - own) * targets[partner]
+
+    def _for_the_rare(self, share: Tensor, sizes: Tensor, partner: Tensor) -> Tensor:
+        """The share of the image's own label, given the size of each image's class: 0, 1 or as the image's."""
+        assert self.kappa is not None
+        ratio = sizes / sizes[partner]
+        share = torch.where((ratio >= self.kappa) & (share < self.tau), 0.0, share)
+        return torch.where((ratio <= 1 / self.kappa) & (1 - share < self.tau), 1.0, share)
+
+
+def _rectangle(share: Tensor, y: Tensor, x: Tensor, size: torch.Size) -> Tensor:
+    """Which pixels are the partner's: bool (B, H, W), a rectangle of the image's shape around (y, x), cut off at the
+    border; all of them fractions of the side."""
+    height, width = size
+    half = (1 - share).sqrt() / 2
+    rows, columns = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+    inside_y = (rows[None] - y[:, None]).abs() < half[:, None]
+    inside_x = (columns[None] - x[:, None]).abs() < half[:, None]
+    return inside_y[:, :, None] & inside_x[:, None, :]

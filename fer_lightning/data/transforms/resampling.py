@@ -1,0 +1,121 @@
+"""Meeting the imbalance by changing how many training images of each class there are, or how often they are shown."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_lightning.data.transforms.pipeline import Pipeline
+from fer_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What is trained on.
+
+    Attributes:
+        images: uint8 (N, 48, 48).
+        labels: int64 (N,).
+        rows: int64 (N,), the row of the source table each image is, or was copied from.
+        copied: bool (N,), true for images made by augmentation.
+        targets: float32 (N, C), distributions to learn where they are more than the labels.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    copied: NDArray[np.bool_]
+    targets: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def counts(self, n_classes: int) -> NDArray[np.int64]:
+        return np.bincount(self.labels, minlength=n_classes)
+
+
+class Resample:
+    """Grow or shrink classes: the student report's "balanced data".
+
+    A class with factor f ends up with round(f × its images): for f < 1 a random part is dropped, for f > 1 all stay and
+    augmented copies are added, spread evenly over the originals.
+
+    Args:
+        factors: factor by class name; 1 for classes that are not named.
+        transforms: the albumentations pipeline that makes the copies, see `Pipeline`.
+        seed: of what is dropped and how copies look.
+    """
+
+    def __init__(self, factors: Mapping[str, float], transforms: Sequence[Mapping[str, Any]], seed: int = 0) -> None:
+        self.factors, self.transforms, self.seed = dict(factors), list(transforms), seed
+
+    def __call__(self, training: TrainingSet, classes: Sequence[str]) -> TrainingSet:
+        """The resampled training set: what is kept, in its old order, then the copies by class.
+
+        Raises:
+            UserError: a factor names a class that the data does not have, is negative, or empties a class.
+        """
+        n_images = training.counts(len(classes))
+        rng = np.random.default_rng(self.seed)
+        keep = np.ones(len(training), dtype=bool)
+        originals: list[NDArray[np.int64]] = []
+        for name, factor in self.factors.items():
+            if factor == 1:
+                continue
+            if name not in classes:
+                near = difflib.get_close_matches(name, classes, 1)
+                hint = f"did you mean '{near[0]}'?" if near else f"set it to 1; there are {', '.join(classes)}"
+                raise UserError(f"imbalance.resample.factors.{name}: the data has no class '{name}'; {hint}")
+            members = np.flatnonzero(training.labels == classes.index(name))
+            target = round(factor * int(n_images[classes.index(name)]))
+            if target < 1:
+                raise UserError(f"imbalance.resample.factors.{name}={factor} leaves no training image of {name}")
+            if target < len(members):
+                keep[rng.permutation(members)[target:]] = False
+            else:
+                rounds = [rng.permutation(members) for _ in range(-(-target // len(members)) - 1)]
+                originals.append(np.concatenate([*rounds, members[:0]])[: target - len(members)])
+        kept = np.flatnonzero(keep)
+        source = np.concatenate([kept, *originals]).astype(np.int64)
+        images = training.images[source]
+        if len(source) > len(kept):
+            pipeline = Pipeline(self.transforms, key="imbalance.resample.transforms")
+            for i in range(len(kept), len(source)):
+                seed = int(np.random.SeedSequence([self.seed, i]).generate_state(1)[0]) % 2**31
+                images[i] = pipeline(images[i][..., None], seed)[..., 0]
+        copied = np.arange(len(source)) >= len(kept)
+        targets = None if training.targets is None else training.targets[source]
+        return TrainingSet(images, training.labels[source], training.rows[source], copied, targets)
+
+
+@dataclass(frozen=True)
+class ClassSampling:
+    """Shows images of a class of n images with a probability proportional to nᑫ (Kang et al. 2020, arXiv:1910.09217,
+    equation 1), each drawn anew: an epoch has as many images as before, some of them several times.
+
+    Args:
+        q: 0 shows all classes equally often, ½ by the square root of their size, 1 as the data has them.
+        after: in force after this fraction of the epochs.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    q: float = 0.0
+    after: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, top in (("q", self.q, 1.0), ("after", self.after, 0.999)):
+            if not 0 <= value <= top:
+                raise ValueError(f"{name} is a fraction, from 0 to {top:g}, not {value}")
+
+    def probabilities(self, class_counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of each class: float (C,), 0 for one without images."""
+        sizes: NDArray[np.float64] = np.where(class_counts > 0, np.maximum(class_counts, 1.0) ** self.q, 0.0)
+        sizes /= sizes.sum()
+        return sizes

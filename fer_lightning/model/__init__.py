@@ -1,1 +1,0 @@
-"""The network, its loss, optimizer and metrics."""

@@ -1,0 +1,83 @@
+"""What a sweep tells of its jobs, and how they end with it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+FAILURE = "failure.txt"
+"""In the folder of a job that failed: why. Gone when the job is gone on with."""
+
+TAG_LENGTH, GROUP_LENGTH = 64, 128
+"""Characters that W&B takes."""
+
+_sweep_dir: Path | None = None
+
+
+class NoteSweep(Callback):
+    """Remembers the folder of the sweep that starts, for the summary at its end."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        global _sweep_dir
+        _sweep_dir = Path(config.hydra.sweep.dir).absolute()
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        (Path(config.hydra.runtime.output_dir) / FAILURE).unlink(missing_ok=True)
+
+
+def swept() -> list[str]:
+    """The overrides that this job of a sweep has and others do not, `seed=…` last; none outside of sweeps."""
+    hydra = HydraConfig.get()
+    told = Path(hydra.sweep.dir) / "multirun.yaml"
+    if hydra.mode is not RunMode.MULTIRUN or not told.is_file():
+        return []
+    of_all = set(OmegaConf.load(told).hydra.overrides.task)
+    own = [str(override) for override in hydra.overrides.task if override not in of_all]
+    return sorted(own, key=lambda override: override.startswith("seed="))
+
+
+def wandb(what: str) -> Any:
+    """How W&B is to know this job of a sweep: `group`, one for each setting; `name`; `tags`, for filters; None outside
+    of sweeps."""
+    own = swept()
+    if not own:
+        return None
+    setting = [override for override in own if not override.startswith("seed=")]
+    sweep = "/".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
+    if what == "tags":
+        return [tag[:TAG_LENGTH] for tag in (*own, f"sweep={sweep}")]
+    if what == "name":
+        return ", ".join(own)[:GROUP_LENGTH]
+    # Groups are the whole project's: another sweep's runs of the same name are others.
+    return f"{', '.join(setting)[: GROUP_LENGTH - len(sweep) - 3]} ({sweep})" if setting else sweep
+
+
+def tell_failure(message: str) -> None:
+    """Report a failed job at once, while the others go on."""
+    hydra = HydraConfig.get()
+    (Path(hydra.runtime.output_dir) / FAILURE).write_text(message)
+    print(f"job {hydra.job.num} failed ({hydra.job.override_dirname}): {message}", file=sys.stderr)
+
+
+def summary() -> int:
+    """Print how many jobs of the sweep, if there was one, finished and which did not; returns how many did not."""
+    if _sweep_dir is None or not _sweep_dir.is_dir():
+        return 0
+    jobs = sorted(_sweep_dir.rglob("train.log"))
+    if not jobs:
+        return 0
+    unfinished = [log.parent for log in jobs if not (log.parent / "metrics.json").is_file()]
+    print(f"sweep    {_sweep_dir}: {len(jobs) - len(unfinished)} of {len(jobs)} jobs finished")
+    for job in unfinished:
+        reason = job / FAILURE
+        why = reason.read_text().strip().splitlines()[-1] if reason.is_file() else "did not come to its end"
+        print(f"         {job.relative_to(_sweep_dir)}: {why}", file=sys.stderr)
+    if unfinished:
+        print(f"go on with `python train.py resume={_sweep_dir}`", file=sys.stderr)
+    return len(unfinished)

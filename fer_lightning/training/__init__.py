@@ -1,0 +1,1 @@
+"""One training job: the LightningModule, losses, optimizers, metrics, callbacks."""

@@ -1,0 +1,116 @@
+"""metrics.csv, a row an epoch, and the speed of training."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+
+from fer_lightning.report.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+
+class History(L.Callback):
+    """Writes metrics.csv whole after each epoch and measures images per second.
+
+    Its state goes into checkpoints, so that a run that is gone on with has every epoch once.
+
+    Attributes:
+        rows: one mapping an epoch, as in the file.
+        seconds: spent in training batches so far; validation is left out.
+        images: trained on so far, by all devices.
+
+    Args:
+        path: where metrics.csv is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        self.seconds, self.images = 0.0, 0
+        self._epoch_seconds, self._epoch_images, self._since = 0.0, 0, 0.0
+        self._earlier, self._started = 0.0, 0.0
+
+    @property
+    def fit_seconds(self) -> float:
+        """Spent in training and validation so far, before and after interruptions."""
+        return self._earlier + (time.perf_counter() - self._started if self._started else 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rows": [dict(row) for row in self.rows],
+            "seconds": self.seconds,
+            "images": self.images,
+            "epoch_seconds": self._epoch_seconds,
+            "epoch_images": self._epoch_images,
+            "fit_seconds": self.fit_seconds,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.seconds, self.images = (state_dict[name] for name in ("rows", "seconds", "images"))
+        self._epoch_seconds, self._epoch_images = state_dict["epoch_seconds"], state_dict["epoch_images"]
+        self._earlier = state_dict["fit_seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = time.perf_counter()
+        self._since = self._started - self._epoch_seconds  # an epoch that was broken off has run for that long
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._earlier, self._started = self.fit_seconds, 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since, self._epoch_seconds, self._epoch_images = (time.perf_counter(), 0.0, 0)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._epoch_images += len(batch.labels) * trainer.world_size
+        self._epoch_seconds = time.perf_counter() - self._since
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # By now the last step has ended on the device as well: its loss was looked at.
+        if trainer.state.fn == "fit":
+            self._epoch_seconds = time.perf_counter() - self._since
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.seconds += self._epoch_seconds
+        self.images += self._epoch_images
+        speed = self._epoch_images / self._epoch_seconds if self._epoch_seconds else 0.0
+        row = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/images_per_second": round(speed, 1),
+        }
+        scores = trainer.callback_metrics | pl_module.training_scores()  # Lightning asks it for these after callbacks
+        row |= {name: float(scores[name]) for name in sorted(scores) if not name.endswith("_step")}
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            self.write()
+            self._tell(trainer, row)
+
+    def write(self) -> None:
+        """Write the file as the rows are."""
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.path, text.getvalue().encode())
+
+    def _tell(self, trainer: L.Trainer, row: dict[str, float]) -> None:
+        names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1_macro")
+        values = ", ".join(f"{name} {row[name]:.4f}" for name in names if name in row)
+        line = f"epoch {row['epoch'] + 1}/{trainer.max_epochs}: {values}, {row['train/images_per_second']:.0f} images/s"
+        log.info(line)
+        print(line, flush=True)

@@ -1,0 +1,298 @@
+"""A source is parsed once, however many processes ask, and never wrongly taken for another."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fer_lightning.data.readers import cache as cache_module
+from fer_lightning.data.readers import csvfile, folder, members
+from fer_lightning.data.readers.sources import load
+from fer_lightning.errors import UserError
+from tests.data.conftest import csv_bytes, faces, fer_rows, folder_files, write_folder, write_zip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Path:
+    path = tmp_path / "fer2013.csv"
+    path.write_bytes(csv_bytes(fer_rows()))
+    return path
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was parsed, in order; a table that comes from the cache adds nothing."""
+    calls: list[str] = []
+    for module in (csvfile, folder):
+        read = module.read
+
+        def counted(archive: members.Archive, *rest: object, read: object = read) -> object:
+            calls.append(archive.path.name)
+            return read(archive, *rest)  # type: ignore[operator]
+
+        monkeypatch.setattr(module, "read", counted)
+    return calls
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files whose content was read to know them."""
+    calls: list[str] = []
+    sha256 = members._sha256
+
+    def counted(path: Path) -> str:
+        calls.append(path.name)
+        return sha256(path)
+
+    monkeypatch.setattr(members, "_sha256", counted)
+    return calls
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files count as old enough for their time stamps to be trusted."""
+    monkeypatch.setattr(cache_module, "_UNTRUSTED_NS", -(10**9))
+
+
+def entry(root: Path) -> Path:
+    (only,) = (root / f"v{cache_module.FORMAT}" / "tables").iterdir()
+    return only
+
+
+def test_second_load_is_mapped_and_equal(csv: Path, root: Path, parsed: list[str]) -> None:
+    first, second = load(csv, cache_dir=root), load(csv, cache_dir=root)
+    assert parsed == ["fer2013.csv"]
+    for name in ("images", "labels", "split", "ids"):
+        one, other = getattr(first, name), getattr(second, name)
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    assert (first.classes, first.source, first.fingerprint) == (second.classes, second.source, second.fingerprint)
+    base = second.images
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base  # type: ignore[assignment]
+    assert isinstance(base, np.memmap)
+
+
+def test_environment_names_the_cache(csv: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_LIGHTNING_CACHE", str(root))
+    load(csv)
+    assert entry(root).is_dir()
+
+
+def test_same_content_elsewhere_is_the_same_entry(csv: Path, root: Path, tmp_path: Path, parsed: list[str]) -> None:
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(csv.read_bytes())
+    first, second = load(csv, cache_dir=root), load(copy, cache_dir=root)
+    assert parsed == ["fer2013.csv"]
+    assert first.fingerprint == second.fingerprint
+    assert (first.source, second.source) == (str(csv), str(copy))
+
+
+@pytest.mark.usefixtures("settled")
+def test_unchanged_files_are_not_hashed_again(csv: Path, root: Path, hashed: list[str], tmp_path: Path) -> None:
+    images = write_folder(tmp_path / "faces", folder_files())
+    for path, files in ((csv, 1), (images, 8)):
+        hashed.clear()
+        load(path, cache_dir=root)
+        assert len(hashed) == files
+        load(path, cache_dir=root)
+        assert len(hashed) == files
+
+
+def test_a_fresh_file_is_not_trusted_to_be_the_same(csv: Path, root: Path, hashed: list[str]) -> None:
+    load(csv, cache_dir=root)
+    load(csv, cache_dir=root)
+    assert len(hashed) == 2
+
+
+@pytest.mark.usefixtures("settled")
+def test_changed_content_of_equal_size_and_time_is_seen(csv: Path, root: Path) -> None:
+    before, old = load(csv, cache_dir=root), csv.stat()
+    time.sleep(0.02)
+    csv.write_bytes(csv.read_bytes().replace(b"\n0,", b"\n6,"))
+    os.utime(csv, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert csv.stat().st_size == old.st_size
+    after = load(csv, cache_dir=root)
+    assert (before.labels[0], after.labels[0]) == (0, 6)
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("change", ["replace", "add", "remove", "empty class"])
+def test_changed_folder_is_seen(tmp_path: Path, root: Path, change: str) -> None:
+    files = folder_files()
+    path = write_folder(tmp_path / "faces", files)
+    before = load(path, cache_dir=root)
+    if change == "replace":
+        (path / "train/sad/0.png").write_bytes(files["test/sad/0.png"])
+    elif change == "add":
+        (path / "train/sad/new.png").write_bytes(files["test/sad/0.png"])
+    elif change == "remove":
+        (path / "train/happy/1.png").unlink()
+    else:
+        (path / "train/fear").mkdir()
+        with pytest.raises(UserError, match="no images"):
+            load(path, cache_dir=root)
+        return
+    assert load(path, cache_dir=root).fingerprint != before.fingerprint
+
+
+def test_file_that_changes_while_it_is_read_is_not_kept(csv: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = csvfile.read
+
+    def read_and_touch(*args: object) -> object:
+        table = read(*args)  # type: ignore[arg-type]
+        csv.write_bytes(csv.read_bytes() + b"\n")
+        return table
+
+    monkeypatch.setattr(csvfile, "read", read_and_touch)
+    with pytest.raises(UserError, match="changed while"):
+        load(csv, cache_dir=root)
+    assert not root.exists()
+
+
+def damage(entry: Path, kind: str) -> None:
+    name, _, what = kind.partition(" ")
+    file = entry / name
+    data = file.read_bytes()
+    if what == "missing":
+        file.unlink()
+    elif what == "empty":
+        file.write_bytes(b"")
+    elif what == "truncated":
+        file.write_bytes(data[: len(data) // 2])
+    elif what == "flipped":
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    else:
+        file.write_text(what)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(f"{name}.npy {what}" for name in ("images", "ids") for what in ("missing", "empty", "truncated", "flipped")),
+        "labels.npy flipped",
+        "classes.npy flipped",
+        *(f"table.json {what}" for what in ("missing", "empty", "truncated", "flipped", "[]", "null", '{"crc32": 3}')),
+    ],
+)
+def test_damaged_entry_is_rebuilt(csv: Path, root: Path, parsed: list[str], kind: str) -> None:
+    load(csv, cache_dir=root)
+    damage(entry(root), kind)
+    table = load(csv, cache_dir=root)
+    np.testing.assert_array_equal(table.images, faces(21))
+    assert table.labels.tolist() == [i % 7 for i in range(21)]
+    load(csv, cache_dir=root)
+    assert len(parsed) == 2
+    assert len(list(entry(root).parent.iterdir())) == 1  # nothing is left lying about
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"listing": 1}'])
+def test_damaged_memo_is_passed_over(csv: Path, root: Path, text: str) -> None:
+    load(csv, cache_dir=root)
+    (memo,) = (root / f"v{cache_module.FORMAT}" / "memos").iterdir()
+    assert json.loads(memo.read_text())["path"] == str(csv)
+    memo.write_text(text)
+    assert len(load(csv, cache_dir=root)) == 21
+
+
+def test_other_format_version_is_another_entry(
+    csv: Path, root: Path, parsed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(csv, cache_dir=root)
+    monkeypatch.setattr(cache_module, "FORMAT", cache_module.FORMAT + 1)
+    load(csv, cache_dir=root)
+    assert len(parsed) == 2
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.usefixtures("settled")
+def test_unusable_cache_folder_costs_one_warning(csv: Path, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root.write_text("a file, where no folder can be made, whoever runs this")
+    np.testing.assert_array_equal(load(csv, cache_dir=root).images, faces(21))
+    (message,) = warnings_in(caplog)
+    assert str(root) in message
+    assert "FER_LIGHTNING_CACHE" in message
+
+
+@pytest.mark.usefixtures("settled")
+def test_full_disk_costs_one_warning_and_leaves_nothing(
+    csv: Path, root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = np.save
+
+    def save_until_full(file: Path, array: np.ndarray) -> None:
+        if file.name == "ids.npy":
+            file.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(file, array)
+
+    monkeypatch.setattr(np, "save", save_until_full)
+    table = load(csv, cache_dir=root)
+    np.testing.assert_array_equal(table.images, faces(21))
+    assert not table.images.flags.writeable
+    (message,) = warnings_in(caplog)
+    assert "No space left" in message
+    assert not list((root / f"v{cache_module.FORMAT}" / "tables").iterdir())
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from fer_lightning.data.readers.sources import load
+table = load(sys.argv[1], cache_dir=Path(sys.argv[2]))
+print(table.fingerprint, int(table.images.sum()), len(table))
+"""
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_processes_that_start_together(tmp_path: Path, root: Path, damaged: bool) -> None:
+    path = write_zip(tmp_path / "faces.zip", folder_files({"sad": 60, "happy": 60}))
+    if damaged:
+        load(path, cache_dir=root)
+        damage(entry(root), "images.npy flipped")
+    command = [sys.executable, "-c", LOAD, str(path), str(root)]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    ends = [run.communicate() for run in runs]
+    assert [run.returncode for run in runs] == 4 * [0], ends
+    assert ends == [(f"{load(path, cache_dir=root).fingerprint} {int(faces(240).sum())} 240\n", "")] * 4
+    assert [p.name for p in entry(root).parent.iterdir()] == [load(path, cache_dir=root).fingerprint]
+
+
+def test_what_killed_processes_left_is_swept(csv: Path, root: Path) -> None:
+    tables = root / f"v{cache_module.FORMAT}" / "tables"
+    old, new = tables / ".old", tables / ".new"
+    for left in (old, new):
+        left.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    load(csv, cache_dir=root)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["fer2013.csv.gz", "fer2013-folder.zip"])
+def test_real_data_opens_at_once(fer2013_dir: Path, tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    root = tmp_path_factory.mktemp("open")
+    load(fer2013_dir / name, cache_dir=root)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        load(fer2013_dir / name, cache_dir=root)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.2

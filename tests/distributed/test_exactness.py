@@ -1,0 +1,268 @@
+"""One device or several: the same images, the same scores, and one error where there is one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+
+from tests.conftest import TINY
+from tests.processes import REPOSITORY, Command, apart, processes_of
+from tests.runs.test_resume import assert_same, ending, kept
+
+pytestmark = pytest.mark.ddp
+
+SMALL = (
+    *(s for s in TINY if "batch_size" not in s),
+    "model._target_=tests.interruptions.SmallNetwork",
+    "data.batch_size=30",
+    "data.eval_batch_size=16",
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=3",
+)
+"""60 test images in batches of 16, the last of them not full; 40 validation images."""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one device."""
+    folder = tmp_path_factory.mktemp("alone")
+    ended = apart(folder, *SMALL, f"hydra.run.dir={folder}/run")
+    assert ended.code == 0, ended.err
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two devices."""
+    folder = tmp_path_factory.mktemp("two")
+    ended = apart(folder, *SMALL, "trainer.devices=2", "logger=csv", f"hydra.run.dir={folder}/run")
+    assert ended.code == 0, ended.err
+    return folder / "run"
+
+
+@pytest.mark.parametrize("devices", [2, 3, pytest.param(5, marks=pytest.mark.slow)])
+def test_every_image_is_scored_once_on_any_number_of_devices(devices: int, alone: Path, tmp_path: Path) -> None:
+    """The same weights scored by 1, 2, 3 and 5 ranks: shards are uneven, and with 5 one has no test image at all."""
+    run = tmp_path / "run"
+    shutil.copytree(alone, run)
+    (run / "metrics.json").unlink()
+    shutil.rmtree(run / "report")
+    again = apart(tmp_path, f"resume={run}", f"trainer.devices={devices}", "allow_changes=true")
+    assert again.code == 0, again.err
+    for name in ("predictions.csv", "confusion_matrix.csv", "classification_report.csv"):
+        assert (run / "report" / name).read_bytes() == (alone / "report" / name).read_bytes()
+    one, several = (json.loads((folder / "metrics.json").read_text()) for folder in (alone, run))
+    assert {k: v for k, v in several.items() if "second" not in k} == {
+        k: v for k, v in one.items() if "second" not in k
+    }
+
+
+def test_what_was_validated_while_training_is_what_the_best_checkpoint_scores(two_ranks: Path) -> None:
+    """Each rank has norms of its own while it trains; validated is what is saved."""
+    metrics = json.loads((two_ranks / "metrics.json").read_text())
+    with (two_ranks / "metrics.csv").open() as file:
+        row = list(csv.DictReader(file))[int(metrics["train/best_epoch"])]
+    for name in ("val/loss", "val/accuracy", "val/f1_macro", "val/ece"):
+        assert float(row[name]) == pytest.approx(metrics[name], abs=1e-6)
+
+
+def test_a_run_on_two_devices_is_one_run(two_ranks: Path) -> None:
+    assert sorted(path.name for path in two_ranks.glob("*.log")) == ["rank0.log", "rank1.log", "train.log"]
+    assert json.loads((two_ranks / "metrics.json").read_text())["test/accuracy"] >= 0
+    assert len((two_ranks / "report" / "predictions.csv").read_text().splitlines()) == 61
+    with (two_ranks / "csv" / "metrics.csv").open() as file:
+        steps = [row["step"] for row in csv.DictReader(file) if row["train/loss_step"]]
+    assert len(steps) == len(set(steps))
+
+
+class TellSeed(L.Callback):
+    """Notes what each rank was given to run."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        (self.folder / f"seed{trainer.global_rank}").write_text(str(pl_module.hparams["seed"]))
+
+
+def test_a_rank_runs_the_saved_config_and_nothing_of_the_command_line(tmp_path: Path) -> None:
+    """The seed is the time, another one whenever the command line is read."""
+    tell = ["+callbacks.tell._target_=tests.test_exactness.TellSeed", f"+callbacks.tell.folder={tmp_path}"]
+    settings = [*(s for s in SMALL if "max_epochs" not in s), "trainer.max_epochs=1", "trainer.devices=2", *tell]
+    ended = apart(tmp_path, *settings, "seed=${now:1%f}", f"hydra.run.dir={tmp_path}/run")
+    assert ended.code == 0, ended.err
+    saved = OmegaConf.load(tmp_path / "run" / "config.yaml").seed
+    assert [(tmp_path / f"seed{rank}").read_text() for rank in (0, 1)] == [str(saved)] * 2
+
+
+def test_torchrun_can_start_the_ranks(two_ranks: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
+    settings = [*SMALL, "trainer.devices=auto", "logger=csv", f"hydra.run.dir={tmp_path}/run"]
+    ended = subprocess.run([*command, *settings], cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    for name in ("predictions.csv", "confusion_matrix.csv"):
+        ours = (two_ranks / "report" / name).read_bytes()
+        assert (tmp_path / "run" / "report" / name).read_bytes() == ours
+    assert ended.stdout.count("report   ") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_s_ranks_end_together_on_a_user_s_error(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
+    settings = [*SMALL, "trainer.devices=4", f"hydra.run.dir={tmp_path}/run"]
+    ended = subprocess.run([*command, *settings], cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 1
+    assert ended.stderr.count("error: trainer.devices=4 contradicts the 2 processes") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["trainer.devices=[0,1]"], "a CPU has no numbered devices"),
+        (["trainer.devices=0"], "use a number from 1"),
+        (["trainer.devices=many"], "use a number from 1"),
+        (["trainer.devices=2", "data.batch_size=31"], "use 30 or 32"),
+        (["trainer.devices=2", "data.batch_size=2"], "use 4"),
+        (["trainer.sync_batchnorm=true"], "for GPUs only"),
+        (["accelerator=ddp"], "sees no GPU here"),
+    ],
+)
+def test_devices_that_cannot_be_are_refused_in_one_line(settings: list[str], said: str, tmp_path: Path) -> None:
+    if torch.cuda.is_available() and "ddp" in settings[0]:
+        pytest.skip("there is a GPU")
+    without = [s for s in SMALL if s.partition("=")[0] not in {o.partition("=")[0] for o in settings}]
+    if "accelerator=" in settings[0]:
+        without.remove("trainer.accelerator=cpu")
+    ended = apart(tmp_path, *without, *settings, f"hydra.run.dir={tmp_path}/run")
+    assert ended.code == 1
+    assert said in ended.err
+    assert ended.err.count("\n") == 1, ended.err
+
+
+def test_slurm_is_asked_for_where_there_is_none(tmp_path: Path) -> None:
+    ended = apart(tmp_path, "accelerator=slurm", "data=synthetic")
+    assert ended.code == 1
+    assert "SLURM_JOB_ID" in ended.err
+    assert ended.err.count("\n") == 1, ended.err
+
+
+def test_a_user_s_error_on_every_rank_is_told_once(tmp_path: Path) -> None:
+    """Known only when the data is read, by which time there are ranks."""
+    settings = ["data=fer2013", f"data.path={tmp_path}/nothing.csv", "trainer.devices=2"]
+    without = [s for s in SMALL if not s.startswith(("data=", "data.synthetic"))]
+    ended = apart(tmp_path, *without, *settings, f"hydra.run.dir={tmp_path}/run")
+    assert ended.code == 1
+    assert ended.err.count("nothing.csv") == 1, ended.err
+    assert ended.err.count("\n") == 1, ended.err
+
+
+def test_a_killed_rank_ends_the_job_and_it_can_be_gone_on_with(tmp_path: Path, two_ranks: Path) -> None:
+    run, end = tmp_path / "run", ending("on_train_batch_start", 6, "SIGKILL", tmp_path / "once", rank=1)
+    ended = apart(tmp_path, *SMALL, *end, "trainer.devices=2", "logger=csv", f"hydra.run.dir={run}")
+    assert ended.code == 1
+    assert "rank 1 was ended by SIGKILL" in ended.err
+    assert "Traceback" not in ended.err
+    assert processes_of(run) == []
+    assert apart(tmp_path, f"resume={run}").code == 0
+    assert_same(run, kept(two_ranks))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [2, 7])
+def test_two_ranks_that_are_told_to_end_go_on_to_the_same_weights(batch: int, tmp_path: Path, two_ranks: Path) -> None:
+    """The signal reaches one of them; they agree on where to end."""
+    run, end = tmp_path / "run", ending("on_train_batch_start", batch, "SIGTERM", tmp_path / "once", rank=1)
+    ended = apart(tmp_path, *SMALL, *end, "trainer.devices=2", "logger=csv", f"hydra.run.dir={run}")
+    assert ended.code == 143, ended.err
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert processes_of(run) == []
+    assert apart(tmp_path, f"resume={run}").code == 0
+    assert_same(run, kept(two_ranks))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["model._target_=tests.interruptions.SmallNetwork", "model=resnet18"])
+def test_three_ranks_go_on_to_the_same_weights(model: str, tmp_path: Path) -> None:
+    """DDP lays its buckets out anew in each process, and with them the order of a sum of three; ResNet-18 has three."""
+    settings = [*(s for s in SMALL if not s.startswith("model")), model, "trainer.devices=3", "logger=csv"]
+    assert apart(tmp_path, *settings, f"hydra.run.dir={tmp_path}/whole").code == 0
+    end = ending("on_train_batch_start", 7, "SIGTERM", tmp_path / "once", rank=1)
+    assert apart(tmp_path, *settings, *end, f"hydra.run.dir={tmp_path}/run").code == 143
+    second = apart(tmp_path, f"resume={tmp_path}/run")
+    assert second.code == 0, second.err
+    assert_same(tmp_path / "run", kept(tmp_path / "whole"))
+
+
+def test_a_failing_rank_is_shown_with_its_own_error(tmp_path: Path) -> None:
+    end = ending("on_train_batch_start", 3, "SIGNONE", tmp_path / "once", rank=1)  # no such signal: AttributeError
+    ended = apart(tmp_path, *SMALL, *end, "trainer.devices=2", f"hydra.run.dir={tmp_path}/run")
+    assert ended.code == 1
+    assert "SIGNONE" in ended.err
+    assert "rank 1 failed" in ended.err
+    assert "Connection closed" not in ended.err
+    assert processes_of(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+)
+def test_ranks_end_with_the_process_that_started_them(number: signal.Signals, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = [s for s in SMALL if "max_epochs" not in s]
+    command = Command(tmp_path, *settings, "trainer.max_epochs=5000", "trainer.devices=2", f"hydra.run.dir={run}")
+    command.wait_for(lambda: "epoch 1/" in command.out)
+    assert len(processes_of(run)) >= 2
+    assert command.process.pid is not None
+    os.kill(command.process.pid, number)
+    assert command.wait().code == (-9 if number == signal.SIGKILL else 128 + number)
+    end = time.monotonic() + 20
+    while processes_of(run) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert processes_of(run) == []
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_weighted_loss_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+    """Gradients averaged over two ranks against PyTorch's loss over both halves at once."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import sys, torch, torch.distributed as dist\n"
+        "from fer_lightning import ranks\n"
+        "from fer_lightning.training.losses import CrossEntropy\n"
+        "ranks.connect()\n"
+        "r = dist.get_rank()\n"
+        "data = torch.load(sys.argv[1], weights_only=True)\n"
+        "w = torch.zeros(5, 7, requires_grad=True)\n"
+        "loss = CrossEntropy(data['counts'], weights='inverse', label_smoothing=0.1)\n"
+        "loss(data['x'][r::2] @ w, data['y'][r::2]).backward()\n"
+        "dist.all_reduce(w.grad)\n"
+        "torch.save(w.grad / 2, f'{sys.argv[1]}.{r}')\n"
+        "ranks.disconnect()\n"
+    )
+    rng = np.random.default_rng(0)
+    counts = [3995, 436, 4097, 7215, 4830, 3171, 4965]
+    x = torch.tensor(rng.normal(size=(40, 5)), dtype=torch.float32)
+    y = torch.tensor(rng.choice(7, 40, p=np.array(counts) / sum(counts)))
+    torch.save({"x": x, "y": y, "counts": counts}, tmp_path / "data")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path / "data")], check=True, env=environment, timeout=120)
+    w = torch.zeros(5, 7, requires_grad=True)
+    F.cross_entropy(x @ w, y, weight=1 / torch.tensor(counts, dtype=torch.float32), label_smoothing=0.1).backward()
+    assert w.grad is not None
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(f"{tmp_path}/data.{rank}", weights_only=True), w.grad)

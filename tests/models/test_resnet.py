@@ -1,0 +1,121 @@
+"""The network against the paper's sizes and an independent implementation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fer_lightning.models.resnet import ResNet
+
+PARAMETERS = {18: 11_173_831, 34: 21_281_991, 50: 23_516_103, 101: 42_508_231, 152: 58_151_879}
+"""One input channel, seven classes: torchvision's published counts less two input channels and 993 classes."""
+
+GOLDEN = {
+    18: [
+        [0.238342, 0.001029, -0.017425, 0.23198, -0.015516, -0.096414, -0.107948],
+        [0.239338, 0.010055, -0.024011, 0.230772, -0.006998, -0.089495, -0.096554],
+    ],
+    50: [
+        [0.040443, -0.00501, -0.013802, -0.134905, -0.152276, 0.019681, 0.072861],
+        [0.039456, -0.006815, -0.012445, -0.131236, -0.151183, 0.022988, 0.071094],
+    ],
+}
+
+
+def numbered_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights that any implementation with the same parameter names can be given, from PCG64's uniform numbers."""
+    weights = {}
+    for key, old in sorted(network.state_dict().items()):
+        rng = np.random.default_rng(list(key.encode()))
+        shape = tuple(old.shape)
+        if key.endswith("num_batches_tracked"):
+            new = np.zeros(shape, dtype=np.int64)
+        elif key.endswith("running_var"):
+            new = 0.5 + rng.random(shape)
+        elif len(shape) == 1 and key.endswith("weight"):
+            new = 0.2 + 0.4 * rng.random(shape)
+        elif len(shape) == 1:
+            new = 0.2 * (rng.random(shape) - 0.5)
+        else:
+            new = (rng.random(shape) - 0.5) * np.sqrt(12 * 2 / np.prod(shape[1:]))
+        weights[key] = torch.from_numpy(np.asarray(new)).to(old.dtype)
+    return weights
+
+
+def faces() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).random((2, 1, 48, 48))).float()
+
+
+@pytest.mark.parametrize(("depth", "parameters"), PARAMETERS.items())
+def test_parameter_counts(depth: int, parameters: int) -> None:
+    with torch.device("meta"):
+        assert sum(p.numel() for p in ResNet(depth).parameters()) == parameters
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_logits_equal_those_of_torchvision(depth: int) -> None:
+    """GOLDEN holds what torchvision 0.28's network of the same depth gave for the same weights and faces."""
+    network = ResNet(depth).eval()
+    network.load_state_dict(numbered_weights(network))
+    with torch.no_grad():
+        logits = network(faces())
+    torch.testing.assert_close(logits, torch.tensor(GOLDEN[depth]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_logits_equal_those_of_the_installed_torchvision(depth: int) -> None:
+    models = pytest.importorskip("torchvision.models", exc_type=Exception)
+    theirs = getattr(models, f"resnet{depth}")(num_classes=7).eval()
+    theirs.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    ours = ResNet(depth).eval()
+    weights = numbered_weights(theirs)
+    theirs.load_state_dict(weights)
+    ours.load_state_dict(weights)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(faces()), theirs(faces()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("stem", "side"), [("report", 2), ("small", 6)])
+def test_stems_leave_the_documented_map(stem: str, side: int) -> None:
+    network = ResNet(18, stem=stem)  # type: ignore[arg-type]
+    assert network.forward_features(faces()).shape == (2, 512, side, side)
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_width_sets_every_layer_s_channels(depth: int) -> None:
+    whole, half = (dict(ResNet(depth, width=width).named_parameters()) for width in (64, 32))
+    for name, parameter in whole.items():
+        inside = [size // 2 if size >= 64 else size for size in parameter.shape]
+        assert list(half[name].shape) == inside, name
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("stem", ["report", "small"])
+def test_every_parameter_gets_a_gradient(depth: int, stem: str) -> None:
+    network = ResNet(depth, stem=stem, zero_init_last=False)  # type: ignore[arg-type]
+    network(torch.rand(4, 1, 48, 48)).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_blocks_start_as_identities() -> None:
+    block = ResNet(50).layer1[1].eval()
+    x = torch.rand(2, 256, 6, 6)
+    torch.testing.assert_close(block(x), x)
+
+
+def test_dropout_acts_before_the_head_in_training_only() -> None:
+    network = ResNet(18, dropout=0.9)
+    features = torch.rand(2, 512, 2, 2)
+    network.eval()
+    assert torch.equal(network.forward_head(features), network.forward_head(features))
+    network.train()
+    assert not torch.equal(network.forward_head(features), network.forward_head(features))
+
+
+@pytest.mark.parametrize("arguments", [{"depth": 42}, {"stem": "big"}, {"width": 0}])
+def test_unknown_networks_are_refused(arguments: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        ResNet(**arguments)  # type: ignore[arg-type]

@@ -1,0 +1,183 @@
+"""What a user gets wrong ends in one clear line and exit code 1, before any training."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import TINY, Run
+
+Train = Callable[..., Run]
+
+
+def write_csv(path: Path, rows: int = 4) -> Path:
+    pixels = " ".join(["7"] * 2304)
+    path.write_text("emotion,pixels,Usage\n" + "".join(f"{i % 7},{pixels},Training\n" for i in range(rows)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["imbalance=wieghted"], "imbalance=wieghted: there is no such option; did you mean weighted?"),
+        (["imbalanc=weighted"], "imbalanc: there is no such key; did you mean imbalance"),
+        (["trainer.max_epoch=3"], "trainer.max_epoch: .* did you mean trainer.max_epochs"),
+        (["max_epochs=3"], "max_epochs: .* did you mean trainer.max_epochs"),
+        (["model.stm=small"], "model.stm: .* did you mean model.stem"),
+        (["data.batch_size=many"], "data.batch_size: Value 'many' of type 'str' could not be converted to Integer"),
+        (["protocol.name=mine"], r"protocol.name: Invalid value 'mine', expected one of \[kaggle, report, kfold\]"),
+        (["seed"], "'seed' is not an override: write key=value"),
+        (["logger=null"], "logger=null: name one of the options of logger, all, csv, none,"),
+        (["imbalance='none'", "logger=null"], "logger=null: name one of the options of logger"),
+        (["imbalance=none", "logger={a: 1}"], "logger={a: 1}: name one of the options of logger, all, csv, none,"),
+        (["model.depth=51"], r"model: depth must be one of \[18, 34, 50, 101, 152\], not 51"),
+        (["augment.flip=2"], "augment: augment.flip is a probability"),
+        (["imbalance.loss.label_smoothing=1"], "imbalance.loss: label_smoothing"),
+        (
+            ["imbalance.resample.factors.disgust=3"],
+            "imbalance.resample is null with these options; choose one of the gr",
+        ),
+        (["imbalance.head={scale: 3}"], "imbalance.head is null with these options"),
+        (["imbalance=balanced", "+imbalance.resample.factors.disgusted=2"], "did you mean 'disgust'"),
+        (["monitor.metric=val/f1"], "monitor.metric=val/f1: no such score; did you mean val/f1"),
+        (["monitor.metric=val/loss"], "monitor.mode=max contradicts monitor.metric=val/loss: use monitor.mode=min"),
+        (["data.path=faces.csv"], "data.path=.*faces.csv contradicts data=synthetic"),
+        (["data.classes=[happy,joy]"], "no class 'joy', only angry"),
+        (["data.batch_size=1"], "data.batch_size=1"),
+        (["protocol.holdout=0.9", "protocol=report"], "protocol.holdout=0.9"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs=0"),
+        (["trainer.precision=7"], "trainer: .*7"),
+        (["trainer.accelerator=cpu", "trainer.precision=16-mixed"], "precision=fp16 needs a GPU"),
+        (["trainer.accelerator=tpu"], "trainer.accelerator=tpu"),
+        (["trainer.devices=[0,1]"], "a CPU has no numbered devices"),
+        (["trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 .* callbacks=none"),
+        (["trainer.check_val_every_n_epoch=3"], "contradicts trainer.max_epochs=2"),
+        (["optimizer.lr=-1"], "optimizer: .*-1"),
+        (["schedule.warmup=2"], "schedule: schedule.warmup"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_options(train: Train, overrides: list[str], message: str) -> None:
+    run = train(*TINY, *overrides)
+    assert run.code == 1
+    last = run.err.strip().splitlines()[-1]
+    assert re.search(f"^error: .*{message}", last), run.err
+    assert "Traceback" not in run.err
+    assert not (run.folder / "metrics.csv").exists()
+
+
+def test_a_gpu_that_is_not_there(train: Train) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    run = train(*TINY, "trainer.accelerator=gpu")
+    assert run.code == 1
+    assert "sees no GPU here; use accelerator=cpu or auto" in run.err
+
+
+def test_a_missing_source_says_how_to_get_one(train: Train, tmp_path: Path) -> None:
+    write_csv(tmp_path / "fer2013.csv")
+    missing = train("data=fer2013", "data.path=null")
+    assert missing.code == 1
+    assert "data.path" in missing.err
+    assert "data=synthetic" in missing.err
+    near = train(f"data.path={tmp_path / 'fer2031.csv'}")
+    assert near.code == 1
+    assert "fer2013.csv" in near.err
+
+
+def test_a_bad_row_is_named(train: Train, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "fer2013.csv", 9)
+    lines = path.read_text().splitlines()
+    lines[6] = lines[6].replace(" 7", " 777", 1)
+    path.write_text("\n".join(lines))
+    run = train(f"data.path={path}")
+    assert run.code == 1
+    assert re.search(r"^error: .*fer2013.csv.*row 5.*777", run.err.strip().splitlines()[-1]), run.err
+
+
+def test_a_run_folder_that_cannot_be_written(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = train(*TINY, folder=tmp_path / "file" / "run")
+    assert run.code == 1
+    assert "hydra.run.dir" in run.err
+    assert "Traceback" not in run.err
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(train: Train) -> None:
+    run = train(*TINY, "optimizer.lr=1e38", "trainer.gradient_clip_val=null", "schedule=constant")
+    assert run.code == 1
+    assert re.search(r"error: the loss is not a finite number at step [1-9]\d* \(epoch 0", run.err), run.err
+    assert not (run.folder / "metrics.json").exists()
+
+
+def test_a_traceback_comes_when_asked_for(tmp_path: Path) -> None:
+    command = [sys.executable, "train.py", *TINY, "model.depth=51", f"hydra.run.dir={tmp_path}"]
+    root = Path(__file__).parents[1]
+    import os
+
+    env = os.environ | {"HYDRA_FULL_ERROR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=env, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_own_faces_with_other_classes(train: Train, tmp_path: Path) -> None:
+    """A user's own folder: two classes that FER-2013 does not have, colour photos of any size, no validation folder."""
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 12), ("test", 4)):
+        for level, name in ((40, "Bored"), (200, "curious")):
+            for i in range(n):
+                pixels = rng.integers(level - 30, level + 30, (60 + i, 80, 3), dtype=np.uint8)
+                (folder := tmp_path / "mine" / split / name).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    run = train(
+        f"data.path={tmp_path / 'mine'}", f"data.cache_dir={tmp_path / 'cache'}", "protocol.holdout=0.25",
+        "model=resnet18", "data.batch_size=6", "trainer.max_epochs=1", "logger=none", "trainer.accelerator=cpu",
+    )  # fmt: skip
+    assert run.code == 0, run.err
+    assert "bored" in run.out
+    assert "curious" in (run.folder / "report/classification_report.csv").read_text()
+    import torch
+
+    state = torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)
+    assert state["hyper_parameters"]["classes"] == ["bored", "curious"]
+    from fer_lightning.inference.evaluate import evaluate
+
+    other = evaluate(run.folder, data=tmp_path / "mine", split="all")
+    assert other["test/support/bored"] == 16
+
+
+class TestEvaluate:
+    """`fer-lightning evaluate` in the same manner."""
+
+    def evaluate(self, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+        from fer_lightning.cli import app
+
+        monkeypatch.setattr(sys, "argv", ["fer-lightning", "evaluate", *arguments])
+        with pytest.raises(SystemExit) as end:
+            app()
+        return int(end.value.code or 0)
+
+    def test_not_a_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.evaluate(str(tmp_path), monkeypatch=monkeypatch) == 1
+        assert "not a run folder" in capsys.readouterr().err
+
+    def test_damaged_checkpoint(
+        self, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run = train(*TINY, "trainer.max_epochs=1")
+        best = run.folder / "checkpoints/best.ckpt"
+        best.write_bytes(best.read_bytes()[:5000])
+        assert self.evaluate(str(run.folder), monkeypatch=monkeypatch) == 1
+        assert "best.ckpt: damaged" in capsys.readouterr().err

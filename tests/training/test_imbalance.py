@@ -1,0 +1,166 @@
+"""Every imbalance strategy through the training command: that it does what it is named for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fer_lightning.app import CONF
+from fer_lightning.inference.evaluate import evaluate
+from tests.conftest import TINY, Run
+from tests.processes import apart
+
+SMALL = (*(s for s in TINY if not s.startswith("model")), "model._target_=tests.interruptions.SmallNetwork")
+TRAINING = {"angry": 19, "disgust": 3, "fear": 19, "happy": 37, "sad": 23, "surprise": 15, "neutral": 24}
+BOTH = {"network.fc.weight", "network.fc.bias"}
+
+
+def states(folder: Path) -> list[dict[str, torch.Tensor]]:
+    """The weights after each epoch."""
+    paths = sorted(folder.glob("epoch=*.ckpt"))
+    return [torch.load(path, weights_only=True)["state_dict"] for path in paths]
+
+
+def keep_all(folder: Path) -> str:
+    target = "lightning.pytorch.callbacks.ModelCheckpoint"
+    return f"+callbacks.all={{_target_: {target}, save_top_k: -1, filename: '{{epoch}}', dirpath: {folder}}}"
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+STRATEGIES = sorted(path.stem for path in (CONF / "imbalance").glob("*.yaml"))
+ELSEWHERE = ("none", "balanced", "weighted", "balanced_weighted", "posthoc_adjusted", "two_stage")
+"""Trained by other tests; with sqrt_sampler and logit_adjusted nothing is new."""
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(s, marks=[pytest.mark.slow] if s in (*ELSEWHERE, "sqrt_sampler", "logit_adjusted") else [])
+        for s in STRATEGIES
+    ],
+)
+def test_every_strategy_trains(strategy: str, train: Callable[..., Run]) -> None:
+    needs_head = strategy == "ldam_drw"
+    run = train(*(TINY if needs_head else SMALL), f"imbalance={strategy}", "trainer.limit_train_batches=2")
+    assert run.code == 0, run.err
+    assert f"training {strategy}: " in run.out
+
+
+def test_retraining_changes_the_classifier_and_nothing_else(train: Callable[..., Run], tmp_path: Path) -> None:
+    settings = (
+        "imbalance=two_stage",
+        "imbalance.retrain_after=0.5",
+        "trainer.max_epochs=4",
+        keep_all(tmp_path / "all"),
+    )
+    run = train(*SMALL, *settings)
+    assert run.code == 0, run.err
+    epochs = states(tmp_path / "all")
+    steps = [changed(before, after) for before, after in pairwise(epochs)]
+    assert len(steps[0]) > 10  # the first stage trains all of it
+    assert steps[1] == steps[2] == BOTH
+    # Anew: far from where the first stage left it. And only the second stage's scores choose the checkpoint.
+    before, after = (epoch["network.fc.weight"].flatten() for epoch in epochs[1:3])
+    assert torch.corrcoef(torch.stack([before, after]))[0, 1].abs() < 0.5
+    assert json.loads((run.folder / "metrics.json").read_text())["train/best_epoch"] >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_retraining_on_two_devices(tmp_path: Path) -> None:
+    settings = ("imbalance=two_stage", "imbalance.retrain_after=0.5", "trainer.max_epochs=4", "trainer.devices=2")
+    run = apart(tmp_path, *TINY, *settings, keep_all(tmp_path / "all"), f"hydra.run.dir={tmp_path}/run")
+    assert run.code == 0, run.err
+    assert not run.err
+    epochs = states(tmp_path / "all")
+    assert [len(changed(before, after)) for before, after in pairwise(epochs)][1:] == [2, 2]
+    assert changed(epochs[1], epochs[3]) == BOTH
+
+
+def test_early_stopping_does_not_skip_the_second_stage(train: Callable[..., Run]) -> None:
+    run = train(
+        *SMALL, "imbalance=two_stage", "imbalance.retrain_after=0.6", "trainer.max_epochs=5", "optimizer.lr=1e-9",
+        "callbacks.early_stopping.patience=0",
+    )  # fmt: skip
+    assert run.code == 0, run.err
+    assert len(pd.read_csv(run.folder / "metrics.csv")) == 5  # nothing gets better, yet the second stage had its epochs
+
+
+@pytest.mark.parametrize(
+    "deferred",
+    [("imbalance=ldam_drw", "imbalance.loss.after=0.75"), ("imbalance=sampler", "imbalance.sampler.after=0.7")],
+)
+def test_the_best_checkpoint_is_one_of_after_what_was_deferred(train: Callable[..., Run], deferred: list[str]) -> None:
+    settings = ("trainer.max_epochs=4", "optimizer.lr=1e-9", "callbacks.early_stopping.patience=0")
+    run = train(*SMALL, *deferred, *settings)
+    assert run.code == 0, run.err
+    assert json.loads((run.folder / "metrics.json").read_text())["train/best_epoch"] == 3  # no epoch is better
+    assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == [
+        *("best.ckpt", "last.ckpt", "previous.ckpt")
+    ]
+
+
+def test_posthoc_adjustment_lowers_each_logit_by_its_class(train: Callable[..., Run]) -> None:
+    plain, adjusted = (train(*SMALL, "trainer.max_epochs=1", f"imbalance.posthoc_tau={tau}") for tau in (0, 0.7))
+    before, after = (
+        pd.read_csv(run.folder / "report/predictions.csv").filter(regex="^p_") for run in (plain, adjusted)
+    )
+    share = np.array([TRAINING.get(name.removeprefix("p_"), 0) for name in before], float)
+    expected = before.to_numpy() / (share / share.sum()) ** 0.7
+    expected /= expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(after.to_numpy(), expected, atol=2e-5)
+    metrics = json.loads((adjusted.folder / "metrics.json").read_text())
+    assert evaluate(adjusted.folder)["test/f1_macro"] == metrics["test/f1_macro"]
+    # The same without training again.
+    again = evaluate(plain.folder, posthoc_tau=0.7)
+    assert again["test/f1_macro"] == metrics["test/f1_macro"] and again["posthoc_tau"] == 0.7
+    saved = pd.read_csv(plain.folder / "evaluation/test-tau0.7/report/predictions.csv").filter(regex="^p_")
+    np.testing.assert_allclose(saved.to_numpy(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["imbalance=ldam_drw", "mix=mixup"], "one true class"),
+        (["imbalance=ldam_drw", "imbalance.loss.label_smoothing=0.1"], "label_smoothing"),
+        (["imbalance=ldam_drw", "imbalance.head=null", "imbalance.loss.scale=30"], "imbalance.head.scale=30"),
+        (["imbalance=remix", "mix=cutmix"], "mix=none"),
+        (["mix=mixup", "data.batch_size=33"], "pairs"),
+        (["imbalance=two_stage", "trainer.max_epochs=1"], "first stage no epoch"),
+        (["imbalance=two_stage", "model._target_=tests.interruptions.Whole"], "forward_features"),
+        (["imbalance=two_stage", "trainer.max_epochs=5", "trainer.check_val_every_n_epoch=3"], "no validation"),
+        (
+            ["imbalance=ldam_drw", "trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2"],
+            "imbalance.loss.after=0.8",
+        ),
+        (["imbalance=ldam_drw", "imbalance.head.scale=-1"], "imbalance.head"),
+        (["imbalance=two_stage", "callbacks=ema"], "callbacks=ema"),
+        (["imbalance=two_stage", "schedule=plateau"], "plateau"),
+        (["imbalance=ldam_drw", "trainer.max_steps=3"], "trainer.max_steps"),
+        (["imbalance=sampler", "imbalance.sampler.q=3"], "q is a fraction"),
+        (["imbalance=focal", "imbalance.loss.gamma=-1"], "gamma"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings: list[str], said: str, train: Callable[..., Run]) -> None:
+    run = train(*TINY, *settings)
+    assert run.code == 1
+    assert run.err.startswith("error: ") and said in run.err and run.err.count("\n") == 1
+    assert "epoch 1" not in run.out
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+@pytest.mark.parametrize("strategy", ["weighted", "focal", "balanced_softmax", "two_stage"])
+@pytest.mark.slow
+def test_strategies_combine_with_mixing_and_smoothing(strategy: str, mix: str, train: Callable[..., Run]) -> None:
+    run = train(*TINY, f"imbalance={strategy}", f"mix={mix}", "imbalance.loss.label_smoothing=0.1")
+    assert run.code == 0, run.err
