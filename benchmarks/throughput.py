@@ -24,7 +24,8 @@ from hydra import compose, initialize_config_dir
 
 from fer_lightning.app import CONF
 from fer_lightning.config import instantiate, schema
-from fer_lightning.config.dataset import load_data, resolve
+from fer_lightning.config.dataset import load_data
+from fer_lightning.config.resolve import resolve
 from fer_lightning.training.callbacks import History
 from fer_lightning.training.job import make_classifier, make_trainer, quiet
 from fer_lightning.training.optim import parameter_groups

@@ -63,7 +63,7 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
     """What the job's metrics.json holds, after running it in this process, in one for each device, or as one rank of
     those that torchrun or srun started."""
     from fer_lightning.config import devices
-    from fer_lightning.config.dataset import resolve
+    from fer_lightning.config.resolve import resolve
     from fer_lightning.config.validation import check
     from fer_lightning.distributed import launch, ranks
     from fer_lightning.runs import folder
@@ -76,7 +76,7 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
         raise UserError("--multirun under torchrun or srun: start the sweep by itself; its jobs start their own ranks")
     if place and place.rank > 0:  # a launcher that composes the config on every rank
         return worker.follow()
-    settings = resolve(cfg)
+    settings = resolve(cfg, folder.load_settings(run_dir) if folder.has_trained(run_dir) else None)
     check(settings, place)
     if multiprocessing.current_process().name.startswith("Loky"):  # a worker that joblib started
         end_with_parent()

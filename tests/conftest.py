@@ -22,6 +22,7 @@ TINY = (
     "data.synthetic.n_test=60",
     "data.batch_size=32",
     "model=resnet18",
+    "model.width=8",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=2",
     "optimizer.lr=0.02",

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
-
 from fer_lightning.config import instantiate
 from fer_lightning.data import ferplus
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.protocols import Partition, partition
-from fer_lightning.data.quality.cleaning import digest, drop, relabel
+from fer_lightning.data.quality.cleaning import drop, relabel
 from fer_lightning.data.quality.duplicates import near_twins
 from fer_lightning.data.readers.cache import default_root
 from fer_lightning.data.synthetic import synthetic
@@ -23,20 +20,6 @@ from fer_lightning.runs import folder
 
 Settings = Mapping[str, Any]
 """A resolved config as plain containers."""
-
-
-def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """The config with its interpolations filled in, as plain containers."""
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # type: ignore[assignment]
-    data = settings["data"]
-    for key in ("path", "votes", "relabel"):
-        if data[key] == "" and key != "path":
-            data[key] = None
-        if data[key] is not None:  # so that the run can be evaluated from another folder
-            data[key] = os.path.abspath(Path(data[key]).expanduser())
-    # So that a run whose file has changed since is not gone on with unawares.
-    data["relabel_digest"] = digest(data["relabel"]) if data["relabel"] else None
-    return settings
 
 
 def load_faces(settings: Settings) -> FaceTable:

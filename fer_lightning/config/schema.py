@@ -105,7 +105,7 @@ class Trainer:
     max_time: Optional[str] = None
     accelerator: str = "auto"
     devices: Any = 1
-    precision: str = "32-true"
+    precision: str = "auto"
     gradient_clip_val: Optional[float] = None
     accumulate_grad_batches: int = 1
     sync_batchnorm: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +11,14 @@ import numpy as np
 import torch
 
 from fer_lightning.config import devices
+from fer_lightning.config.precision import BF16, FP16, has_native_bf16
 from fer_lightning.data.ferplus import HOW_TO_GET
 from fer_lightning.data.loader import first_epoch
 from fer_lightning.distributed.ranks import Ranks
 from fer_lightning.errors import UserError
 from fer_lightning.training.metrics import scores
+
+log = logging.getLogger(__name__)
 
 LOWER_IS_BETTER = ("loss", "ece")
 
@@ -123,15 +127,20 @@ def check_monitor(monitor: Mapping[str, str], classes: tuple[str, ...]) -> None:
 def _check_devices(settings: Mapping[str, Any], place: Ranks | None) -> None:
     trainer, batch_size = settings["trainer"], settings["data"]["batch_size"]
     kind, here = devices.kind(trainer), devices.count(trainer)
-    if trainer["precision"] == "16-mixed" and kind == "cpu":
+    if trainer["precision"] == FP16 and kind == "cpu":
         raise UserError("precision=fp16 needs a GPU; use precision=bf16 or fp32 on the CPU")
-    if trainer["precision"] == "16-mixed" and trainer["gradient_clip_val"] and settings["optimizer"].get("fused"):
+    if trainer["precision"] == FP16 and trainer["gradient_clip_val"] and settings["optimizer"].get("fused"):
         raise UserError(
             "precision=fp16 with trainer.gradient_clip_val needs unscaled gradients, which a fused optimizer does not "
             "give: add optimizer.fused=false"
         )
-    if trainer["precision"] == "bf16-mixed" and kind == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError("precision=bf16: this GPU has no bfloat16; use precision=fp16 or fp32")
+    if trainer["precision"] == BF16 and not has_native_bf16(kind):
+        what = (
+            "this CPU emulates bfloat16: expect training to take at least five times"
+            if kind == "cpu"
+            else ("this GPU emulates bfloat16: expect training to take several times")
+        )
+        log.warning("precision=bf16: %s as long as with precision=auto", what)
     if trainer.get("sync_batchnorm") and kind != "cuda":
         raise UserError("trainer.sync_batchnorm=true: PyTorch has it for GPUs only; leave it out")
     if place and kind == "mps":

@@ -19,6 +19,7 @@ from fer_lightning.config import instantiate
 from fer_lightning.data.loader import Batch, first_epoch
 from fer_lightning.distributed import ranks
 from fer_lightning.errors import UserError
+from fer_lightning.models.layout import layout
 from fer_lightning.training import stages
 from fer_lightning.training.losses import LDAM, ClassLoss, log_prior
 from fer_lightning.training.metrics import SUMS, ClassificationScores, Predictions
@@ -48,7 +49,7 @@ class FERClassifier(L.LightningModule):
             nothing of it.
         retrain_after: after this fraction of the epochs, train the classifier alone once more, see
             `fer_lightning.training.stages`.
-        channels_last: memory layout of the network's tensors; the faster one for convolutions in mixed precision.
+        channels_last: ask for the channels-last memory layout, see `fer_lightning.models.layout`.
         seed: of what the network itself draws while it trains, such as dropout.
     """
 
@@ -81,13 +82,16 @@ class FERClassifier(L.LightningModule):
         if retrain_after is not None:
             stages.check_network(self.network)
         self.register_buffer("log_prior", log_prior(class_counts), persistent=False)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self._memory_format = torch.contiguous_format  # until `setup` knows the device
         self.val_scores = ClassificationScores(classes)
         self.predictions = Predictions()
         self._sums = torch.zeros(3, dtype=SUMS)  # of this rank's epoch so far: loss, hits, images
         # 0, or the 1-based step of the first loss that was not finite: found without waiting for the device each step.
         self._bad_step = torch.tensor(0)
+
+    def setup(self, stage: str) -> None:
+        self._memory_format = layout(self.network, self.trainer.strategy.root_device, self.hparams["channels_last"])
+        self.network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
         """Faces (B, 1, H, W), float in [0, 1], to logits (B, C) to train on."""
@@ -100,7 +104,7 @@ class FERClassifier(L.LightningModule):
         return logits - tau * self.log_prior if tau else logits
 
     def _standardised(self, images: Tensor) -> Tensor:
-        return ((images - MEAN) / STD).contiguous(memory_format=self.memory_format)
+        return ((images - MEAN) / STD).contiguous(memory_format=self._memory_format)
 
     @property
     def _retrain_from(self) -> float:

@@ -1,0 +1,40 @@
+"""From the composed config to plain containers in which nothing is left open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fer_lightning.config import devices
+from fer_lightning.config.precision import AUTO, FP16, choose_precision
+from fer_lightning.data.quality.cleaning import digest
+
+
+def resolve(cfg: DictConfig, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The config with its interpolations filled in, as plain containers.
+
+    Args:
+        cfg: as Hydra composed it.
+        kept: the resolved config of the run that is resumed, if any: `precision=auto` keeps what was chosen then.
+
+    Raises:
+        UserError: a file is missing, or there is no such accelerator.
+    """
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # type: ignore[assignment]
+    data, trainer = settings["data"], settings["trainer"]
+    for key in ("path", "votes", "relabel"):
+        if data[key] == "" and key != "path":
+            data[key] = None
+        if data[key] is not None:  # so that the run can be evaluated from another folder
+            data[key] = os.path.abspath(Path(data[key]).expanduser())
+    # So that a run whose file has changed since is not resumed with other labels.
+    data["relabel_digest"] = digest(data["relabel"]) if data["relabel"] else None
+    if trainer["precision"] == AUTO:
+        trainer["precision"] = kept["trainer"]["precision"] if kept else choose_precision(devices.kind(trainer))
+        if trainer["precision"] == FP16 and "fused" in settings["optimizer"]:
+            settings["optimizer"]["fused"] = False  # as conf/precision/fp16.yaml has it
+    return settings
