@@ -68,6 +68,7 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
     from fer_lightning.distributed import launch, ranks
     from fer_lightning.runs import folder
     from fer_lightning.training import worker
+    from fer_lightning.training.imbalance import Strategy
     from fer_lightning.training.job import run
 
     run_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
@@ -78,6 +79,7 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
         return worker.follow()
     settings = resolve(cfg, folder.load_settings(run_dir) if folder.has_trained(run_dir) else None)
     check(settings, place)
+    Strategy.from_config(settings["imbalance"]).check(settings["trainer"], mixes=bool(settings.get("mix")))
     if multiprocessing.current_process().name.startswith("Loky"):  # a worker that joblib started
         end_with_parent()
     with folder.enter(run_dir, settings):

@@ -70,12 +70,14 @@ class WaitAt(EndAt):
 
 
 class SmallNetwork(nn.Module):
-    """Convolution, norm and dropout, and checkpoints of a few kilobytes; of a ResNet's settings it heeds dropout."""
+    """A backbone of two convolutions, with checkpoints of a few kilobytes; it ignores a ResNet's settings."""
 
-    def __init__(self, num_classes: int, dropout: float = 0.0, **unused: Any) -> None:
+    num_features = 32
+
+    def __init__(self, in_channels: int = 1, **unused: Any) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 16, 7, stride=4, padding=3, bias=False),
+            nn.Conv2d(in_channels, 16, 7, stride=4, padding=3, bias=False),
             nn.BatchNorm2d(16),
             nn.ReLU(),
             nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False),
@@ -84,25 +86,6 @@ class SmallNetwork(nn.Module):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(32, num_classes)
 
-    def forward_features(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.layers(images)  # type: ignore[no-any-return]
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        return self.fc(self.dropout(features))  # type: ignore[no-any-return]
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
-
-
-class Whole(nn.Module):
-    """A network whose classifier cannot be told from the rest."""
-
-    def __init__(self, num_classes: int, **unused: Any) -> None:
-        super().__init__()
-        self.all = SmallNetwork(num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.all(images)  # type: ignore[no-any-return]

@@ -7,9 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fer_lightning.config import instantiate
 from fer_lightning.data import ferplus
-from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.protocols import Partition, partition
 from fer_lightning.data.quality.cleaning import drop, relabel
 from fer_lightning.data.quality.duplicates import near_twins
@@ -101,28 +99,3 @@ def load_parts_of(run_dir: Path, settings: Settings, *, cleaned: bool = True, wa
     loaded = load_parts(settings, cleaned=cleaned)
     folder.compare_partition(run_dir, loaded.faces.source, loaded.digests, way_out)
     return loaded
-
-
-def load_data(settings: Settings) -> FERDataModule:
-    """The data module of a config.
-
-    Raises:
-        UserError: the source, the protocol, what cleans it or the resampling cannot be.
-    """
-    faces, parts, cleaned, digests = load_parts(settings)
-    data = settings["data"]
-    return FERDataModule(
-        faces,
-        parts,
-        resample=instantiate.node("imbalance.resample", settings["imbalance"]["resample"]),
-        sampler=instantiate.node("imbalance.sampler", settings["imbalance"].get("sampler")),
-        augment=instantiate.node("augment", settings["augment"]),
-        mix=instantiate.node("imbalance.mix", settings["imbalance"].get("mix"))
-        or instantiate.node("mix", settings.get("mix")),
-        batch_size=data["batch_size"],
-        eval_batch_size=data["eval_batch_size"],
-        seed=settings["seed"],
-        draw_labels=data.get("target") == "probability",
-        cleaned=cleaned,
-        digests=digests,
-    )

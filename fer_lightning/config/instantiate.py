@@ -16,12 +16,29 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fer_lightning.errors import UserError
+from fer_lightning.models.network import FaceNetwork
+from fer_lightning.models.preprocessing import Preprocessing
 
 
-def network(node: Mapping[str, Any], num_classes: int, cosine_scale: float | None = None) -> nn.Module:
-    """The network: images (B, 1, H, W) to logits (B, num_classes), `cosine_scale` × cosines where that is given."""
-    head = {} if cosine_scale is None else {"cosine_scale": cosine_scale}
-    return _instantiate("model", node, num_classes=num_classes, **head)  # type: ignore[no-any-return]
+def network(node: Mapping[str, Any], num_classes: int, cosine_scale: float | None = None) -> FaceNetwork:
+    """The network of the config group `model`.
+
+    Args:
+        node: of the backbone, which is given `in_channels`; `preprocessing` and `dropout` are the network's own.
+        num_classes: number of logits.
+        cosine_scale: scale of a cosine head; None for a linear head.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+    own = dict(node)
+    dropout, settings = own.pop("dropout", 0.0), own.pop("preprocessing", None) or {}
+    try:
+        preprocessing = Preprocessing(**settings)
+        backbone = _instantiate("model", own, in_channels=preprocessing.channels)
+        return FaceNetwork(backbone, num_classes, preprocessing, dropout, cosine_scale)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model: {error}") from error
 
 
 def loss(node: Mapping[str, Any], class_counts: Sequence[int]) -> nn.Module:
@@ -35,12 +52,9 @@ def optimizer(node: Mapping[str, Any], parameters: Iterable[Any]) -> Optimizer:
     return _call("optimizer", node, parameters)  # type: ignore[no-any-return]
 
 
-def schedule(
-    node: Mapping[str, Any], optimizer: Optimizer, phases: Sequence[int], mode: str
-) -> tuple[LRScheduler, str]:
-    """The learning-rate schedule, which starts again for each phase of so many steps, and whether it steps each `step`
-    or `epoch`."""
-    return _call("schedule", node, optimizer, phases, mode)  # type: ignore[no-any-return]
+def schedule(node: Mapping[str, Any], optimizer: Optimizer, steps: int, mode: str) -> tuple[LRScheduler, str]:
+    """The learning-rate schedule over a number of optimizer steps, and whether it steps each `step` or `epoch`."""
+    return _call("schedule", node, optimizer, steps, mode)  # type: ignore[no-any-return]
 
 
 def named(key: str, nodes: Mapping[str, Any] | None) -> list[Any]:
@@ -70,3 +84,7 @@ def _instantiate(key: str, node: Mapping[str, Any], **extra: Any) -> Any:
             raise cause from error
         reason = str(cause) if isinstance(cause, ValueError | TypeError) else str(error).replace("\n", " ")
         raise UserError(f"{key}: {reason}") from error
+
+
+def check_targets(node: Any, *, where: str, trust: bool = False) -> None:
+    """Placeholder."""

@@ -13,7 +13,6 @@ import torch
 from fer_lightning.config import devices
 from fer_lightning.config.precision import BF16, FP16, has_native_bf16
 from fer_lightning.data.ferplus import HOW_TO_GET
-from fer_lightning.data.loader import first_epoch
 from fer_lightning.distributed.ranks import Ranks
 from fer_lightning.errors import UserError
 from fer_lightning.training.metrics import scores
@@ -49,7 +48,6 @@ def check(settings: Mapping[str, Any], place: Ranks | None = None) -> None:
                 f"trainer.check_val_every_n_epoch={every} contradicts trainer.max_epochs={epochs}: there would be no "
                 "validation to choose a checkpoint by"
             )
-    _check_imbalance(settings)
     _check_devices(settings, place)
 
 
@@ -75,41 +73,6 @@ def _check_cleaning(data: Mapping[str, Any]) -> None:
             f"data.relabel={data['relabel']} contradicts data.classes: what the file names may not be among these; use "
             "data.merge, or leave one of the two out"
         )
-
-
-def _check_imbalance(settings: Mapping[str, Any]) -> None:
-    imbalance, trainer = settings["imbalance"], settings["trainer"]
-    if settings.get("mix") and imbalance.get("mix"):
-        raise UserError(f"mix and imbalance={imbalance['name']} both mix images: use mix=none")
-    loss, sampler, retrain = imbalance["loss"], imbalance.get("sampler") or {}, imbalance.get("retrain_after")
-    late = {
-        "imbalance.loss.after": loss.get("after"),
-        "imbalance.sampler.after": sampler.get("after"),
-        "imbalance.retrain_after": retrain,
-    }
-    epochs, every = trainer["max_epochs"], trainer["check_val_every_n_epoch"]
-    for key, after in late.items():
-        if after and (trainer["max_epochs"] < 1 or trainer["max_steps"] > 0):
-            raise UserError(f"{key}={after} is a fraction of trainer.max_epochs: set that, and leave trainer.max_steps")
-        if after and (epochs // every) * every <= first_epoch(after, epochs):
-            raise UserError(
-                f"trainer.check_val_every_n_epoch={every} leaves what {key}={after} defers, from after epoch "
-                f"{first_epoch(after, epochs)} of {epochs} on, no validation to choose a checkpoint by"
-            )
-    head = imbalance.get("head")
-    if head is not None and not (
-        set(head) == {"scale"} and isinstance(head["scale"], int | float) and head["scale"] > 0
-    ):
-        raise UserError(f"imbalance.head={head}: null, or a cosine head's {{scale: <number above 0>}}")
-    if retrain is None:
-        return
-    if not 0 < retrain < 1 or first_epoch(retrain, epochs) == 0:
-        raise UserError(
-            f"imbalance.retrain_after={retrain} of trainer.max_epochs={epochs} leaves the first stage no epoch"
-        )
-    targets = [str(node.get("_target_", "")) for node in (settings["callbacks"] or {}).values() if node]
-    if any(target.endswith("WeightAveraging") for target in targets):
-        raise UserError("imbalance.retrain_after with callbacks=ema: the average would be of two classifiers")
 
 
 def check_monitor(monitor: Mapping[str, str], classes: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fer_lightning.data.loader import Augment, EvaluationOrder, FaceLoader, MixImages, TrainingOrder, first_epoch
+from fer_lightning.data.loader import Augment, EvaluationOrder, FaceLoader, MixImages, TrainingOrder
 from fer_lightning.data.protocols import Partition, Rows
 from fer_lightning.data.table import FaceTable
 from fer_lightning.data.transforms.resampling import ClassSampling, TrainingSet
@@ -26,6 +26,7 @@ class FERDataModule(L.LightningDataModule):
         resample: changes the training set, see `fer_lightning.data.transforms.resampling`; validation and test images
             are never changed.
         sampler: how often images are shown, see `fer_lightning.data.transforms.resampling`.
+        sampled_from: the first epoch, counted from 0, in which `sampler` is in force.
         augment: applied to each training batch.
         mix: applied to each training batch after that.
         batch_size: images a batch of training, over all devices: each gets an equal part.
@@ -46,6 +47,7 @@ class FERDataModule(L.LightningDataModule):
         *,
         resample: Callable[[TrainingSet, tuple[str, ...]], TrainingSet] | None = None,
         sampler: ClassSampling | None = None,
+        sampled_from: int = 0,
         augment: Augment | None = None,
         mix: MixImages | None = None,
         batch_size: int = 128,
@@ -62,7 +64,7 @@ class FERDataModule(L.LightningDataModule):
             raise UserError(f"data.eval_batch_size={eval_batch_size}: 1 at least is needed")
         self.faces, self.parts, self.draw_labels, self.cleaned = faces, parts, draw_labels, cleaned
         self.digests = digests or parts.digests(faces)
-        self.sampler, self.augment, self.mix = sampler, augment, mix
+        self.sampler, self.sampled_from, self.augment, self.mix = sampler, sampled_from, augment, mix
         self.batch_size, self.eval_batch_size, self.seed = (batch_size, eval_batch_size, seed)
         rows = parts.train
         targets = None if faces.targets is None else faces.targets[rows]
@@ -88,7 +90,7 @@ class FERDataModule(L.LightningDataModule):
         """Images per class of what is trained on, after resampling: int64 (C,). With a sampler that is in force from
         the start, as many as an epoch is expected to show."""
         counts = self.training.counts(len(self.faces.classes))
-        if self.sampler is None or self.sampler.after:
+        if self.sampler is None or self.sampled_from:
             return counts
         shown = self.sampler.probabilities(counts) * counts.sum()
         return np.where(counts > 0, np.maximum(shown.round(), 1), 0).astype(np.int64)
@@ -122,11 +124,7 @@ class FERDataModule(L.LightningDataModule):
         counts = self.training.counts(len(self.faces.classes))
         labels = self.training.labels
         probabilities = (self.sampler.probabilities(counts) / np.maximum(counts, 1))[labels]
-        epochs = (self.trainer.max_epochs if self.trainer else None) or 1
-        return {
-            "probabilities": probabilities / probabilities.sum(),
-            "drawn_from": first_epoch(self.sampler.after, epochs) if self.sampler.after else 0,
-        }
+        return {"probabilities": probabilities / probabilities.sum(), "drawn_from": self.sampled_from}
 
     def val_dataloader(self) -> FaceLoader:
         return self.evaluation_loader(self.parts.val)

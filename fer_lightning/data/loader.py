@@ -35,11 +35,6 @@ class MixImages(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
-def first_epoch(after: float, epochs: int) -> int:
-    """The first of so many epochs, from 0, that has the fraction `after` of them behind it, or else the last one."""
-    return next((epoch for epoch in range(epochs) if epoch / epochs >= after), max(epochs - 1, 0))
-
-
 def draw_labels(targets: NDArray[np.float32], rows: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
     """A class for each image, drawn from its distribution; it follows from (seed, epoch, row) and nothing else.
 

@@ -8,26 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from fer_lightning.config import instantiate
 from fer_lightning.config.dataset import cache_root, load_faces, load_parts_of, with_twins
-from fer_lightning.config.validation import check
-from fer_lightning.data.datamodule import evaluation_loader
 from fer_lightning.data.protocols import Rows, seen
 from fer_lightning.data.quality.duplicates import near_twins
 from fer_lightning.data.table import SPLITS, FaceTable
 from fer_lightning.errors import UserError
+from fer_lightning.inference.predictor import Predictor
 from fer_lightning.report import tables
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
-from fer_lightning.runs.folder import load_settings
-from fer_lightning.training import results
-from fer_lightning.training.job import quiet
-from fer_lightning.training.module import FERClassifier
+from fer_lightning.runs import results
+from fer_lightning.runs.folder import CONFIG, load_settings
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +37,7 @@ def evaluate(
     posthoc_tau: float | None = None,
     out: Path | None = None,
     accelerator: str = "auto",
+    trust: bool = False,
 ) -> dict[str, float | str]:
     """Score a run's best checkpoint on a split of its own data or of other data, and write metrics.json and report/.
 
@@ -54,6 +51,7 @@ def evaluate(
             default the run's own. Choose it on `split="val"`.
         out: the folder to write; by default one under the run folder.
         accelerator: "auto", "cpu" or "gpu".
+        trust: allow targets of the run's config that are not on the allow-list.
 
     Returns:
         What metrics.json holds: on the run's own test images, the numbers of the run.
@@ -61,18 +59,15 @@ def evaluate(
     Raises:
         UserError: no finished run there, no such split, or data that does not fit.
     """
-    quiet()
     if twins not in (None, "exact", "near"):
-        raise UserError(f"--twins {twins}: exact or near")
-    settings = scoring_settings(run_dir, accelerator)
+        raise UserError(f"--twins {twins}: use exact or near")
+    settings = load_settings(run_dir)
+    instantiate.check_targets(settings["data"], where=str(run_dir / CONFIG), trust=trust)
     own_twins = settings["data"]["twins"]
     twins = twins or own_twins
-    classifier = load_classifier(run_dir)
-    own_tau = classifier.hparams["posthoc_tau"]
-    if posthoc_tau is not None:
-        classifier.hparams["posthoc_tau"] = posthoc_tau
-    tau = classifier.hparams["posthoc_tau"]
-    classes = tuple(classifier.classes)
+    predictor = Predictor.from_run(run_dir, accelerator=accelerator, trust=trust)
+    own_tau, classes = predictor.posthoc_tau, predictor.classes
+    tau = predictor.posthoc_tau = own_tau if posthoc_tau is None else posthoc_tau
 
     if data is None:
         way_out = "or score what is there now with --data"
@@ -95,9 +90,7 @@ def evaluate(
     name += f"-tau{tau:g}" if tau != own_tau else ""
     out = out or run_dir / "evaluation" / name
 
-    trainer = scoring_trainer(settings, out)
-    loader = evaluation_loader(faces, rows, settings["data"]["eval_batch_size"], trainer)
-    scored = results.predict(trainer, classifier, loader, faces, clean)
+    scored = results.Scored.from_logits(faces, rows, predictor.logits(faces.images[rows]), clean)
     metrics: dict[str, float | str] = {
         **results.test_scores(scored, classes),
         "data/source": faces.source,
@@ -106,7 +99,7 @@ def evaluate(
         "posthoc_tau": tau,
     }
     if not any(name.startswith("test/") for name in metrics):
-        raise UserError(f"{faces.source}: no image of the split '{split}' carries a label to be scored by")
+        raise UserError(f"{faces.source}: no image of the split '{split}' has a label to score it by")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     counts = dict(zip(classes, faces.counts(rows).tolist(), strict=True))
@@ -126,53 +119,6 @@ def evaluate(
     tables.print_report(report, title=f"{faces.source}, {split}: per class")
     print(f"report   {index}")
     return metrics
-
-
-def scoring_settings(run_dir: Path, accelerator: str) -> dict[str, Any]:
-    """A run's config, to score with on one device: "auto", "cpu" or "gpu".
-
-    Raises:
-        UserError: the folder does not hold a run, or there is no such device.
-    """
-    settings = load_settings(run_dir)
-    settings["trainer"] |= {"accelerator": accelerator, "devices": 1}
-    if settings["trainer"]["precision"] == "16-mixed" and accelerator != "gpu" and not torch.cuda.is_available():
-        settings["trainer"]["precision"] = "32-true"
-    check(settings)
-    return settings
-
-
-def scoring_trainer(settings: dict[str, Any], out: Path) -> L.Trainer:
-    """A trainer that scores as `scoring_settings` say, and writes nothing of its own."""
-    return L.Trainer(
-        accelerator=settings["trainer"]["accelerator"],
-        devices=1,
-        precision=settings["trainer"]["precision"],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=out,
-    )
-
-
-def load_classifier(run_dir: Path) -> FERClassifier:
-    """The classifier of a run's best checkpoint, on the CPU, ready for inference.
-
-    Raises:
-        UserError: there is none, or the file is damaged.
-    """
-    path = run_dir / "checkpoints" / "best.ckpt"
-    if not path.is_file():
-        raise UserError(f"{path}: there is no best checkpoint; the run has not finished an epoch, or kept none")
-    try:
-        # Whatever the loss was, scoring has no use for it.
-        loss = {"_target_": "fer_lightning.training.losses.CrossEntropy"}
-        return FERClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True, loss=loss).eval()
-    except (RuntimeError, EOFError, KeyError, OSError) as error:
-        raise UserError(
-            f"{path}: damaged or not a checkpoint of this project ({' '.join(str(error).split())})"
-        ) from error
 
 
 def _unseen(faces: FaceTable, run_dir: Path, settings: dict[str, Any], twins: str) -> NDArray[np.bool_]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 Stem = Literal["report", "small"]
@@ -78,17 +77,6 @@ class Bottleneck(nn.Module):
         return out
 
 
-class Cosine(nn.Linear):
-    """Features (B, in_features) to `scale` × their cosines with one direction a class (B, out_features)."""
-
-    def __init__(self, in_features: int, out_features: int, scale: float) -> None:
-        super().__init__(in_features, out_features, bias=False)
-        self.scale = scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * F.linear(F.normalize(x), F.normalize(self.weight))
-
-
 DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
@@ -100,34 +88,31 @@ DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
 
 
 class ResNet(nn.Module):
-    """Images (B, in_channels, H, W) to logits (B, num_classes).
+    """A backbone: images (B, in_channels, H, W) to features (B, num_features).
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        width: channels of the stem and the first stage, doubled by each later stage; the paper's 64. Arithmetic and
-            parameters go with its square.
-        num_classes: width of the head.
+        width: channels of the stem and the first stage, doubled by each later stage; 64 in the paper. Arithmetic and
+            parameters grow with its square.
         in_channels: 1 for grey faces.
         stem: `report` is the paper's 7×7/2 convolution and 3×3/2 max pooling, which leaves a 2×2 map of a 48×48 face;
             `small` is a 3×3/1 convolution without pooling, which leaves 6×6 at about 15 times the arithmetic.
-        dropout: probability of zeroing a feature before the head.
         zero_init_last: start every block as an identity by a zero scale in its last norm (Goyal et al. 2017,
             arXiv:1706.02677, section 5.1).
-        cosine_scale: make logits this times the cosine of features and class weights, as margins need it.
+
+    Attributes:
+        num_features: 8 × width × the expansion of the blocks (1 up to depth 34, then 4).
 
     Raises:
-        ValueError: unknown depth or stem, or no width.
+        ValueError: an unknown depth or stem, or a width below 1.
     """
 
     def __init__(
         self,
         depth: int = 50,
-        num_classes: int = 7,
         in_channels: int = 1,
         stem: Stem = "report",
-        dropout: float = 0.0,
         zero_init_last: bool = True,
-        cosine_scale: float | None = None,
         width: int = 64,
     ) -> None:
         super().__init__()
@@ -147,11 +132,7 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if large else nn.Identity()
         self.layer1, self.layer2, self.layer3, self.layer4 = self._stages(block, blocks, width)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(dropout)
-        features = 8 * width * block.expansion
-        self.fc = (
-            nn.Linear(features, num_classes) if cosine_scale is None else Cosine(features, num_classes, cosine_scale)
-        )
+        self.num_features = 8 * width * block.expansion
         self._initialise(zero_init_last)
 
     @staticmethod
@@ -183,13 +164,9 @@ class ResNet(nn.Module):
                     nn.init.zeros_(module.last_norm.weight)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_channels, H, W) to the last feature map (B, 8 × width × expansion, h, w)."""
+        """Images (B, in_channels, H, W) to the last feature map (B, num_features, h, w)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[no-any-return]
 
-    def forward_head(self, x: Tensor) -> Tensor:
-        """Feature map to logits (B, num_classes)."""
-        return self.fc(self.dropout(self.avgpool(x).flatten(1)))  # type: ignore[no-any-return]
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+        return self.avgpool(self.forward_features(x)).flatten(1)  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
 from fer_lightning.errors import UserError
-from fer_lightning.runs.folder import LAST, PREVIOUS
+from fer_lightning.runs.folder import CHECKPOINTS, LAST, PREVIOUS
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +42,24 @@ class WholeCheckpointIO(TorchCheckpointIO):
             part.replace(path)
         except (OSError, RuntimeError) as error:  # torch turns some of the first into the second
             part.unlink(missing_ok=True)
+            run_dir = next((p.parent for p in path.parents if p.name == CHECKPOINTS), path.parent)
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
             raise UserError(
                 f"{path}: could not be written ({reason}); the checkpoint before it is whole: make room, then go on "
-                f"with `python train.py resume={path.parent.parent}`"
+                f"with `python train.py resume={run_dir}`"
             ) from error
 
     def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See the base class; a run folder that was moved finds its best checkpoint where it is now."""
         checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
         folder = Path(path).absolute().parent
-        for name, state in checkpoint.get("callbacks", {}).items():
-            if name.startswith("ModelCheckpoint") and state["best_model_path"]:
+        for state in checkpoint.get("callbacks", {}).values():
+            if state.get("best_model_path"):
                 state |= {"dirpath": str(folder), "best_model_path": str(folder / Path(state["best_model_path"]).name)}
         return checkpoint
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state

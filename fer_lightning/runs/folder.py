@@ -62,7 +62,7 @@ def finished(run_dir: Path) -> dict[str, float | str] | None:
 def has_trained(run_dir: Path) -> bool:
     """Whether there is anything to lose: a run that failed before its first epoch may be started anew."""
     return any((run_dir / name).exists() for name in (METRICS, "metrics.csv")) or any(
-        (run_dir / CHECKPOINTS).glob("*.ckpt")
+        (run_dir / CHECKPOINTS).rglob("*.ckpt")
     )
 
 
@@ -205,9 +205,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def checkpoint_to_resume(run_dir: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None where training has to start at the beginning."""
-    folder = run_dir / CHECKPOINTS
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a folder, or None where training has to start at the beginning."""
     for path in (folder / LAST, folder / PREVIOUS, folder / BEST):
         if path.is_file():
             fault = _fault(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -12,9 +11,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 Schedule = tuple[LRScheduler, Literal["step", "epoch"]]
 """A scheduler and how often it steps."""
-
-Factor = Callable[[int], float]
-"""From a step, counted from 0, to the fraction of the highest rate."""
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -27,81 +23,46 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     ]
 
 
-def cosine(
-    optimizer: Optimizer, phases: Sequence[int], mode: str, warmup: float = 0.05, final: float = 0.0
-) -> Schedule:
-    """Linear warm-up over the first fraction `warmup` of the steps, then half a cosine down to `final` × the rate
+def cosine(optimizer: Optimizer, steps: int, mode: str, warmup: float = 0.05, final: float = 0.0) -> Schedule:
+    """Linear warm-up over the fraction `warmup` of the steps, then half a cosine down to `final` × the rate
     (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
     _check_fraction("schedule.warmup", warmup)
+    warmup_steps = max(1, round(warmup * steps))
 
-    def over(steps: int) -> Factor:
-        warmup_steps = max(1, round(warmup * steps))
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return _half_cosine(1, final, (step - warmup_steps) / max(1, steps - warmup_steps))
 
-        def factor(step: int) -> float:
-            if step < warmup_steps:
-                return (step + 1) / warmup_steps
-            return _half_cosine(1, final, (step - warmup_steps) / max(1, steps - warmup_steps))
-
-        return factor
-
-    return LambdaLR(optimizer, _one_after_another(phases, over)), "step"
+    return LambdaLR(optimizer, factor), "step"
 
 
 def onecycle(
-    optimizer: Optimizer,
-    phases: Sequence[int],
-    mode: str,
-    warmup: float = 0.3,
-    start: float = 0.04,
-    final: float = 4e-5,
+    optimizer: Optimizer, steps: int, mode: str, warmup: float = 0.3, start: float = 0.04, final: float = 4e-5
 ) -> Schedule:
     """Up to the rate by a cosine over the fraction `warmup` of the steps, then down to `final` × the rate (Smith &
     Topin 2018, arXiv:1708.07120); `start` and `final` are fractions of the highest rate."""
     _check_fraction("schedule.warmup", warmup)
+    peak = max(0.0, warmup * (steps + 1) - 1)
 
-    def over(steps: int) -> Factor:
-        peak = max(0.0, warmup * (steps + 1) - 1)
+    def factor(step: int) -> float:
+        if step <= peak:
+            return _half_cosine(start, 1, step / peak if peak else 1)
+        return _half_cosine(1, final, (step - peak) / (steps - peak))
 
-        def factor(step: int) -> float:
-            if step <= peak:
-                return _half_cosine(start, 1, step / peak if peak else 1)
-            return _half_cosine(1, final, (step - peak) / (steps - peak))
-
-        return factor
-
-    return LambdaLR(optimizer, _one_after_another(phases, over)), "step"
+    return LambdaLR(optimizer, factor), "step"
 
 
-def plateau(optimizer: Optimizer, phases: Sequence[int], mode: str, factor: float = 0.5, patience: int = 5) -> Schedule:
-    """The rate × `factor` whenever the monitored metric has not improved for more than `patience` epochs."""
-    if len(phases) > 1:
-        raise ValueError("plateau goes by one training's scores and cannot start again for a second one; use another")
+def plateau(optimizer: Optimizer, steps: int, mode: str, factor: float = 0.5, patience: int = 5) -> Schedule:
+    """The rate × `factor` whenever the monitored metric has not improved for more than `patience` validations."""
     return ReduceLROnPlateau(optimizer, mode=mode, factor=factor, patience=patience), "epoch"  # type: ignore[arg-type]
 
 
-def constant(optimizer: Optimizer, phases: Sequence[int], mode: str, warmup: float = 0.0) -> Schedule:
-    """One rate, after a linear warm-up over the first fraction `warmup` of the steps."""
+def constant(optimizer: Optimizer, steps: int, mode: str, warmup: float = 0.0) -> Schedule:
+    """One rate, after a linear warm-up over the fraction `warmup` of the steps."""
     _check_fraction("schedule.warmup", warmup)
-
-    def over(steps: int) -> Factor:
-        warmup_steps = max(1, round(warmup * steps))
-        return lambda step: min(1.0, (step + 1) / warmup_steps)
-
-    return LambdaLR(optimizer, _one_after_another(phases, over)), "step"
-
-
-def _one_after_another(phases: Sequence[int], over: Callable[[int], Factor]) -> Factor:
-    """A schedule that starts again for each phase, given the steps of each."""
-    factors = [over(steps) for steps in phases]
-
-    def factor(step: int) -> float:
-        for steps, phase in zip(phases[:-1], factors, strict=False):
-            if step < steps:
-                return phase(step)
-            step -= steps
-        return factors[-1](step)
-
-    return factor
+    warmup_steps = max(1, round(warmup * steps))
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup_steps)), "step"
 
 
 def _half_cosine(first: float, last: float, progress: float) -> float:

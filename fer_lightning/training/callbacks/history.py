@@ -1,4 +1,4 @@
-"""metrics.csv, a row an epoch, and the speed of training."""
+"""metrics.csv, one row per epoch, and the speed of training."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ log = logging.getLogger(__name__)
 
 
 class History(L.Callback):
-    """Writes metrics.csv whole after each epoch and measures images per second.
+    """Writes metrics.csv after each epoch and measures images per second.
 
-    Its state goes into checkpoints, so that a run that is gone on with has every epoch once.
+    Its state is part of checkpoints, so that a resumed run has every epoch once. Epochs without validation have no
+    validation scores.
 
     Attributes:
-        rows: one mapping an epoch, as in the file.
-        seconds: spent in training batches so far; validation is left out.
+        rows: one mapping per epoch, as in the file.
+        seconds: spent in training batches so far, without validation.
         images: trained on so far, by all devices.
 
     Args:
@@ -36,6 +37,7 @@ class History(L.Callback):
         self.seconds, self.images = 0.0, 0
         self._epoch_seconds, self._epoch_images, self._since = 0.0, 0, 0.0
         self._earlier, self._started = 0.0, 0.0
+        self._validation: dict[str, float] = {}
 
     @property
     def fit_seconds(self) -> float:
@@ -50,16 +52,17 @@ class History(L.Callback):
             "epoch_seconds": self._epoch_seconds,
             "epoch_images": self._epoch_images,
             "fit_seconds": self.fit_seconds,
+            "validation": self._validation,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.seconds, self.images = (state_dict[name] for name in ("rows", "seconds", "images"))
         self._epoch_seconds, self._epoch_images = state_dict["epoch_seconds"], state_dict["epoch_images"]
-        self._earlier = state_dict["fit_seconds"]
+        self._earlier, self._validation = state_dict["fit_seconds"], state_dict["validation"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter()
-        self._since = self._started - self._epoch_seconds  # an epoch that was broken off has run for that long
+        self._since = self._started - self._epoch_seconds  # an interrupted epoch has run for that long
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._earlier, self._started = self.fit_seconds, 0.0
@@ -69,7 +72,8 @@ class History(L.Callback):
         return self.images / self.seconds if self.seconds else 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._since, self._epoch_seconds, self._epoch_images = (time.perf_counter(), 0.0, 0)
+        self._since, self._epoch_seconds, self._epoch_images = time.perf_counter(), 0.0, 0
+        self._validation = {}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -82,6 +86,12 @@ class History(L.Callback):
         if trainer.state.fn == "fit":
             self._epoch_seconds = time.perf_counter() - self._since
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Kept here, since Lightning never clears its own: the next epochs may have no validation.
+        self._validation = {
+            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+        }
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.seconds += self._epoch_seconds
         self.images += self._epoch_images
@@ -92,15 +102,17 @@ class History(L.Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "train/images_per_second": round(speed, 1),
         }
-        scores = trainer.callback_metrics | pl_module.training_scores()  # Lightning asks it for these after callbacks
-        row |= {name: float(scores[name]) for name in sorted(scores) if not name.endswith("_step")}
+        own = {n: float(v) for n, v in trainer.callback_metrics.items() if not n.startswith("val/")}
+        # Lightning asks the module for its training scores after the callbacks.
+        scores = own | self._validation | pl_module.training_scores()
+        row |= {name: scores[name] for name in sorted(scores) if not name.endswith("_step")}
         self.rows.append(row)
         if trainer.is_global_zero:
             self.write()
-            self._tell(trainer, row)
+            self._report(trainer, row)
 
     def write(self) -> None:
-        """Write the file as the rows are."""
+        """Write the rows to the file."""
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -108,7 +120,7 @@ class History(L.Callback):
         writer.writerows(self.rows)
         write_atomically(self.path, text.getvalue().encode())
 
-    def _tell(self, trainer: L.Trainer, row: dict[str, float]) -> None:
+    def _report(self, trainer: L.Trainer, row: dict[str, float]) -> None:
         names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1_macro")
         values = ", ".join(f"{name} {row[name]:.4f}" for name in names if name in row)
         line = f"epoch {row['epoch'] + 1}/{trainer.max_epochs}: {values}, {row['train/images_per_second']:.0f} images/s"

@@ -1,13 +1,77 @@
-"""The progress bar, and whether to show one."""
+"""Progress: a bar on a terminal, a line at least every minute elsewhere."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import RichProgressBar
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 30.0
+"""Seconds after which the next batch prints a line: where a batch takes less, lines are at most a minute apart."""
+
+
+class ProgressLine(L.Callback):
+    """Prints epoch, step of steps, images per second and the time left, for a log or a slow machine."""
+
+    def __init__(self, interval: float = INTERVAL) -> None:
+        self.interval = interval
+        self._printed = self._since = 0.0
+        self._steps = self._images = 0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since, self._steps, self._images = time.monotonic(), 0, 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._printed = self._since = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._steps += 1
+        self._images += len(batch.labels) * trainer.world_size
+        if not self._is_due():
+            return
+        seconds = time.monotonic() - self._since
+        epochs, steps = trainer.max_epochs or 0, int(trainer.num_training_batches)
+        text = f"epoch {trainer.current_epoch + 1}/{epochs}, step {batch_idx + 1}/{steps}"
+        left = (steps - batch_idx - 1) + steps * max(0, epochs - trainer.current_epoch - 1)
+        speed, rest = self._images / seconds, duration(left * seconds / self._steps)
+        self._print(trainer, f"{text}: {speed:.0f} images/s, about {rest} of training left")
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._is_due():
+            batches = sum(int(n) for n in trainer.num_val_batches)
+            self._print(trainer, f"epoch {trainer.current_epoch + 1}, validation: batch {batch_idx + 1}/{batches}")
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._is_due():
+            batches = sum(int(n) for n in trainer.num_test_batches)
+            self._print(trainer, f"scoring: batch {batch_idx + 1}/{batches}")
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._printed >= self.interval
+
+    def _print(self, trainer: L.Trainer, text: str) -> None:
+        self._printed = time.monotonic()
+        if trainer.is_global_zero:
+            log.info(text)
+            print(text, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """ "1 h 12 min", "3 min", or "20 s"."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 class ProgressBar(RichProgressBar):
@@ -35,5 +99,5 @@ class ProgressBar(RichProgressBar):
 
 
 def on_terminal() -> bool:
-    """Whether someone watches: a progress bar in a file is noise."""
+    """Whether the output is a terminal: a progress bar in a file is noise."""
     return sys.stdout.isatty()

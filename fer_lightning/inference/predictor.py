@@ -1,0 +1,131 @@
+"""From a trained run to class probabilities: the only place that assembles a network for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fer_lightning.config import devices, instantiate
+from fer_lightning.config.precision import BF16, FP16, FP32, has_native_bf16
+from fer_lightning.errors import UserError
+from fer_lightning.models.network import FaceNetwork
+from fer_lightning.runs.checkpoints import read_checkpoint
+from fer_lightning.runs.folder import BEST, CHECKPOINTS, load_settings
+from fer_lightning.training.losses import log_prior
+from fer_lightning.training.module import adjusted
+
+NETWORK = "network."
+"""Prefix of the network's parameters and buffers in a checkpoint's state dict."""
+
+AUTOCAST = {BF16: torch.bfloat16, FP16: torch.float16}
+
+
+class Predictor:
+    """Faces to class probabilities.
+
+    Args:
+        network: maps faces (B, 1, H, W), float in [0, 1], to logits (B, C).
+        classes: class names in label order.
+        class_counts: images per class of the training set, for the post-hoc adjustment.
+        posthoc_tau: strength of the post-hoc logit adjustment; 0 for none.
+        device: where to run.
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+        channels_last: ask for the channels-last memory layout.
+        batch_size: images per forward pass.
+    """
+
+    def __init__(
+        self,
+        network: FaceNetwork,
+        classes: Sequence[str],
+        class_counts: Sequence[int],
+        *,
+        posthoc_tau: float = 0.0,
+        device: torch.device | None = None,
+        precision: str = FP32,
+        channels_last: bool = True,
+        batch_size: int = 512,
+    ) -> None:
+        self.device = device or torch.device("cpu")
+        self.network = network.eval().to(self.device)
+        self.network.arrange(self.device, channels_last)
+        self.classes, self.posthoc_tau, self.batch_size = tuple(classes), posthoc_tau, batch_size
+        self.precision = precision
+        self._log_prior = log_prior(class_counts).to(self.device)
+
+    @classmethod
+    def from_run(
+        cls, run_dir: Path, *, accelerator: str = "auto", posthoc_tau: float | None = None, trust: bool = False
+    ) -> Predictor:
+        """The best checkpoint of a run.
+
+        It predicts as the run did: in its precision where the device computes that natively, else in float32, with its
+        batch size and its post-hoc adjustment.
+
+        Args:
+            run_dir: the run folder.
+            accelerator: "auto", "cpu" or "gpu".
+            posthoc_tau: strength of the post-hoc logit adjustment; None for the run's own.
+            trust: allow a network that is not on the allow-list, see `instantiate.check_targets`.
+
+        Raises:
+            UserError: the folder holds no run or no best checkpoint, the file is damaged, its network is not allowed,
+                or there is no such device.
+        """
+        settings, path = load_settings(run_dir), run_dir / CHECKPOINTS / BEST
+        kind = devices.kind({"accelerator": accelerator})
+        if not path.is_file():
+            raise UserError(f"{path}: no best checkpoint; the run has not finished an epoch, or keeps no checkpoints")
+        checkpoint = read_checkpoint(path)
+        try:
+            own, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+            instantiate.check_targets(own["model"], where=str(path), trust=trust)
+            network = instantiate.network(own["model"], len(own["classes"]), own["head_scale"])
+            prefix = len(NETWORK)
+            network.load_state_dict({n[prefix:]: value for n, value in state.items() if n.startswith(NETWORK)})
+            return cls(
+                network,
+                own["classes"],
+                own["class_counts"],
+                posthoc_tau=own["posthoc_tau"] if posthoc_tau is None else posthoc_tau,
+                device=torch.device(kind),
+                precision=_precision(settings["trainer"]["precision"], kind),
+                channels_last=own["channels_last"],
+                batch_size=settings["data"]["eval_batch_size"],
+            )
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{path}: damaged, or not a checkpoint of this project ({reason})") from error
+
+    def logits(self, images: NDArray[np.uint8]) -> Tensor:
+        """Logits, adjusted if so configured, float32 (N, C) on the CPU, of grey faces, uint8 (N, H, W)."""
+        parts = [torch.empty(0, len(self.classes))]
+        dtype = AUTOCAST.get(self.precision)
+        for start in range(0, len(images), self.batch_size):
+            batch = torch.from_numpy(np.array(images[start : start + self.batch_size]))[:, None].to(self.device)
+            with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+                logits = adjusted(self.network(batch.float().div_(255)), self._log_prior, self.posthoc_tau)
+            parts.append(logits.float().cpu())
+        return torch.cat(parts)
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Class probabilities, float64 (N, C), of grey faces, uint8 (N, H, W)."""
+        probabilities: NDArray[np.float64] = self.logits(images).double().softmax(1).numpy()
+        return probabilities
+
+
+def load_model(run: str | Path, *, accelerator: str = "auto", trust: bool = False) -> Predictor:
+    """The predictor of a run folder's best checkpoint, see `Predictor.from_run`."""
+    return Predictor.from_run(Path(run), accelerator=accelerator, trust=trust)
+
+
+def _precision(trained: str, kind: str) -> str:
+    """The precision of a run, or float32 where the device does not compute it natively."""
+    if trained == BF16 and has_native_bf16(kind):
+        return BF16
+    return FP16 if trained == FP16 and kind == "cuda" else FP32

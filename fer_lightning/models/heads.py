@@ -1,0 +1,27 @@
+"""Classifiers on top of a backbone's features."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CosineHead(nn.Linear):
+    """Features (B, in_features) to `scale` × their cosine with the weight vector of each class (B, out_features).
+
+    Losses with margins, such as LDAM, are defined on cosines.
+    """
+
+    def __init__(self, in_features: int, out_features: int, scale: float) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
+
+
+def make_head(num_features: int, num_classes: int, cosine_scale: float | None = None) -> nn.Linear:
+    """A linear head or, where `cosine_scale` is given, a cosine head."""
+    if cosine_scale is None:
+        return nn.Linear(num_features, num_classes)
+    return CosineHead(num_features, num_classes, cosine_scale)

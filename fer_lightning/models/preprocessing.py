@@ -1,0 +1,52 @@
+"""What happens to a face before it enters a backbone. It belongs to the model config and travels with the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MEAN, STD = (0.5077,), (0.2551,)
+"""Mean and standard deviation of FER-2013's training pixels, as fractions of the full range."""
+
+
+class Preprocessing(nn.Module):
+    """Grey faces (B, 1, H, W), float in [0, 1], to the input of a backbone (B, channels, size, size).
+
+    Args:
+        channels: 1, or 3 for a backbone that expects colour: the grey channel is repeated.
+        size: height and width to resize to (bilinear); None leaves the image as it is.
+        mean: of each channel, as a fraction of the full range; one value serves all channels.
+        std: of each channel, likewise.
+
+    Raises:
+        ValueError: a number of channels other than 1 or 3, or means and deviations that do not fit it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, channels: int = 1, size: int | None = None, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+    ) -> None:
+        super().__init__()
+        if channels not in (1, 3):
+            raise ValueError(f"preprocessing.channels must be 1 or 3, not {channels}")
+        if size is not None and size < 1:
+            raise ValueError(f"preprocessing.size must be null or a number of pixels, not {size}")
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, channels):
+                raise ValueError(f"preprocessing.{name} must hold 1 or {channels} numbers, not {list(values)}")
+        if min(std) <= 0:
+            raise ValueError(f"preprocessing.std must be positive, not {list(std)}")
+        self.channels, self.size = channels, size
+        # Not persistent: they come from the config, which is stored beside the weights.
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.size is not None and images.shape[2:] != (self.size, self.size):
+            images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=False)
+        return ((images - self.mean) / self.std).expand(-1, self.channels, -1, -1)

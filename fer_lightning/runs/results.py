@@ -1,0 +1,85 @@
+"""What a run scored: predictions, metrics, and where they came from."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from fer_lightning.data.table import SPLITS, UNLABELLED, FaceTable
+from fer_lightning.report import tables
+from fer_lightning.training.metrics import ClassificationScores, accuracy_interval, confusion
+
+Metrics = dict[str, float | str]
+
+
+class Scored(NamedTuple):
+    """Images that passed through the network once, in table order.
+
+    Attributes:
+        predictions: one row per image, see `tables.predictions`.
+        logits: float32 (N, C).
+        rows: int64 (N,), their rows in the face table.
+    """
+
+    predictions: pd.DataFrame
+    logits: torch.Tensor
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def from_logits(
+        cls, faces: FaceTable, rows: NDArray[np.int64], logits: torch.Tensor, clean: NDArray[np.bool_]
+    ) -> Scored:
+        """Predictions from logits.
+
+        Args:
+            faces: the table that the images come from.
+            rows: int64 (N,), their rows.
+            logits: float (N, C).
+            clean: bool (len(faces),), see `Partition.clean`.
+        """
+        splits = [SPLITS[split] for split in faces.split[rows]]
+        probabilities = logits.double().softmax(1).numpy()
+        table = tables.predictions(
+            faces.ids[rows], splits, faces.labels[rows], probabilities, clean[rows], faces.classes
+        )
+        return cls(table, logits, rows)
+
+
+def scores(prefix: str, logits: torch.Tensor, labels: NDArray[np.int64], classes: tuple[str, ...]) -> Metrics:
+    """Scores of labelled images with the bootstrap interval of their accuracy; empty where there are none."""
+    n = int((labels != UNLABELLED).sum())
+    if not n:
+        return {}
+    metric = ClassificationScores(classes, local=True)
+    metric.update(logits, torch.from_numpy(labels))
+    values = metric.compute()
+    values["accuracy_low"], values["accuracy_high"] = accuracy_interval(round(values["accuracy"] * n), n)
+    return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def test_scores(test: Scored, classes: tuple[str, ...]) -> Metrics:
+    """Scores over all images and, as "test/clean/…", over those without a duplicate in the training data."""
+    labels, clean = tables.labels_of(test.predictions, classes), test.predictions["clean"].to_numpy(copy=True)
+    clean_scores = scores("test/clean", test.logits[torch.from_numpy(clean)], labels[clean], classes)
+    return scores("test", test.logits, labels, classes) | clean_scores
+
+
+def confusion_of(predictions: pd.DataFrame, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """The confusion matrix of a table of predictions: int64 (C, C)."""
+    labels, guesses = (tables.labels_of(predictions, classes, column) for column in ("label", "prediction"))
+    return confusion(labels, guesses, len(classes))
+
+
+def git_commit() -> str:
+    """The commit of this source tree, with "+" where it was changed since; "none" outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "none"

@@ -1,0 +1,35 @@
+"""The best checkpoint and early stopping, both from the epoch on in which a strategy is fully in force."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint; epochs before the module's `first_scored_epoch` are not candidates.
+
+    Before it, what a strategy defers (weights, sampling) is not in force, and a score belongs to another training.
+    """
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.current_epoch >= pl_module.first_scored_epoch:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.current_epoch >= pl_module.first_scored_epoch:
+            super().on_validation_end(trainer, pl_module)
+
+
+class PatientStopping(EarlyStopping):
+    """Lightning's EarlyStopping; patience begins at the module's `first_scored_epoch`."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.current_epoch >= pl_module.first_scored_epoch:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.current_epoch >= pl_module.first_scored_epoch:
+            super().on_validation_end(trainer, pl_module)

@@ -1,0 +1,87 @@
+"""Lightning's Trainer for one stage of a job."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from fer_lightning.config import devices
+from fer_lightning.distributed import ranks
+from fer_lightning.distributed.strategy import OrderedDDP
+from fer_lightning.errors import UserError
+from fer_lightning.runs.checkpoints import WholeCheckpointIO
+from fer_lightning.training.callbacks import ProgressBar, ProgressLine
+from fer_lightning.training.callbacks.progress import on_terminal
+
+
+def make_trainer(
+    group: Mapping[str, Any],
+    run_dir: Path,
+    callbacks: Sequence[L.Callback],
+    loggers: Sequence[Any],
+    *,
+    batch_size: int,
+    max_epochs: int,
+) -> L.Trainer:
+    """The Trainer; one of several ranks where the environment says so.
+
+    Args:
+        group: the config group `trainer`.
+        run_dir: the run folder.
+        callbacks: beside those that show progress.
+        loggers: of the run.
+        batch_size: of training, for the progress bar.
+        max_epochs: the epoch at which this stage ends.
+
+    Raises:
+        UserError: Lightning rejects an argument.
+    """
+    arguments = dict(group) | {"max_epochs": max_epochs}
+    del arguments["channels_last"]
+    bar = arguments.pop("progress_bar") and on_terminal()
+    place = ranks.started_outside()
+    arguments["devices"] = devices.chosen(group, place.local_world if place else 1)
+    if place:
+        # The process group exists by now; its backends follow from the machine.
+        arguments |= {"strategy": OrderedDDP(), "num_nodes": place.nodes, "use_distributed_sampler": False}
+    try:
+        return L.Trainer(
+            default_root_dir=run_dir,
+            callbacks=[*callbacks, ProgressBar(batch_size) if bar else ProgressLine()],
+            logger=list(loggers),
+            num_sanity_val_steps=0,
+            enable_progress_bar=bar,
+            enable_model_summary=False,
+            enable_checkpointing=any(isinstance(c, L.callbacks.Checkpoint) for c in callbacks),
+            # Named, since Lightning would guess otherwise, and take a batch script of SLURM for one of its tasks.
+            plugins=[WholeCheckpointIO(), TorchElasticEnvironment() if place else LightningEnvironment()],
+            **arguments,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def quiet() -> None:
+    """Silence messages of libraries that say nothing about the run."""
+    logging.raiseExceptions = False  # a full disk under the log file is reported once, by the run
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # loaders have no workers by design
+        ".*smaller than the logging interval",  # the first and last batch of an epoch are logged in any case
+        ".*isinstance.treespec, LeafSpec.*",
+        "Experiment logs directory .* exists and is not empty",
+        "Checkpoint directory .* exists and is not empty",
+        "The `srun` command is available",  # a node of a cluster may train without it: the ranks are started here
+        ".*sync_dist=True.*",  # what is logged per epoch is the same on every rank already
+        "The checkpoint was not created with WeightAveraging",  # so begins the average of a second stage
+    ):
+        warnings.filterwarnings("ignore", message=message)
