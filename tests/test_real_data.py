@@ -20,7 +20,7 @@ PRIVATE = (491, 55, 528, 879, 594, 416, 626)
 BOTH = (958, 111, 1024, 1774, 1247, 831, 1233)
 TRAINING = (3995, 436, 4097, 7215, 4830, 3171, 4965)
 
-FAST = ("model=resnet18", "precision=bf16", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=none")
+FAST = ("model=resnet18", "model.width=8", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=none")
 
 
 @pytest.fixture

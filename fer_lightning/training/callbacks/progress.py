@@ -19,8 +19,7 @@ INTERVAL = 30.0
 class ProgressLine(L.Callback):
     """Prints epoch, step of steps, images per second and the time left, for a log or a slow machine."""
 
-    def __init__(self, interval: float = INTERVAL) -> None:
-        self.interval = interval
+    def __init__(self) -> None:
         self._printed = self._since = 0.0
         self._steps = self._images = 0
 
@@ -57,7 +56,7 @@ class ProgressLine(L.Callback):
             self._print(trainer, f"scoring: batch {batch_idx + 1}/{batches}")
 
     def _is_due(self) -> bool:
-        return time.monotonic() - self._printed >= self.interval
+        return time.monotonic() - self._printed >= INTERVAL
 
     def _print(self, trainer: L.Trainer, text: str) -> None:
         self._printed = time.monotonic()

@@ -1,0 +1,75 @@
+"""Preprocessing, backbone and head together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fer_lightning.config import instantiate
+from fer_lightning.errors import UserError
+from fer_lightning.models.heads import CosineHead
+from fer_lightning.models.network import FaceNetwork
+from fer_lightning.models.preprocessing import Preprocessing
+
+RESNET = {"_target_": "fer_lightning.models.resnet.ResNet", "depth": 18, "width": 8}
+
+
+class Mean(nn.Module):
+    """Features are the means of the channels."""
+
+    num_features = 3
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3))
+
+
+def test_preprocessing_normalises_resizes_and_repeats_channels() -> None:
+    images = torch.rand(2, 1, 48, 48)
+    out = Preprocessing(channels=3, size=64, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.4))(images)
+    assert out.shape == (2, 3, 64, 64)
+    resized = nn.functional.interpolate(images, (64, 64), mode="bilinear", align_corners=False)[:, 0]
+    for channel, (mean, std) in enumerate(((0.5, 0.1), (0.4, 0.2), (0.3, 0.4))):
+        torch.testing.assert_close(out[:, channel], (resized - mean) / std)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": 2}, "channels must be 1 or 3"),
+        ({"size": 0}, "size must be null"),
+        ({"mean": [0.1, 0.2]}, "mean must hold 1 or 1 numbers"),
+        ({"std": [0.0]}, "std must be positive"),
+        ({"colour": True}, "colour"),
+    ],
+)
+def test_bad_preprocessing_is_refused_with_its_key(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        instantiate.network(RESNET | {"preprocessing": settings}, 7)
+
+
+def test_backbone_gets_the_channels_of_its_preprocessing() -> None:
+    network = instantiate.network(RESNET | {"preprocessing": {"channels": 3}}, 7)
+    assert network.backbone.conv1.in_channels == 3  # type: ignore[union-attr]
+    assert network(torch.rand(2, 1, 48, 48)).shape == (2, 7)
+
+
+def test_cosine_head_replaces_the_linear_one() -> None:
+    network = instantiate.network(RESNET, 7, cosine_scale=20.0)
+    assert isinstance(network.head, CosineHead)
+    logits = network.eval()(torch.rand(4, 1, 48, 48))
+    assert logits.abs().max() <= 20
+
+
+def test_a_backbone_without_a_number_of_features_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_features"):
+        FaceNetwork(nn.Flatten(), 7)
+
+
+def test_dropout_acts_before_the_head_in_training_only() -> None:
+    network = FaceNetwork(Mean(), 5, Preprocessing(channels=3), dropout=0.9)
+    images = torch.rand(8, 1, 4, 4)
+    network.eval()
+    assert torch.equal(network(images), network(images))
+    network.train()
+    assert not torch.equal(network(images), network(images))
