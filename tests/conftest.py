@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# Workers and the processes of jobs share the cores, and tiny networks gain nothing from threads. Set before torch loads.
+# Set before torch loads: workers and the ranks of jobs share the cores, and tiny networks gain nothing from threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["WANDB_MODE"] = "offline"

@@ -224,14 +224,14 @@ class FERClassifier(L.LightningModule):
         hparams = self.hparams
         groups = parameter_groups(self.network, hparams["optimizer"].get("weight_decay", 0.0))
         optimizer = instantiate.optimizer(hparams["optimizer"], groups)
-        mode, metric = hparams["monitor"]["mode"], hparams["monitor"]["metric"]
         steps = int(self.trainer.estimated_stepping_batches)
         if epochs := self.trainer.max_epochs or 0:  # less those of an earlier stage
             steps = round(steps * (1 - max(hparams["first_epoch"], 0) / max(epochs, 1)))
-        scheduler, interval = instantiate.schedule(hparams["schedule"], optimizer, steps, mode)
+        scheduler, interval = instantiate.schedule(hparams["schedule"], optimizer, steps, hparams["monitor"]["mode"])
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": metric},
+            # `on_train_epoch_end` steps the plateau schedule; Lightning only wants a metric that is always there.
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": "train/loss"},
         }
 
 

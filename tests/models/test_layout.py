@@ -30,7 +30,8 @@ from fer_lightning.config import instantiate
 register()
 torch.set_num_threads(int(sys.argv[1]))
 configs = [(path.stem, {}) for path in sorted((CONF / "model").glob("*.yaml"))]
-configs += [("resnet18", {"width": width, "stem": stem}) for width in (4, 2, 6, 1, 7, 8) for stem in ("report", "small")]
+for stem in ("report", "small"):
+    configs += [("resnet18", {"width": width, "stem": stem}) for width in (4, 2, 6, 1, 7, 8)]
 with initialize_config_dir(str(CONF), version_base="1.3"):
     for name, changes in configs:
         node = OmegaConf.to_container(compose("config", [f"model={name}"]).model) | changes
