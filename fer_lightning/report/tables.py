@@ -1,4 +1,4 @@
-"""The tables of a run: what was predicted for each image, and what follows from it for each class."""
+"""The tables of a run: a row for each scored image, and the scores of each class."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fer_lightning.metrics import scores
+from fer_lightning.metrics.sums import Sums
+
 PROBABILITY = "p_"
 """Prefix of the columns that hold the probability of a class."""
 
 SUMMARY_ROWS = ("accuracy", "macro avg", "weighted avg")
-"""The rows that close a classification report, in this order, named as scikit-learn names them."""
+"""The last rows of a classification report, with the names that scikit-learn uses."""
 
 
 def predictions(
@@ -26,7 +29,7 @@ def predictions(
     clean: NDArray[np.bool_],
     classes: Sequence[str],
 ) -> pd.DataFrame:
-    """One row per scored image, in the order given; every other table and figure is computed from it.
+    """One row per scored image, in the given order; every other table and figure is computed from it.
 
     Args:
         ids: (N,), as `FaceTable.ids` holds them (UTF-8) or as text.
@@ -34,7 +37,7 @@ def predictions(
         labels: (N,), indices into `classes`; negative where the image is unlabelled.
         probabilities: float (N, C). Rows are scaled to sum to 1 in float64, which undoes half-precision rounding;
             a row that is not finite stays so.
-        clean: (N,), true where no training image is a twin, see `Partition.clean`.
+        clean: (N,), true if no training image is a duplicate, see `Partition.clean`.
         classes: (C,), class names in label order.
 
     Returns:
@@ -46,7 +49,7 @@ def predictions(
     assert len(ids) == len(splits) == len(labels) == len(p) == len(clean)
     assert labels.size == 0 or labels.max() < len(classes)
 
-    guesses = p.argmax(axis=1) if len(p) else np.zeros(0, dtype=np.int64)
+    guesses = p.argmax(axis=1)
     p = p / p.sum(axis=1, keepdims=True)
     names = np.array([*classes, ""], dtype=object)  # index -1 is the empty name
     correct = pd.array(guesses == labels, dtype="boolean")
@@ -72,7 +75,7 @@ def labels_of(predictions: pd.DataFrame, classes: Sequence[str], column: str = "
 
 
 def probabilities_of(predictions: pd.DataFrame, classes: Sequence[str]) -> NDArray[np.float64]:
-    """The probabilities (N, C) in a table that `predictions` made."""
+    """The probabilities (N, C) in a table from `predictions`."""
     return predictions[[f"{PROBABILITY}{name}" for name in classes]].to_numpy(dtype=np.float64)
 
 
@@ -87,25 +90,33 @@ def classification_report(confusion: NDArray[np.int64], classes: Sequence[str]) 
         Columns class, precision, recall, f1, support. As in scikit-learn's report, the row "accuracy" holds the
         accuracy under f1 and has no precision and recall.
     """
-    from fer_lightning.training.metrics import scores  # takes seconds to import, which other tables can do without
-
-    s = scores(confusion, classes)
-    total = int(confusion.sum())
-    columns = ("precision", "recall", "f1")
-    rows: list[tuple[object, ...]] = [
-        (name, *(s[f"{column}/{name}"] for column in columns), int(s[f"support/{name}"])) for name in classes
+    sums = Sums(confusion)
+    columns = {"precision": scores.precision, "recall": scores.recall, "f1": scores.f1}
+    of_classes = [compute(sums) for compute in columns.values()]
+    averages = [
+        [float(average(compute)(sums)) for compute in columns.values()] for average in (scores.macro, scores.weighted)
     ]
-    rows.append((SUMMARY_ROWS[0], np.nan, np.nan, s["accuracy"], total))
-    rows.append((SUMMARY_ROWS[1], *(s[f"{column}_macro"] for column in columns), total))
-    rows.append((SUMMARY_ROWS[2], *(s[f"{column}_weighted"] for column in columns), total))
+    total = int(sums.images)
+    rows: list[tuple[object, ...]] = list(zip(classes, *of_classes, sums.support, strict=True))
+    rows.append((SUMMARY_ROWS[0], np.nan, np.nan, float(scores.accuracy(sums)), total))
+    rows += [(name, *values, total) for name, values in zip(SUMMARY_ROWS[1:], averages, strict=True)]
     return pd.DataFrame(rows, columns=["class", *columns, "support"])
 
 
 def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str]) -> pd.DataFrame:
-    """The counts (C, C) with names: the index is the true class, the columns are the predicted one."""
+    """The counts (C, C) with class names: the index is the true class, the columns are the predicted one."""
     return pd.DataFrame(
         np.asarray(confusion), index=pd.Index(classes, name="true"), columns=pd.Index(classes, name="predicted")
     )
+
+
+def most_confident(predictions: pd.DataFrame, *, correct: bool, label: str | None = None) -> NDArray[np.int64]:
+    """Row numbers of the correct or wrong predictions, of one true class or of all, the most confident first."""
+    chosen = predictions["correct"].fillna(not correct).to_numpy(dtype=bool) == correct
+    if label is not None:
+        chosen &= (predictions["label"] == label).to_numpy()
+    rows = np.flatnonzero(chosen)
+    return rows[np.argsort(-predictions["confidence"].to_numpy()[rows], kind="stable")]
 
 
 def print_report(report: pd.DataFrame, console: Console | None = None, title: str = "Test images, per class") -> None:
@@ -119,7 +130,7 @@ def print_report(report: pd.DataFrame, console: Console | None = None, title: st
         name, precision, recall, f1, support = row
         cells = ["" if np.isnan(value) else f"{value:.3f}" for value in (precision, recall, f1)]
         table.add_row(
-            Text(name, overflow="fold"),  # Text, because a class called "[red]" is a name and not markup
+            Text(name, overflow="fold"),  # Text, because "[red]" is a class name here, not markup
             *cells,
             f"{support:,}",
             style="bold" if i >= first_summary else None,
@@ -129,7 +140,7 @@ def print_report(report: pd.DataFrame, console: Console | None = None, title: st
 
 
 def print_frame(frame: pd.DataFrame, title: str, console: Console | None = None) -> None:
-    """Print a table in the terminal, or to `console`: its first column on the left, the others on the right."""
+    """Print a table in the terminal, or to `console`, with the first column left-aligned and the others right-aligned."""
     table = Table(title=Text(title), title_justify="left", header_style="bold")
     for i, column in enumerate(frame.columns):
         table.add_column(Text(str(column)), justify="right" if i else "left")

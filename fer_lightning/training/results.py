@@ -24,12 +24,13 @@ from fer_lightning import __version__
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.loader import FaceLoader
 from fer_lightning.data.table import SPLITS, UNLABELLED, FaceTable
+from fer_lightning.metrics.sums import accuracy_interval, confusion
 from fer_lightning.report import tables, tracking
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
 from fer_lightning.runs.folder import CONFIG, METRICS, PIXELS
 from fer_lightning.training.callbacks import History
-from fer_lightning.training.metrics import ClassificationScores, accuracy_interval, confusion
+from fer_lightning.training.metrics import ClassificationScores
 from fer_lightning.training.module import FERClassifier
 
 log = logging.getLogger(__name__)
