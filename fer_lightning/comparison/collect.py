@@ -125,7 +125,9 @@ def _folders(paths: Sequence[Path]) -> Iterator[Path]:
         # Within a run folder, Hydra and W&B keep config files of their own.
         found = [folder for folder in found if not set(folder.parents) & set(found) and folder.name != ".hydra"]
         if not found:
-            raise UserError(f"{path}: contains no run; name a folder like outputs/<date>/<time> or multirun/<date>/<time>")
+            raise UserError(
+                f"{path}: contains no run; name a folder like outputs/<date>/<time> or multirun/<date>/<time>"
+            )
         for folder in found:
             if (absolute := folder.resolve()) not in seen:
                 seen.add(absolute)

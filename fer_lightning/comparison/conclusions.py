@@ -31,8 +31,8 @@ def conclusions(comparison: Comparison) -> list[str]:
     sentences += _other_differences(settings[0])
     if few == 1:
         sentences.append(
-            "At least one setting has only one seed: the result is about these trained networks, not about the training "
-            "methods, and another seed may reverse the order."
+            "At least one setting has only one seed: the result is about these trained networks, not about the "
+            "training methods, and another seed may reverse the order."
         )
     elif few < 5:
         sentences.append(
@@ -47,12 +47,12 @@ def _best(comparison: Comparison, metric: Metric, best: str) -> str:
     above = _differences(comparison, metric, best)
     lower = [name for name, difference in above.items() if difference]
     similar = [name for name, difference in above.items() if not difference]
-    row = comparison.table.set_index("setting").loc[best]
+    row = comparison.table[comparison.table["setting"] == best].to_dict("records")[0]
     parts = [f"{best} has the highest {metric.phrase}, {shown(row[metric.name], row[f'{metric.name}_sd'])}"]
     if lower:
-        parts.append(f"significantly higher than {_listed(lower)}")
+        parts.append(f"significantly higher than that of {_listed(lower)}")
     if similar:
-        parts.append(f"with no significant difference from {_listed(similar)}")
+        parts.append(f"not significantly different from that of {_listed(similar)}")
     return f"{', '.join(parts)}."
 
 

@@ -126,7 +126,8 @@ def mcnemar_p(a: Setting, b: Setting) -> float:
     matched = [(run, of_b[run.seed]) for run in a.runs if run.seed in of_b] or list(zip(a.runs, b.runs, strict=False))
     p_values = []
     for pair in matched:
-        table = confusion(*(run.guesses == run.labels for run in pair), 2)  # right or wrong by one and by the other
+        one, other = (run.guesses == run.labels for run in pair)
+        table = confusion(one, other, 2)  # of "correct" for the one and for the other
         p_values.append(float(mcnemar(table, exact=True).pvalue))
     return min(1.0, 2 * float(np.median(p_values))) if len(p_values) > 1 else p_values[0]
 

@@ -66,7 +66,9 @@ def runs(comparison: Comparison) -> pd.DataFrame:
     """The headline metrics of each run."""
     of_runs = comparison.runs
     numbers = {metric.phrase: of_runs[metric.name].map("{:.3f}".format) for metric in HEADLINES}
-    return pd.DataFrame({"setting": of_runs["setting"], "seed": of_runs["seed"], **numbers, "folder": of_runs["folder"]})
+    return pd.DataFrame(
+        {"setting": of_runs["setting"], "seed": of_runs["seed"], **numbers, "folder": of_runs["folder"]}
+    )
 
 
 def markdown(frame: pd.DataFrame) -> str:

@@ -149,4 +149,5 @@ def scores(sums: Sums, classes: Sequence[str]) -> dict[str, float]:
 
 def _share(part: NDArray[Any], of: NDArray[Any]) -> Values:
     """The quotient, 0 where the denominator is."""
-    return part / np.maximum(of, 1)
+    quotient: Values = part / np.maximum(of, 1)
+    return quotient

@@ -20,7 +20,7 @@ from fer_lightning.report.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILLIO
 
 @styled
 def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str]) -> Figure:
-    """Counts and shares of each true class. The colour is the share, so that rare classes are as visible as common ones.
+    """Counts and shares of each true class; the colour is the share, so that rare classes are visible.
 
     Args:
         confusion: (C, C), rows are true classes, columns are predicted ones.

@@ -71,8 +71,8 @@ def png(figure: Figure) -> bytes:
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
     with matplotlib.rc_context(STYLE):  # ticks are created, and styled, when the figure is drawn
-        canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
     # savefig(bbox_inches="tight") crops as well, but draws the figure twice.
     drawn = (pixels != 255).any(2)
     margin = DPI // 10

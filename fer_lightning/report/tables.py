@@ -140,7 +140,7 @@ def print_report(report: pd.DataFrame, console: Console | None = None, title: st
 
 
 def print_frame(frame: pd.DataFrame, title: str, console: Console | None = None) -> None:
-    """Print a table in the terminal, or to `console`, with the first column left-aligned and the others right-aligned."""
+    """Print a table in the terminal, or to `console`, with all columns but the first right-aligned."""
     table = Table(title=Text(title), title_justify="left", header_style="bold")
     for i, column in enumerate(frame.columns):
         table.add_column(Text(str(column)), justify="right" if i else "left")
