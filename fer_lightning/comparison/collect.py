@@ -176,7 +176,7 @@ def _check_same_images(runs: Sequence[FinishedRun], clean: bool) -> None:
         twins = [run.keys.get("data.twins") for run in (first, run)]
         if clean and twins[0] != twins[1]:
             raise UserError(
-                f"{first.folder} has data.twins={twins[0]}, {run.folder} {twins[1]}, so different images are clean: "
+                f"{first.folder} has data.twins={twins[0]}, {run.folder} data.twins={twins[1]}: "
                 "compare them without --clean, or compare runs with the same data.twins"
             )
         a, b = first.predictions[["id", "label"]], run.predictions[["id", "label"]]
