@@ -1,4 +1,8 @@
-"""From a face table to its faults, a row for each; nothing here reads or writes files."""
+"""From a face table to its faults, a row for each; nothing here reads or writes files.
+
+The column `twin` of a finding is the image that it duplicates: an identical image (exact duplicate), or one from the
+same photograph (near-duplicate).
+"""
 
 from __future__ import annotations
 

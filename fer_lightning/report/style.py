@@ -81,7 +81,8 @@ def png(figure: Figure) -> bytes:
         for inked in (np.flatnonzero(drawn.any(axis)) for axis in (1, 0))
     )
     buffer = BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels[rows, columns])).save(buffer, format="PNG", dpi=(DPI, DPI))
+    image = Image.fromarray(np.ascontiguousarray(pixels[rows, columns]))
+    image.save(buffer, format="PNG", dpi=(DPI, DPI), compress_level=3)  # 6 takes twice as long for 10 % less
     return buffer.getvalue()
 
 
