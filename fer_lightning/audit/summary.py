@@ -33,12 +33,11 @@ def fault_counts(faces: FaceTable, named: pd.DataFrame, looked_for: list[str]) -
     splits = [split for split in SPLITS if len(faces.rows(split)) or (named["split"] == split).any()]
     leak = named["fault"].isin(["leak", "near_leak"])
     titles = named["fault"].where(~leak, named["fault"] + " from " + named["twin_split"])
-    rows = {}
-    for fault in looked_for:
-        for title in titles[named["fault"] == fault].unique() if (named["fault"] == fault).any() else [fault]:
-            found = named[titles == title]
-            rows[title] = [*((found["split"] == split).sum() for split in splits), len(found)]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=[*splits, "all"]).rename_axis("fault")
+    table = pd.crosstab(titles, named["split"]).reindex(columns=splits, fill_value=0)
+    order = [*dict.fromkeys(titles), *(fault for fault in looked_for if not (named["fault"] == fault).any())]
+    order.sort(key=lambda title: looked_for.index(title.partition(" ")[0]))
+    table = table.reindex(order, fill_value=0)
+    return table.assign(all=table.sum(axis=1)).rename_axis(index="fault", columns=None)
 
 
 def leaked(faces: FaceTable, findings: pd.DataFrame) -> pd.DataFrame:

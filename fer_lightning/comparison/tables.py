@@ -81,11 +81,8 @@ def markdown(frame: pd.DataFrame) -> str:
 
 def latex(frame: pd.DataFrame, caption: str) -> str:
     """A table in LaTeX, for the package booktabs."""
-    style = frame.style.hide(axis="index").format(str, escape="latex")
-    style = style.format_index(str, axis="columns", escape="latex")
-    text: str = style.to_latex(
-        hrules=True, column_format="l" + "r" * (len(frame.columns) - 1), caption=caption, position="htbp"
-    )
+    columns, caption = "l" + "r" * (len(frame.columns) - 1), caption.replace("%", r"\%")
+    text = frame.to_latex(index=False, escape=True, column_format=columns, caption=caption, position="htbp")
     return text.replace("±", r"$\pm$").replace("–", "--")
 
 

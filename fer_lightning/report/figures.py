@@ -139,7 +139,7 @@ def curves(
 
 
 @styled
-def class_counts(before: Mapping[str, int], after: Mapping[str, int] | None = None, title: str = "") -> Figure:
+def class_counts(before: Mapping[str, int], after: Mapping[str, int]) -> Figure:
     """Images per class in the training split and, if different, in the training set of an epoch.
 
     The second panel stacks images kept and added, with the outline of images dropped. These are net changes: counts do
@@ -148,9 +148,7 @@ def class_counts(before: Mapping[str, int], after: Mapping[str, int] | None = No
     Args:
         before: images of each class in the training split.
         after: images of each class in the training set of an epoch, after resampling.
-        title: above the panels.
     """
-    after = dict(before) if after is None else after
     classes = list(dict.fromkeys([*before, *after]))
     old, new = (np.array([counts.get(name, 0) for name in classes], dtype=np.int64) for counts in (before, after))
     changed = bool((old != new).any())
@@ -180,8 +178,6 @@ def class_counts(before: Mapping[str, int], after: Mapping[str, int] | None = No
         figure.legend(loc="outside lower right", ncols=3)
     panels[0].set_yticks(positions, [short(name) for name in classes])
     panels[0].set_ylim(len(classes) - 0.45, -0.55)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
     return figure
 
 
@@ -224,17 +220,14 @@ def reliability(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int
 
 
 @styled
-def faces(images: NDArray[np.uint8], captions: Sequence[str], columns: int = 8, title: str = "") -> Figure:
+def faces(images: NDArray[np.uint8], captions: Sequence[str], columns: int = 8) -> Figure:
     """A gallery of faces with captions.
 
     Args:
         images: uint8 (N, H, W).
         captions: (N,), above the faces; line breaks are respected, long lines are cut.
         columns: faces in a row.
-        title: above all faces.
     """
-    if len(images) == 0:
-        return empty("No images")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     captions = ["\n".join(short(line, 18) for line in caption.splitlines()) for caption in captions]
@@ -242,8 +235,8 @@ def faces(images: NDArray[np.uint8], captions: Sequence[str], columns: int = 8, 
     side, pitch = 1.07, 1.15
     height = pitch + 0.14 * max(caption.count("\n") + 1 for caption in captions)
     top = height * rows
-    figure = Figure(figsize=(pitch * columns, top + (0.3 if title else 0)))
-    axes = figure.add_axes((0, 0, 1, top / figure.get_figheight()), xlim=(0, pitch * columns), ylim=(0, top))
+    figure = Figure(figsize=(pitch * columns, top))
+    axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left, bottom = i % columns * pitch + (pitch - side) / 2, top - (i // columns + 1) * height + 0.04
@@ -251,8 +244,6 @@ def faces(images: NDArray[np.uint8], captions: Sequence[str], columns: int = 8, 
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="bicubic", extent=extent, aspect="auto")
         axes.text(left + side / 2, bottom + side + 0.04, caption, fontsize=7, ha="center", va="bottom")
     axes.set(xlim=(0, pitch * columns), ylim=(0, top))
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
     return figure
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from fer_lightning.metrics.scores import HEADLINES, METRICS
 from fer_lightning.report import html
@@ -22,25 +20,6 @@ CONFUSIONS = 6
 """How many of the most frequent confusions are listed."""
 
 
-@dataclass(frozen=True)
-class Face:
-    """An image of a gallery.
-
-    Attributes:
-        image: uint8 (H, W), grey.
-        label: name of the true class.
-        prediction: name of the predicted class.
-        confidence: probability of the predicted class.
-        id: source of the image.
-    """
-
-    image: NDArray[np.uint8]
-    label: str
-    prediction: str
-    confidence: float
-    id: str
-
-
 def render(
     *,
     about: Mapping[str, str],
@@ -48,8 +27,8 @@ def render(
     report: pd.DataFrame | None = None,
     confusion: pd.DataFrame | None = None,
     figures: Mapping[str, bytes] | None = None,
-    mistakes: Sequence[Face] = (),
-    examples: Sequence[Face] = (),
+    mistakes: Sequence[Mapping[str, Any]] = (),
+    examples: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     config_yaml: str = "",
     files: Sequence[str] = (),
 ) -> str:
@@ -61,8 +40,8 @@ def render(
         report: from `tables.classification_report`.
         confusion: from `tables.confusion_matrix`.
         figures: PNG bytes by name: confusion_matrix, curves, class_counts, reliability.
-        mistakes: wrongly predicted faces, in the order in which they are shown.
-        examples: correctly predicted faces, sorted by class.
+        mistakes: wrongly predicted faces: image, uint8 (H, W), label, prediction, confidence and id.
+        examples: correctly predicted faces, the same, by class.
         config_yaml: the resolved config.
         files: names of the files next to the page, to link to.
     """
@@ -83,7 +62,7 @@ def render(
         confusions=None if confusion is None else _confusions(confusion),
         figures=figures or {},
         mistakes=mistakes,
-        examples={name: list(faces) for name, faces in groupby(examples, key=lambda face: face.prediction)},
+        examples=examples,
         config_yaml=config_yaml,
     )
 

@@ -121,29 +121,27 @@ def most_confident(predictions: pd.DataFrame, *, correct: bool, label: str | Non
 
 def print_report(report: pd.DataFrame, console: Console | None = None, title: str = "Test images, per class") -> None:
     """Print a classification report in the terminal, or to `console`."""
-    table = Table(title=Text(title), title_justify="left", header_style="bold")
-    table.add_column("class")
-    for column in ("precision", "recall", "f1", "support"):
-        table.add_column(column, justify="right")
-    first_summary = len(report) - len(SUMMARY_ROWS)
-    for i, row in enumerate(report.itertuples(index=False)):
-        name, precision, recall, f1, support = row
-        cells = ["" if np.isnan(value) else f"{value:.3f}" for value in (precision, recall, f1)]
-        table.add_row(
-            Text(name, overflow="fold"),  # Text, because "[red]" is a class name here, not markup
-            *cells,
-            f"{support:,}",
-            style="bold" if i >= first_summary else None,
-            end_section=i == first_summary - 1,
-        )
-    (console or Console()).print(table)
+    text = report.astype(object)
+    for column in ("precision", "recall", "f1"):
+        text[column] = [("" if np.isnan(value) else f"{value:.3f}") for value in report[column]]
+    text["support"] = [f"{n:,}" for n in report["support"]]
+    print_frame(text, title, console, summary_rows=len(SUMMARY_ROWS))
 
 
-def print_frame(frame: pd.DataFrame, title: str, console: Console | None = None) -> None:
-    """Print a table in the terminal, or to `console`, with all columns but the first right-aligned."""
+def print_frame(frame: pd.DataFrame, title: str, console: Console | None = None, summary_rows: int = 0) -> None:
+    """Print a table in the terminal, or to `console`, with all columns but the first right-aligned.
+
+    Args:
+        frame: the table, without its index.
+        title: above it.
+        console: instead of standard output.
+        summary_rows: number of last rows that are set apart.
+    """
     table = Table(title=Text(title), title_justify="left", header_style="bold")
     for i, column in enumerate(frame.columns):
         table.add_column(Text(str(column)), justify="right" if i else "left")
-    for cells in frame.astype(str).to_numpy().tolist():
-        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
+    for left, cells in zip(range(len(frame), 0, -1), frame.astype(str).to_numpy().tolist(), strict=True):
+        texts = [Text(cell, overflow="fold") for cell in cells]  # Text, since "[red]" may be a class name
+        bold = "bold" if left <= summary_rows else None
+        table.add_row(*texts, style=bold, end_section=left == summary_rows + 1)
     (console or Console()).print(table)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,9 +21,6 @@ MISTAKES = 24
 EXAMPLES = 8
 """Number of most confident correct predictions of each class on the page."""
 
-Images = NDArray[np.uint8] | Callable[[NDArray[np.int64]], NDArray[np.uint8]]
-"""Faces of the rows of a predictions table: uint8 (N, H, W), or a function from row numbers (M,) to (M, H, W)."""
-
 
 def write_report(
     run_dir: Path,
@@ -34,7 +31,7 @@ def write_report(
     counts_after: Mapping[str, int],
     metrics: Mapping[str, float | str],
     history: pd.DataFrame | None,
-    images: Images | None,
+    images: NDArray[np.uint8],
     config_yaml: str,
     about: Mapping[str, str],
     monitor: str = "val/f1_macro",
@@ -54,7 +51,7 @@ def write_report(
         counts_after: images of each class in the training set of an epoch, after resampling.
         metrics: content of metrics.json; the page leaves out what is missing.
         history: metrics.csv, a row per epoch; None if nothing was trained.
-        images: the scored faces, for the galleries; None leaves the galleries out.
+        images: uint8 (N, H, W), the scored faces.
         config_yaml: the resolved config.
         about: properties of the run, in the order in which they are shown; "name" is the title.
         monitor: the column of `history` by which the checkpoint was chosen.
@@ -69,12 +66,9 @@ def write_report(
     """
     files = {"predictions.csv": _csv(predictions, "%.6g")}
     labels = tables.labels_of(predictions, classes)
-    mistakes = list(_faces(predictions, images, tables.most_confident(predictions, correct=False)[:MISTAKES]))
-    examples = [
-        face
-        for name in classes
-        for face in _faces(predictions, images, tables.most_confident(predictions, correct=True, label=name)[:EXAMPLES])
-    ]
+    mistakes = _faces(predictions, images, tables.most_confident(predictions, correct=False)[:MISTAKES])
+    best = {name: tables.most_confident(predictions, correct=True, label=name)[:EXAMPLES] for name in classes}
+    examples = {name: _faces(predictions, images, rows) for name, rows in best.items() if len(rows)}
     report = matrix = None
     plots = {"class_counts": figures.class_counts(counts_before, counts_after)}
     if (labels >= 0).any():
@@ -89,8 +83,8 @@ def write_report(
     if history is not None:
         plots["curves"] = figures.curves(history, monitor, mode, best_epoch)
     if mistakes:
-        captions = [f"{face.prediction} {face.confidence:.2f}\nlabelled {face.label}" for face in mistakes]
-        plots["mistakes"] = figures.faces(np.stack([face.image for face in mistakes]), captions)
+        captions = ["{prediction} {confidence:.2f}\nlabelled {label}".format(**face) for face in mistakes]
+        plots["mistakes"] = figures.faces(np.stack([face["image"] for face in mistakes]), captions)
     pngs = {name: png(figure) for name, figure in plots.items()}
     files |= {f"{name}.png": content for name, content in pngs.items()}
     html = page.render(
@@ -113,13 +107,9 @@ def write_report(
     return folder / "index.html"
 
 
-def _faces(predictions: pd.DataFrame, images: Images | None, rows: NDArray[np.int64]) -> Iterator[page.Face]:
-    if images is None or not len(rows):
-        return
-    pixels = images(rows) if callable(images) else images[rows]
-    columns = predictions.iloc[rows][["label", "prediction", "confidence", "id"]]
-    for image, row in zip(pixels, columns.itertuples(index=False), strict=True):
-        yield page.Face(image, *row)
+def _faces(predictions: pd.DataFrame, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+    columns = predictions.iloc[rows][["label", "prediction", "confidence", "id"]].assign(image=list(images[rows]))
+    return columns.to_dict("records")  # type: ignore[return-value]
 
 
 def _csv(frame: pd.DataFrame, float_format: str) -> bytes:

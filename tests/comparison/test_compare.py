@@ -285,8 +285,8 @@ def test_markdown_and_latex_tables(comparison: Comparison) -> None:
     text = markdown(summary(comparison)).splitlines()
     assert text[0].startswith("| setting | seeds | accuracy |") and text[1].startswith("|---|---:|")
     assert len(text) == 5 and "±" in text[2]
-    tex = latex(pd.DataFrame({"setting": ["a_b & c"], "x": ["0.1 ± 0.2"]}), "A caption.")
-    assert r"a\_b \& c" in tex and r"$\pm$" in tex and r"\toprule" in tex
+    tex = latex(pd.DataFrame({"setting": ["a_b & c"], "x": ["0.1 ± 0.2"]}), "A caption with 95 %.")
+    assert r"a\_b \& c" in tex and r"$\pm$" in tex and r"\toprule" in tex and r"caption{A caption with 95 \%.}" in tex
     pairs = pairwise(comparison)
     assert pairs["setting"].tolist()[:2] == ["weighted", "weighted"] and "*" in pairs["macro-F1"][0]
 

@@ -120,15 +120,14 @@ def test_curves_draw_the_columns_that_exist(table: pd.DataFrame, panels: int) ->
 
 def test_class_counts_show_kept_added_and_dropped_images() -> None:
     before = {"disgust": 436, "happy": 7215, "sad": 4830}
-    figure = figures.class_counts(before, {"disgust": 2616, "happy": 5772, "sad": 4830}, "Counts")
+    figure = figures.class_counts(before, {"disgust": 2616, "happy": 5772, "sad": 4830})
     draw(figure)
     assert {"436", "7,215", "4,830", "2,616 (+2,180)", "5,772 (-1,443)", "Kept", "Added", "Dropped"} <= texts(figure)
-    assert {"In the training split: 12,481", "After resampling: 13,218", "Counts"} <= texts(figure)
+    assert {"In the training split: 12,481", "After resampling: 13,218"} <= texts(figure)
 
 
-@pytest.mark.parametrize("after", [None, {LONG: 3, "b": 0}])
-def test_class_counts_without_a_change_are_one_panel(after: dict[str, int] | None) -> None:
-    figure = figures.class_counts({LONG: 3, "b": 0}, after)
+def test_class_counts_without_a_change_are_one_panel() -> None:
+    figure = figures.class_counts({LONG: 3, "b": 0}, {LONG: 3, "b": 0})
     draw(figure)
     assert len(figure.axes) == 1
 
@@ -157,10 +156,10 @@ def test_reliability_ignores_unlabelled_and_infinite_rows() -> None:
     draw(figures.reliability(np.zeros((0, 2)), np.zeros(0, dtype=int)))
 
 
-@pytest.mark.parametrize("n", [0, 1, 11])
+@pytest.mark.parametrize("n", [1, 11])
 def test_faces(n: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (n, 48, 48), dtype=np.uint8)
-    figure = figures.faces(images, [f"face {i}\n{LONG}" for i in range(n)], columns=4, title="Faces")
+    figure = figures.faces(images, [f"face {i}\n{LONG}" for i in range(n)], columns=4)
     draw(figure)
     assert sum(len(axes.images) for axes in figure.axes) == n
-    assert not n or {f"face {i}\n{style.short(LONG, 18)}" for i in range(n)} | {"Faces"} <= texts(figure)
+    assert {f"face {i}\n{style.short(LONG, 18)}" for i in range(n)} <= texts(figure)

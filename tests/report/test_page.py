@@ -113,7 +113,7 @@ def test_page_loads_nothing_and_shows_hostile_names_as_text(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "changes",
     [
-        {"metrics": {}, "about": {}, "history": None, "images": None, "config_yaml": ""},
+        {"metrics": {}, "about": {}, "history": None, "config_yaml": ""},
         {"metrics": {"test/accuracy": float("nan"), "test/loss": "none", "val/accuracy": 0.5, "train/seconds": 3.2}},
         {"counts_before": {}, "counts_after": {}},
         {"history": pd.DataFrame()},
@@ -133,17 +133,6 @@ def test_unlabelled_images_only_appear_in_the_predictions(tmp_path: Path) -> Non
     }
     assert pd.read_csv(index.parent / "predictions.csv")["label"].isna().all()
     assert "Confusion matrix" not in Reader(index.read_text()).text
-
-
-def test_images_can_be_read_by_a_function(tmp_path: Path) -> None:
-    asked: list[int] = []
-
-    def images(rows: np.ndarray) -> np.ndarray:
-        asked.extend(rows)
-        return np.zeros((len(rows), 48, 48), dtype=np.uint8)
-
-    write(tmp_path, ["a", "b"], images=images, history=None)
-    assert 0 < len(asked) <= 60 and len(set(asked)) == len(asked)
 
 
 def test_most_confident_come_first() -> None:
