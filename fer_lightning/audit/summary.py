@@ -116,6 +116,6 @@ def sentences(known: dict[str, Any], leaks: pd.DataFrame) -> list[str]:
         runs = "1 run" if known["runs"] == 1 else f"{known['runs']} runs"
         lines.append(
             f"The labels of {known['predicted']:,} images were checked with predictions of {runs} not trained on them; "
-            f"{known['not_predicted']:,} images have no such predictions."
+            f"{known['not_predicted']:,} images have none."
         )
     return lines
