@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "fer_lightning"
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
@@ -37,7 +38,7 @@ def test_lowest_versions_are_the_lower_bounds(project: dict[str, Any]) -> None:
     assert {line for line in lines if not line.startswith("#")} == lowest
 
 
-def test_wheel_holds_the_config_groups(tmp_path: Path) -> None:
+def test_wheel_contains_config_groups_and_page_templates(tmp_path: Path) -> None:
     pytest.importorskip("hatchling")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
@@ -46,6 +47,10 @@ def test_wheel_holds_the_config_groups(tmp_path: Path) -> None:
     configs = {f"fer_lightning/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert "fer_lightning/conf/config.yaml" in configs
     assert configs <= packed
+    templates = {f"fer_lightning/report/templates/{path.name}" for path in (PACKAGE / "report/templates").iterdir()}
+    assert (
+        {"fer_lightning/report/templates/style.css", "fer_lightning/report/templates/run.html"} <= templates <= packed
+    )
     assert {name.split("/")[0].partition("-")[0] for name in packed} == {"fer_lightning"}
 
 

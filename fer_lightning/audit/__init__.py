@@ -1,1 +1,1 @@
-"""What is wrong with a set of faces: copies, leaks, labels that contradict each other, images that show no face."""
+"""Faults of a data set: duplicates, leaks, contradicting labels, images without a face."""

@@ -1,7 +1,7 @@
-"""Confident learning: which labels are likely wrong, told by out-of-sample predictions.
+"""Confident learning: finds likely label errors with out-of-sample predictions.
 
 Northcutt, Jiang & Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels", Journal of Artificial
-Intelligence Research 70, section 3. Written from the paper.
+Intelligence Research 70, section 3. Implemented from the paper.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 
 class Confident(NamedTuple):
-    """What confident learning found.
+    """Result of confident learning.
 
     Attributes:
-        thresholds: float64 (C,), mean probability of a class over the images labelled so (equation 2); infinite for a
-            class without images.
+        thresholds: float64 (C,), mean probability of a class over the images with that label (equation 2); infinite for
+            a class without images.
         joint: int64 (C, C), the confident joint (equation 1): images by given and by confident class.
         rows: int64 (M,), positions of likely label errors, the largest margin first.
         suggested: int64 (M,), their confident classes.
-        margins: float64 (M,), by how much the probability of that class is above that of the given one.
+        margins: float64 (M,), probability of that class minus that of the given one.
     """
 
     thresholds: NDArray[np.float64]
@@ -34,9 +34,9 @@ class Confident(NamedTuple):
 def confident_learning(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> Confident:
     """Label errors: the off-diagonals of the confident joint, ranked by margin.
 
-    An image is confidently of the likeliest class among those whose probability reaches their threshold, if any does.
-    One whose given class has the highest probability of all is no error, although it may be off the diagonal where its
-    own class misses a high threshold.
+    The confident class of an image is the most probable one among those that reach their threshold, if any does. An
+    image whose given class is the most probable of all is no error, although it is off the diagonal if that class
+    misses a high threshold.
 
     Args:
         labels: int64 (N,), given classes, 0 to C − 1.

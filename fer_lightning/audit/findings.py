@@ -1,4 +1,8 @@
-"""From a face table to its faults, one row each; nothing here reads or writes files."""
+"""From a face table to its faults, a row for each; nothing here reads or writes files.
+
+The column `twin` of a finding is the image that it duplicates: an identical image (exact duplicate), or one from the
+same photograph (near-duplicate).
+"""
 
 from __future__ import annotations
 
@@ -14,38 +18,42 @@ from fer_lightning.data.quality.duplicates import NearPairs
 from fer_lightning.data.table import SPLITS, UNLABELLED, FaceTable
 
 FAULTS = {
-    "broken": "a file that is no image, or a damaged one",
+    "broken": "a damaged file, or one that is not an image",
     "tiny": "fewer pixels than 48 × 48; value: the shorter side",
     "blank": f"shows nothing; value: standard deviation of its grey levels, under {BLANK:g}",
-    "near_blank": "hardly more than one tone, such as a notice; value: share of flat tiles",
+    "near_blank": "almost uniform, such as a text notice; value: share of flat tiles",
     "dark": "far darker than the others; value: mean grey level",
     "bright": "far brighter than the others; value: mean grey level",
     "low_contrast": "far less contrast than the others; value: standard deviation of its grey levels",
-    "duplicate": "a redundant copy in one split, the twin being the one to keep; value: number of identical images",
+    "duplicate": "a redundant copy within a split, shown with the image to keep; value: number of identical images",
     "leak": "identical to an image of an earlier split; value: number of identical images",
-    "conflict": "another label than an identical image; value: number of identical images",
-    "near_duplicate": "the same photograph as an earlier image of its split, changed; value: correlation",
-    "near_leak": "the same photograph as an image of an earlier split, changed; value: correlation",
-    "near_conflict": "another label than a changed copy; value: correlation",
-    "nonface": "more than half of FER+ votes are “not a face”; value: these votes",
-    "disagreement": "no absolute majority of FER+ votes; value: the most votes for anything",
-    "mislabelled": "another class is likelier, by confident learning; value: by how much",
+    "conflict": "labelled differently from an identical image; value: number of identical images",
+    "near_duplicate": "a changed copy of an earlier image of its split; value: correlation",
+    "near_leak": "a changed copy of an image of an earlier split; value: correlation",
+    "near_conflict": "labelled differently from a changed copy; value: correlation",
+    "nonface": "more than half of the FER+ votes are “not a face”; value: number of these votes",
+    "disagreement": "no absolute majority of FER+ votes; value: most votes for any option",
+    "mislabelled": "another class is more likely, by confident learning; value: difference in probability",
 }
-"""Every fault that is looked for, and what it means."""
+"""All faults and their meanings."""
 
 OUTLIER = {"dark": -3.0, "bright": 3.0, "low_contrast": -4.0}
-"""How many robust standard deviations (1.4826 median absolute deviations) from the median an outlier lies.
+"""Distance of an outlier from the median in robust standard deviations (1.4826 median absolute deviations).
 
-Of brightness as mean grey level, and of contrast as logarithm of their standard deviation, which is skewed. In FER-2013
-this is a mean under 28 or over 231, where little of a face can be seen, and a standard deviation under 19; from 20 on
-images that are merely dim begin.
+Brightness is the mean grey level; contrast is the logarithm of the standard deviation, which is skewed. In FER-2013 the
+limits are a mean under 28 or over 231, with little of a face visible, and a standard deviation under 19; from 20 on
+images are merely dim.
 """
 
-_LEAST_SPREAD = {"dark": 10.0, "bright": 10.0, "low_contrast": 0.15}  # images taken alike are not outliers for a nuance
+_LEAST_SPREAD = {
+    "dark": 10.0,
+    "bright": 10.0,
+    "low_contrast": 0.15,
+}  # nuances are no outliers
 
 
-def found(fault: str, rows: NDArray[np.int64], **columns: ArrayLike) -> pd.DataFrame:
-    """Findings: a row for each of `rows`, with `columns` twin, value or suggested as far as they are given."""
+def rows_with(fault: str, rows: NDArray[np.int64], **columns: ArrayLike) -> pd.DataFrame:
+    """Findings of a fault: a row for each of `rows`. `columns` may set twin (a row), value and suggested (a class)."""
     assert fault in FAULTS
     known = {"row": rows, "twin": -1, "value": np.nan, "suggested": UNLABELLED} | columns
     arrays = {name: np.asarray(column, np.float64 if name == "value" else np.int64) for name, column in known.items()}
@@ -55,10 +63,10 @@ def found(fault: str, rows: NDArray[np.int64], **columns: ArrayLike) -> pd.DataF
 def exact(faces: FaceTable) -> pd.DataFrame:
     """Duplicates, leaks and conflicts among identical images.
 
-    Of each group one image is kept: the first in the order of splits, training before validation before test, and of
-    the table. Every other is a duplicate (the first of its split is its twin), a leak (the first of the earliest split
-    is) or both, so that the two together are all redundant copies. A conflict is named once for each image whose label
-    is not that of the first labelled one.
+    One image of each group is to be kept: the first in the order of splits (training, validation, test), then of the
+    table. All others are duplicates (of the first image of their split), leaks (of the first image of the earliest
+    split) or both, which together are all redundant copies. A conflict is reported for each image whose label is not
+    that of the first labelled image of the group.
     """
     table = _ordered(faces, faces.twins)
     duplicates, leaks = _redundant(table)
@@ -67,15 +75,26 @@ def exact(faces: FaceTable) -> pd.DataFrame:
     conflicts = labelled.assign(twin=first["row"])[first["label"] != labelled["label"]]
     parts = {"duplicate": duplicates, "leak": leaks, "conflict": conflicts}
     return pd.concat(
-        [found(fault, part["row"].to_numpy(), twin=part["twin"], value=part["size"]) for fault, part in parts.items()]
+        [
+            rows_with(fault, part["row"].to_numpy(), twin=part["twin"], value=part["size"])
+            for fault, part in parts.items()
+        ]
     )
 
 
 def near(faces: FaceTable, group: NDArray[np.int64], pairs: NearPairs) -> pd.DataFrame:
-    """Near-duplicates, near leaks and near conflicts, less what identical images were found for.
+    """Near-duplicates, near leaks and near conflicts, except those that `exact` reports already.
 
-    Groups are as `near_twins` makes them. The twin is the most similar image there is in the split in question; where
-    only a chain of others leads there, it is the first of them and has no value.
+    A near-duplicate is a changed copy: mirrored, shifted, brighter, watermarked.
+
+    Args:
+        faces: the table.
+        group: (N,), groups of near-duplicates.
+        pairs: pairs of near-duplicates, each image standing for all identical ones.
+
+    Returns:
+        Findings. The twin is the most similar image in the split in question; if only a chain of others connects the
+        two, it is the first image of the group there, and the value is missing.
     """
     edges = _edges(faces, pairs)
     table = _ordered(faces, group)
@@ -83,7 +102,7 @@ def near(faces: FaceTable, group: NDArray[np.int64], pairs: NearPairs) -> pd.Dat
     for fault, rows, known in zip(
         ("near_duplicate", "near_leak"), _redundant(table), _redundant(_ordered(faces, faces.twins)), strict=True
     ):
-        # A copy of what is in a split already brings nothing new, unless the photograph is in an earlier one too.
+        # A copy of an image of the split is nothing new, unless its photograph is in an earlier split as well.
         same = pd.merge(rows, known, on="row", how="inner", suffixes=("", "_exact"))
         same = same[faces.split[same["twin"]] == faces.split[same["twin_exact"]]]
         rows = rows[~rows["row"].isin(same["row"])]
@@ -92,65 +111,65 @@ def near(faces: FaceTable, group: NDArray[np.int64], pairs: NearPairs) -> pd.Dat
             "row"
         )
         twin = best["twin"].fillna(best["twin_first"]).astype(np.int64)
-        parts.append(found(fault, best["row"].to_numpy(), twin=twin, value=best["similarity"]))
+        parts.append(rows_with(fault, best["row"].to_numpy(), twin=twin, value=best["similarity"]))
     labels = faces.labels[edges[["row", "twin"]].to_numpy()]
     differ = edges[(labels[:, 0] != labels[:, 1]) & (labels != UNLABELLED).all(1)].drop_duplicates("row")
-    parts.append(found("near_conflict", differ["row"].to_numpy(), twin=differ["twin"], value=differ["similarity"]))
+    parts.append(rows_with("near_conflict", differ["row"].to_numpy(), twin=differ["twin"], value=differ["similarity"]))
     return pd.concat(parts)
 
 
 def looks(faces: FaceTable) -> pd.DataFrame:
-    """Images that show nothing or hardly anything, then outliers of brightness and contrast among the others."""
+    """Blank and near-blank images, then outliers of brightness and contrast among the others."""
     pixels = faces.images.reshape(len(faces), -1)
     mean, spread = pixels.mean(1), pixels.std(1)
     flat, blank, near_blank = flat_share(faces.images), is_blank(faces.images), is_near_blank(faces.images)
-    shown = np.flatnonzero(~blank & ~near_blank)
+    others = np.flatnonzero(~blank & ~near_blank)
     parts = [
-        found(fault, rows := np.flatnonzero(mask), value=value[rows])
+        rows_with(fault, rows := np.flatnonzero(mask), value=value[rows])
         for fault, mask, value in (("blank", blank, spread), ("near_blank", near_blank, flat))
     ]
     contrast = np.log(np.maximum(spread, BLANK))
     for fault, measure, value in (
         ("dark", mean, mean), ("bright", mean, mean), ("low_contrast", contrast, spread),
     ):  # fmt: skip
-        rows = shown[_outlying(measure[shown], OUTLIER[fault], _LEAST_SPREAD[fault])]
-        parts.append(found(fault, rows, value=value[rows]))
+        rows = others[_outlying(measure[others], OUTLIER[fault], _LEAST_SPREAD[fault])]
+        parts.append(rows_with(fault, rows, value=value[rows]))
     return pd.concat(parts)
 
 
 def tiny(faces: FaceTable, small: Mapping[str, tuple[int, int]]) -> pd.DataFrame:
-    """Images that were enlarged: `small` is their width and height by id."""
+    """Images that were enlarged, given the original width and height of each by id."""
     ids = [name.decode() for name in faces.ids.tolist()] if small else []
     rows = np.array([row for row, name in enumerate(ids) if name in small], dtype=np.int64)
-    return found("tiny", rows, value=[float(min(small[ids[row]])) for row in rows])
+    return rows_with("tiny", rows, value=[float(min(small[ids[row]])) for row in rows])
 
 
 def by_votes(faces: FaceTable) -> pd.DataFrame:
-    """What FER+ taggers found to be no face, and what they could not agree on."""
+    """Images without a face and without an agreed label, according to FER+ taggers."""
     assert faces.votes is not None
     most = faces.votes.max(1)
     no_face = np.flatnonzero(nonface(faces.votes))
     disagreed = np.flatnonzero(2 * most.astype(np.int64) <= faces.votes.sum(1, dtype=np.int64))
     return pd.concat(
         [
-            found("nonface", no_face, value=faces.votes[no_face, VOTES.index("NF")]),
-            found("disagreement", disagreed, value=most[disagreed]),
+            rows_with("nonface", no_face, value=faces.votes[no_face, VOTES.index("NF")]),
+            rows_with("disagreement", disagreed, value=most[disagreed]),
         ]
     )
 
 
 def named(faces: FaceTable, findings: pd.DataFrame, broken: Sequence[tuple[str, str, str, str]] = ()) -> pd.DataFrame:
-    """Findings for people: ids, splits and classes by name, broken files first; a row a finding.
+    """The content of findings.csv: a row for each finding, broken files first.
 
     Args:
         faces: the table.
-        findings: from the functions above, put together.
-        broken: id, split, class and fault of files that are not in the table.
+        findings: from the functions above, concatenated.
+        broken: id, split, class and error of files that are not in the table.
 
     Returns:
-        Columns image, split, label, fault, twin, twin_split, twin_label, value, suggested, new_label (for people
-        to fill in, see `data.relabel`), note, pixel_digest (by which the image is known again); empty text where
-        there is nothing to say.
+        Columns image, split, label, fault, twin (the duplicate), twin_split, twin_label, value, suggested, new_label
+        (to be filled in by hand, see `data.relabel`), note, pixel_digest (identifies the image); cells without a value
+        are empty text.
     """
     classes, splits = np.array([*faces.classes, ""]), np.array(SPLITS)  # UNLABELLED, -1, is the last
     ids = np.array([name.decode() for name in faces.ids.tolist()], dtype=object)
@@ -179,7 +198,7 @@ def named(faces: FaceTable, findings: pd.DataFrame, broken: Sequence[tuple[str, 
 
 
 def _ordered(faces: FaceTable, group: NDArray[np.int64]) -> pd.DataFrame:
-    """Images that are not alone in their group, in the order of splits, then of the table."""
+    """Images of groups with more than one, in the order of splits, then of the table."""
     size = np.bincount(group)[group]
     rows = np.flatnonzero(size > 1)
     rows = rows[np.argsort(faces.split[rows], kind="stable")]
@@ -188,7 +207,8 @@ def _ordered(faces: FaceTable, group: NDArray[np.int64]) -> pd.DataFrame:
 
 
 def _redundant(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Of a table that `_ordered` made: all but the first of each split, and all that are in an earlier split too."""
+    """From the table of `_ordered`: all but the first of each group and split, and all whose group is in an earlier
+    split."""
     within = table.assign(twin=table.groupby(["group", "split"])["row"].transform("first"))
     first = table.groupby("group")[["row", "split"]].transform("first")
     across = table.assign(twin=first["row"])
@@ -196,7 +216,7 @@ def _redundant(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _edges(faces: FaceTable, pairs: NearPairs) -> pd.DataFrame:
-    """Pairs of near-duplicates, of all copies of either image, the most similar first; row is later than twin."""
+    """Pairs of near-duplicates among all copies of either image, the most similar first; twin comes before row."""
     copies = pd.DataFrame({"row": np.arange(len(faces)), "group": faces.twins})
     edges = pd.DataFrame(
         {
@@ -208,9 +228,9 @@ def _edges(faces: FaceTable, pairs: NearPairs) -> pd.DataFrame:
     for end in ("a", "b"):
         edges = edges.merge(copies.rename(columns={"row": f"{end}_row", "group": end}), on=end)
     ends = edges[["a_row", "b_row"]].to_numpy()
-    place = np.empty(len(faces), dtype=np.int64)
-    place[np.argsort(faces.split, kind="stable")] = np.arange(len(faces))
-    ends = np.take_along_axis(ends, place[ends].argsort(1), axis=1)
+    rank = np.empty(len(faces), dtype=np.int64)
+    rank[np.argsort(faces.split, kind="stable")] = np.arange(len(faces))
+    ends = np.take_along_axis(ends, rank[ends].argsort(1), axis=1)
     edges = pd.DataFrame({"row": ends[:, 1], "twin": ends[:, 0], "similarity": edges["similarity"]})
     edges["twin_split"] = faces.split[edges["twin"]]
     return edges.sort_values("similarity", ascending=False, kind="stable")

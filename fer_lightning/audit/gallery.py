@@ -1,9 +1,8 @@
-"""Findings as pictures: images, beside their twins where they have one."""
+"""Findings as pictures: images, beside their duplicates if they have any."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,11 @@ import pandas as pd
 
 from fer_lightning.audit.findings import FAULTS
 from fer_lightning.data.table import SPLITS, UNLABELLED, FaceTable
-from fer_lightning.report import html
 
 SHOWN = 80
 """Findings of each fault on the page."""
 
-TITLES = {"nonface": "Not a face", "tiny": "Tiny files", "mislabelled": "Likely mislabelled", "broken": "Broken files"}
+TITLES = {"nonface": "Not a face", "tiny": "Tiny files", "mislabelled": "Likely mislabelled"}
 
 VALUES = {
     "tiny": "{:.0f} pixels",
@@ -32,31 +30,33 @@ VALUES = {
     "mislabelled": "by {:.2f}",
 }
 
-_WIDE_RANGE = ("near_duplicate", "near_leak", "near_conflict")  # of which one wants to see the doubtful ones as well
+_WIDE_RANGE = ("near_duplicate", "near_leak", "near_conflict")  # the doubtful ones are of interest as well
 
 
-def galleries(faces: FaceTable, findings: pd.DataFrame) -> list[str]:
-    """A section of the page for each fault that was found.
+def galleries(faces: FaceTable, findings: pd.DataFrame) -> list[dict[str, Any]]:
+    """The gallery of each fault that occurs: title, note and tiles, as audit.html takes them.
 
     Args:
         faces: the table.
-        findings: as `findings.found` makes them, clearest first.
+        findings: from `findings.rows_with`, sorted by severity.
     """
-    sections = []
+    result = []
     for fault, meaning in FAULTS.items():
         found = findings[findings["fault"] == fault]
-        if found.empty:
-            continue
-        shown, note = _selection(fault, found)
-        tiles = "".join(_tile(faces, row) for row in shown.to_dict("records"))
-        note = html.note(f"{meaning[0].upper()}{meaning[1:]}. {len(found):,} found{note}.")
-        title = TITLES.get(fault, fault.replace("_", " ").capitalize())
-        sections.append(html.section(title, note, f'<div class="card"><div class="faces">{tiles}</div></div>'))
-    return sections
+        if not found.empty:
+            selected, selection = _selection(fault, found)
+            result.append(
+                {
+                    "title": TITLES.get(fault, fault.replace("_", " ").capitalize()),
+                    "note": f"{meaning[0].upper()}{meaning[1:]}. {len(found):,} found{selection}.",
+                    "tiles": [_tile(faces, finding) for finding in selected.to_dict("records")],
+                }
+            )
+    return result
 
 
 def _selection(fault: str, found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """What is shown of a fault's findings, and which these are, in words."""
+    """The findings of a fault to show, and which these are, in words."""
     if fault == "duplicate":
         groups = found.drop_duplicates("twin")
         of = "the" if len(groups) <= SHOWN else f"the {SHOWN} largest"
@@ -64,30 +64,27 @@ def _selection(fault: str, found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if len(found) <= SHOWN:
         return found, ""
     if fault in _WIDE_RANGE:
-        places = np.linspace(0, len(found) - 1, SHOWN).astype(int)
-        return found.iloc[places], f"; shown: {SHOWN}, from the most alike to the least; all are in findings.csv"
+        spread = np.linspace(0, len(found) - 1, SHOWN).astype(int)
+        return found.iloc[spread], f"; shown: {SHOWN}, from the most to the least similar; all are in findings.csv"
     return found.head(SHOWN), f"; shown: the first {SHOWN}; all are in findings.csv"
 
 
-def _tile(faces: FaceTable, finding: Mapping[Any, Any]) -> str:
-    row, twin, value = finding["row"], finding["twin"], finding["value"]
-    text = "by a chain of others" if np.isnan(value) else VALUES[finding["fault"]].format(value)
-    if finding["suggested"] != UNLABELLED:
-        text = f'likelier <span class="right">{escape(faces.classes[finding["suggested"]])}</span> {text}'
-    if twin < 0:
-        return f"<figure>{_picture(faces, row)}<figcaption>{_about(faces, row)}<br>{text}</figcaption></figure>"
-    pictures = _picture(faces, row) + _picture(faces, twin)
-    differ = bool(faces.labels[row] != faces.labels[twin])
-    captions = f"<div>{_about(faces, row, wrong=differ)}<br>{text}</div><div>{_about(faces, twin, wrong=differ)}</div>"
-    return f'<figure class="pair">{pictures}<figcaption>{captions}</figcaption></figure>'
+def _tile(faces: FaceTable, finding: Mapping[Any, Any]) -> dict[str, Any]:
+    row, twin, value, suggested = (finding[name] for name in ("row", "twin", "value", "suggested"))
+    labels_differ = twin >= 0 and bool(faces.labels[row] != faces.labels[twin])
+    return {
+        "image": _image(faces, row, wrong=labels_differ),
+        "twin": _image(faces, twin, wrong=labels_differ) if twin >= 0 else None,
+        "value": "by a chain of others" if np.isnan(value) else VALUES[finding["fault"]].format(value),
+        "suggested": "" if suggested == UNLABELLED else faces.classes[suggested],
+    }
 
 
-def _about(faces: FaceTable, row: int, *, wrong: bool = False) -> str:
-    label = escape((*faces.classes, "unlabelled")[faces.labels[row]])  # UNLABELLED, -1, is the last
-    name: str = faces.ids[row].decode()
-    label = f'<span class="wrong">{label}</span>' if wrong else label
-    return f"{label}, {SPLITS[faces.split[row]]}<br>{escape(name.rpartition('/')[2])}"
-
-
-def _picture(faces: FaceTable, row: int) -> str:
-    return html.picture(faces.images[row], faces.ids[row].decode())
+def _image(faces: FaceTable, row: int, *, wrong: bool) -> dict[str, Any]:
+    return {
+        "pixels": faces.images[row],
+        "id": faces.ids[row].decode(),
+        "label": (*faces.classes, "unlabelled")[faces.labels[row]],  # UNLABELLED, -1, is the last
+        "split": SPLITS[faces.split[row]],
+        "wrong": wrong,
+    }

@@ -1,4 +1,4 @@
-"""What an audit found, in numbers and sentences."""
+"""The results of an audit in numbers and sentences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fer_lightning.data.table import SPLITS, UNLABELLED, FaceTable
 
 
 def class_counts(faces: FaceTable) -> pd.DataFrame:
-    """Images per split: a row for each class, "unlabelled" if there are any, and "all"."""
+    """Images per class and split, with rows "unlabelled" (if any are) and "all"."""
     splits = [SPLITS[split] for split in np.unique(faces.split)]
     table = pd.DataFrame({split: faces.counts(faces.rows(split)) for split in splits}, index=list(faces.classes))
     unlabelled = [int((faces.labels[faces.rows(split)] == UNLABELLED).sum()) for split in splits]
@@ -23,26 +23,25 @@ def class_counts(faces: FaceTable) -> pd.DataFrame:
 
 
 def fault_counts(faces: FaceTable, named: pd.DataFrame, looked_for: list[str]) -> pd.DataFrame:
-    """Findings per split: a row for each fault, for leaks one for each split that the twin is in.
+    """Findings per fault and split; for leaks also per split of the duplicate.
 
     Args:
         faces: the table.
         named: from `findings.named`.
-        looked_for: the faults to tell of, found or not.
+        looked_for: the faults to count.
     """
     splits = [split for split in SPLITS if len(faces.rows(split)) or (named["split"] == split).any()]
     leak = named["fault"].isin(["leak", "near_leak"])
     titles = named["fault"].where(~leak, named["fault"] + " from " + named["twin_split"])
-    rows = {}
-    for fault in looked_for:
-        for title in titles[named["fault"] == fault].unique() if (named["fault"] == fault).any() else [fault]:
-            found = named[titles == title]
-            rows[title] = [*((found["split"] == split).sum() for split in splits), len(found)]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=[*splits, "all"]).rename_axis("fault")
+    table = pd.crosstab(titles, named["split"]).reindex(columns=splits, fill_value=0)
+    order = [*dict.fromkeys(titles), *(fault for fault in looked_for if not (named["fault"] == fault).any())]
+    order.sort(key=lambda title: looked_for.index(title.partition(" ")[0]))
+    table = table.reindex(order, fill_value=0)
+    return table.assign(all=table.sum(axis=1)).rename_axis(index="fault", columns=None)
 
 
 def leaked(faces: FaceTable, findings: pd.DataFrame) -> pd.DataFrame:
-    """By class, the images outside train, and how many of them are identical to a training image, or near one too.
+    """By class, images outside train, and how many of them duplicate or nearly duplicate a training image.
 
     Args:
         faces: the table.
@@ -64,14 +63,14 @@ def leaked(faces: FaceTable, findings: pd.DataFrame) -> pd.DataFrame:
 def facts(
     faces: FaceTable, findings: pd.DataFrame, looked_for: list[str], runs: int, predicted: NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """What does not show in counts of findings.
+    """Numbers that do not follow from the counts of findings.
 
     Args:
         faces: the table.
         findings: from `fer_lightning.audit.findings`.
         looked_for: the faults that were looked for.
         runs: number of runs whose predictions were used.
-        predicted: bool (N,), whether there are out-of-sample predictions of an image.
+        predicted: bool (N,), true if an image has out-of-sample predictions.
     """
     size = np.bincount(faces.twins)
     conflicting = findings.loc[findings["fault"] == "conflict", "row"]
@@ -90,12 +89,12 @@ def facts(
 
 
 def sentences(known: dict[str, Any], leaks: pd.DataFrame) -> list[str]:
-    """What `facts` and `leaked` found, for people."""
-    told = []
+    """The results of `facts` and `leaked` in sentences."""
+    lines = []
     if known["redundant"]:
         conflicts = known["conflict_groups"]
-        told.append(
-            f"{known['redundant']:,} images are redundant copies, pixel for pixel, in {known['groups']:,} groups; "
+        lines.append(
+            f"{known['redundant']:,} images are redundant exact copies, in {known['groups']:,} groups; "
             f"{conflicts:,} {'group has' if conflicts == 1 else 'groups have'} conflicting labels."
         )
     by_class: dict[str, dict[str, int]] = {str(column): leaks[column].to_dict() for column in leaks}  # type: ignore[misc]
@@ -106,19 +105,17 @@ def sentences(known: dict[str, Any], leaks: pd.DataFrame) -> list[str]:
             worst = ", ".join(
                 f"{counts[c]:,} of {images[c]:,} {c}" for c in sorted(shares, key=lambda c: -shares[c])[:2]
             )
-            how = (
-                "identical to a training image" if column == "identical" else "identical to one or the same photograph"
-            )
-            told.append(
-                f"{n:,} of {images['all']:,} validation and test images ({n / images['all']:.1%}) are {how}; "
-                f"worst: {worst}."
+            how = "identical" if column == "identical" else "identical or nearly identical"
+            lines.append(
+                f"{n:,} of {images['all']:,} validation and test images ({n / images['all']:.1%}) are {how} to a "
+                f"training image; most affected: {worst}."
             )
     if "nonface_unanimous" in known:
-        told.append(f"{known['nonface_unanimous']:,} images have all votes for “not a face”.")
+        lines.append(f"Images with all votes for “not a face”: {known['nonface_unanimous']:,}.")
     if "runs" in known:
         runs = "1 run" if known["runs"] == 1 else f"{known['runs']} runs"
-        told.append(
-            f"Labels of {known['predicted']:,} images were checked by predictions of {runs} not trained on them; "
+        lines.append(
+            f"The labels of {known['predicted']:,} images were checked with predictions of {runs} not trained on them; "
             f"{known['not_predicted']:,} images have none."
         )
-    return told
+    return lines

@@ -1,10 +1,10 @@
-"""An audit as a terminal summary, findings.csv, summary.json and one page."""
+"""Runs an audit, prints a summary and writes findings.csv, summary.json and one page."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,36 +25,30 @@ from fer_lightning.report.tables import print_frame
 FILES = ("findings.csv", "summary.json")
 
 LOWEST_FIRST = ("tiny", "blank", "dark", "low_contrast", "disagreement")
-"""Faults that are the clearer the lower the value is."""
-
-ABOUT_KEEPING = (
-    "A row a finding: “image” has the fault. Of identical images “twin” is the one to keep, of others the one it is "
-    "like. “suggested” is a label; put it under “new_label” where you agree, or none to leave the image out, and "
-    "give the file to data.relabel."
-)
+"""Faults that are the more severe the lower the value is."""
 
 
 def audit(
     data: Path, *, near: bool = True, votes: Path | None = None, runs: Sequence[Path] = (), out: Path | None = None
 ) -> pd.DataFrame:
-    """Look for every fault of a source of faces, print the summary and write the findings to a folder.
+    """Look for all faults in a source of faces, print a summary and write the findings to a folder.
 
     Args:
         data: a CSV, a folder or an archive.
-        near: whether to look for near-duplicates, too.
+        near: whether to look for near-duplicates as well.
         votes: FER+ votes for the rows of the CSV.
-        runs: folders of finished runs on this data, whose predictions tell which labels are likely wrong.
+        runs: folders of finished runs on this data, whose predictions show which labels are likely wrong.
         out: the folder to write; by default `audit/<name of data>` in the working directory.
 
     Returns:
-        What findings.csv holds, see `findings.named`.
+        The content of findings.csv, see `findings.named`.
 
     Raises:
-        UserError: data, votes or runs cannot be read or do not belong together, or there are findings that somebody
-            has worked on.
+        UserError: data, votes or runs cannot be read or do not belong together, or the folder has findings that were
+            edited.
     """
     out = out or Path("audit") / data.absolute().name
-    _keep_what_was_filled_in(out)
+    _check_not_edited(out)
     survey = sources.survey(data, votes=votes)
     faces = survey.faces
     group = faces.twins
@@ -80,34 +74,41 @@ def audit(
         "leaked": summary.leaked(faces, found),
     }
     known = summary.facts(faces, found, looked_for, len({run.resolve() for run in runs}), predicted)
-    told = summary.sentences(known, tables["leaked"])
+    sentences = summary.sentences(known, tables["leaked"])
     as_json = {"source": faces.source, "images": len(faces), **known}
     as_json |= {name: json.loads(table.to_json(orient="index")) for name, table in tables.items()}
-    shown = {name: _for_people(table) for name, table in tables.items()}
+    formatted = {name: _formatted(table) for name, table in tables.items()}
     as_csv = named.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     as_json["findings_digest"] = _digest(as_csv.encode())
-    content = {
-        FILES[0]: as_csv,
-        FILES[1]: json.dumps(as_json, indent=1) + "\n",
-        "index.html": html.document(
-            data.absolute().name,
-            "fer-lightning audit",
-            _head(faces, skipped),
-            [*_overview(shown, told), _broken(survey.broken), *gallery.galleries(faces, found)],
-            FILES,
-        ),
-    }
+    broken = survey.broken[: gallery.SHOWN]
+    page = html.render(
+        "audit.html",
+        data.absolute().name,
+        FILES,
+        kind="audit",
+        images=len(faces),
+        source=faces.source,
+        skipped=skipped,
+        tables=formatted,
+        has_leaks=bool((tables["leaked"].loc["all"].drop("images") > 0).any()),
+        sentences=sentences,
+        broken=pd.DataFrame([(b[0], b[3]) for b in broken], columns=["File", "Error"]) if broken else None,
+        broken_note=f"{len(survey.broken):,} found."
+        + (" The others are in findings.csv." if len(survey.broken) > gallery.SHOWN else ""),
+        galleries=gallery.galleries(faces, found),
+    )
+    content = {FILES[0]: as_csv, FILES[1]: json.dumps(as_json, indent=1) + "\n", "index.html": page}
     write_folder(out, {file: text.encode() for file, text in content.items()})
-    print_frame(shown["counts"], f"{faces.source}: images")
-    print_frame(shown["findings"], "findings")
-    for sentence in told:
+    print_frame(formatted["counts"], f"{faces.source}: images")
+    print_frame(formatted["findings"], "findings")
+    for sentence in sentences:
         print(sentence)
     print(f"findings {out / FILES[0]}\npage     {out / 'index.html'}")
     return named
 
 
-def _keep_what_was_filled_in(out: Path) -> None:
-    """Raises UserError where somebody has worked on the findings that are there."""
+def _check_not_edited(out: Path) -> None:
+    """Raises UserError if findings.csv was edited since an audit wrote it."""
     path = out / FILES[0]
     if not path.is_file():
         return
@@ -117,8 +118,8 @@ def _keep_what_was_filled_in(out: Path) -> None:
         written = None
     if _digest(path.read_bytes()) != written:
         raise UserError(
-            f"{path} is not as an audit wrote it, and another would write over what was filled in: move it, or name "
-            "another folder by --out"
+            f"{path} was edited since an audit wrote it, and would be overwritten: move it, or choose another folder "
+            "with --out"
         )
 
 
@@ -135,40 +136,17 @@ def _mislabelled(
     probabilities, number = out_of_sample(faces, runs, group)
     rows = np.flatnonzero((number > 0) & (faces.labels != UNLABELLED))
     errors = confident_learning(faces.labels[rows], probabilities[rows])
-    found = findings.found("mislabelled", rows[errors.rows], value=errors.margins, suggested=errors.suggested)
+    found = findings.rows_with("mislabelled", rows[errors.rows], value=errors.margins, suggested=errors.suggested)
     return found, number > 0
 
 
 def _sorted(found: pd.DataFrame) -> pd.DataFrame:
-    """By fault, the clearest first."""
+    """By fault, the most severe first."""
     fault = found["fault"].map(list(findings.FAULTS).index)
-    clearness = found["value"].where(found["fault"].isin(LOWEST_FIRST), -found["value"])
-    return found.iloc[np.lexsort((found["row"], clearness, fault))]
+    severity = found["value"].where(found["fault"].isin(LOWEST_FIRST), -found["value"])
+    return found.iloc[np.lexsort((found["row"], severity, fault))]
 
 
-def _for_people(table: pd.DataFrame) -> pd.DataFrame:
+def _formatted(table: pd.DataFrame) -> pd.DataFrame:
     title = str(table.index.name)
     return table.map("{:,}".format).rename_axis(title).reset_index().rename(columns={title: title.capitalize()})
-
-
-def _overview(shown: Mapping[str, pd.DataFrame], told: Sequence[str]) -> list[str]:
-    """The sections of the page that have numbers only."""
-    leaks = shown["leaked"]
-    return [
-        html.section("Images", html.data_frame(shown["counts"])),
-        html.section("Faults", html.data_frame(shown["findings"]), *map(html.note, [*told, ABOUT_KEEPING])),
-        html.section("Leaks by class", html.data_frame(leaks)) if (leaks.iloc[-1, 2:] != "0").any() else "",
-    ]
-
-
-def _head(faces: FaceTable, skipped: Sequence[str]) -> str:
-    left = f" Not looked for: {', '.join(fault.replace('_', ' ') for fault in skipped)}." if skipped else ""
-    return html.note(f"{len(faces):,} images of {faces.source}.{left}")
-
-
-def _broken(broken: Sequence[tuple[str, str, str, str]]) -> str:
-    if not broken:
-        return ""
-    shown = pd.DataFrame([(b[0], b[3]) for b in broken[: gallery.SHOWN]], columns=["File", "What is wrong"])
-    text = f"{len(broken):,} found." + (" The others are in findings.csv." if len(broken) > gallery.SHOWN else "")
-    return html.section(gallery.TITLES["broken"], html.data_frame(shown, text))

@@ -1,1 +1,1 @@
-"""Many finished runs, compared on the same test images."""
+"""Comparison of finished runs on the same test images."""

@@ -1,37 +1,40 @@
-"""Finished runs, sorted into settings: what they differ in, and the seeds of each."""
+"""Finished runs grouped into settings, which are named by what they differ in."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from fer_lightning.errors import UserError
+from fer_lightning.metrics import sums
 from fer_lightning.report.tables import PROBABILITY, labels_of, probabilities_of
 from fer_lightning.runs.folder import CONFIG, METRICS, PIXELS, load_settings
 
 IGNORED = ("seed", "resume", "allow_changes", "logger", "data.cache_dir", "trainer.progress_bar")
-"""Keys that change nothing about what is compared; `seed` tells the runs of one setting apart."""
+"""Keys that do not belong to a setting; `seed` distinguishes the runs of one."""
 
-PLACES = ("dirpath", "save_dir")
-"""Last parts of keys that say where a run keeps its files."""
+PATHS = ("dirpath", "save_dir")
+"""Last parts of keys that are paths of a run's output."""
 
 SOURCES = ("data.path", "data.votes", "data.relabel")
-"""Keys of files, which may lie elsewhere for another run of the same setting: they count where nothing else tells runs
-of the same seed apart."""
+"""Keys of input files, which may have another path in another run of the same setting: they distinguish settings only
+if runs of the same seed differ in nothing else."""
 
 PREDICTIONS = "report/predictions.csv"
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run and what it predicted.
+    """A run and its predictions.
 
     Attributes:
         folder: the run folder.
@@ -39,7 +42,7 @@ class FinishedRun:
         seed: of the run.
         predictions: from predictions.csv; labelled test images only.
         classes: class names in label order.
-        pixels: digest of the test images; None in runs of older versions.
+        pixels: digest of the test images.
     """
 
     folder: Path
@@ -47,22 +50,27 @@ class FinishedRun:
     seed: int
     predictions: pd.DataFrame
     classes: tuple[str, ...]
-    pixels: str | None
+    pixels: str
 
-    @property
-    def labels(self) -> NDArray[Any]:
-        """int64 (N,)."""
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,)."""
         return labels_of(self.predictions, self.classes)
 
-    @property
-    def guesses(self) -> NDArray[Any]:
-        """int64 (N,)."""
+    @cached_property
+    def guesses(self) -> NDArray[np.int64]:
+        """(N,)."""
         return labels_of(self.predictions, self.classes, "prediction")
 
     @property
-    def probabilities(self) -> NDArray[Any]:
-        """float64 (N, C)."""
+    def probabilities(self) -> NDArray[np.float64]:
+        """(N, C)."""
         return probabilities_of(self.predictions, self.classes)
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """(C, C)."""
+        return sums.confusion(self.labels, self.guesses, len(self.classes))
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,10 @@ class Setting:
     """Runs that differ in their seed only.
 
     Attributes:
-        name: what sets it apart from the others, for people.
+        name: what distinguishes it from the others, for people.
         keys: the same, for programs: dotted key to value.
-        runs: by seed.
-        beside: keys that differ between or within settings and that the names do not tell of.
+        runs: sorted by seed.
+        beside: keys that differ between or within settings and are not in the names.
     """
 
     name: str
@@ -83,14 +91,14 @@ class Setting:
 
 
 def collect(paths: Sequence[Path], *, clean: bool = False) -> tuple[list[Setting], list[Path]]:
-    """The settings among the runs and sweeps of some folders.
+    """Read the finished runs in some folders and group them into settings.
 
     Args:
         paths: run folders, sweep folders, or folders of such.
-        clean: keep only test images without a twin in training.
+        clean: use only test images without a duplicate in the training data.
 
     Returns:
-        Settings, in the order in which their runs were found, and the folders of runs that have not finished.
+        Settings, in the order of their runs, and the folders of unfinished runs.
 
     Raises:
         UserError: no finished run, two runs of one setting and seed, or runs that were scored on different images.
@@ -102,7 +110,7 @@ def collect(paths: Sequence[Path], *, clean: bool = False) -> tuple[list[Setting
         else:
             unfinished.append(folder)
     if not runs:
-        raise UserError(f"{', '.join(map(str, paths))}: no finished run there")
+        raise UserError(f"{', '.join(map(str, paths))}: contains no finished run")
     _check_same_images(runs, clean)
     return _settings(runs), unfinished
 
@@ -111,13 +119,15 @@ def _folders(paths: Sequence[Path]) -> Iterator[Path]:
     seen: set[Path] = set()
     for path in paths:
         if not path.is_dir():
-            raise UserError(f"{path}: there is no such folder")
+            raise UserError(f"{path}: no such folder")
         own = (path / CONFIG).is_file()
         found = [path] if own else sorted((f.parent for f in path.rglob(CONFIG)), key=_order)
         # Within a run folder, Hydra and W&B keep config files of their own.
         found = [folder for folder in found if not set(folder.parents) & set(found) and folder.name != ".hydra"]
         if not found:
-            raise UserError(f"{path}: no run there; name a folder like outputs/<date>/<time> or multirun/<date>/<time>")
+            raise UserError(
+                f"{path}: contains no run; name a folder like outputs/<date>/<time> or multirun/<date>/<time>"
+            )
         for folder in found:
             if (absolute := folder.resolve()) not in seen:
                 seen.add(absolute)
@@ -125,7 +135,7 @@ def _folders(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _order(folder: Path) -> list[tuple[int, str]]:
-    """Job 10 after job 9."""
+    """Sort key that puts job 10 after job 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in folder.parts]
 
 
@@ -134,15 +144,15 @@ def _read(folder: Path, clean: bool) -> FinishedRun:
     path = folder / PREDICTIONS
     try:
         # A class may be called "nan", and an id may look like a number.
-        pixels = json.loads((folder / METRICS).read_text()).get(PIXELS)
+        pixels = str(json.loads((folder / METRICS).read_text()).get(PIXELS))
         table = pd.read_csv(path, dtype={"id": str, "label": str, "prediction": str}, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: what it predicted cannot be read ({' '.join(str(error).split())})") from error
-    kept = (table["label"] != "") & (table["clean"] if clean else True)
-    if not kept.any():
-        raise UserError(f"{path}: no {'clean ' if clean else ''}labelled test image to compare by")
+        raise UserError(f"{folder}: cannot read its predictions ({' '.join(str(error).split())})") from error
+    used = (table["label"] != "") & (table["clean"] if clean else True)
+    if not used.any():
+        raise UserError(f"{path}: contains no {'clean ' if clean else ''}labelled test image")
     classes = tuple(name.removeprefix(PROBABILITY) for name in table.columns if name.startswith(PROBABILITY))
-    table = table[kept].reset_index(drop=True)
+    table = table[used].reset_index(drop=True)
     return FinishedRun(folder, dict(_flat(settings)), int(settings["seed"]), table, classes, pixels)
 
 
@@ -151,7 +161,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            # As one would write it in an override.
+            # Lists as in an override.
             yield f"{prefix}{key}", f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
 
 
@@ -160,44 +170,43 @@ def _check_same_images(runs: Sequence[FinishedRun], clean: bool) -> None:
     for run in runs[1:]:
         if run.classes != first.classes:
             raise UserError(
-                f"{run.folder} knows the classes {', '.join(run.classes)}, {first.folder} {', '.join(first.classes)}: "
-                "they cannot be compared"
+                f"{run.folder} has the classes {', '.join(run.classes)}, {first.folder} {', '.join(first.classes)}: "
+                "compare runs with the same classes"
             )
-        twins = [str(r.keys.get("data.twins", "exact")) for r in (first, run)]
+        twins = [run.keys.get("data.twins") for run in (first, run)]
         if clean and twins[0] != twins[1]:
             raise UserError(
-                f"{first.folder} has data.twins={twins[0]}, {run.folder} {twins[1]}: they mean different images by "
-                "clean; compare them without --clean, or runs that agree"
+                f"{first.folder} has data.twins={twins[0]}, {run.folder} data.twins={twins[1]}: "
+                "compare them without --clean, or compare runs with the same data.twins"
             )
         a, b = first.predictions[["id", "label"]], run.predictions[["id", "label"]]
-        other_pixels = None not in (first.pixels, run.pixels) and first.pixels != run.pixels
-        if other_pixels or not a.equals(b):
-            why = "other pixels" if a.equals(b) else "other images or labels"
+        if run.pixels != first.pixels or not a.equals(b):
+            why = "different pixels" if a.equals(b) else "different images or labels"
             if len(a) != len(b):
                 why = f"{len(a):,} and {len(b):,} images"
             raise UserError(
-                f"{first.folder} and {run.folder} were scored on different test images ({why}): compare runs of one "
-                "data.path and protocol"
+                f"{first.folder} and {run.folder} were scored on different test images ({why}): compare runs "
+                "with the same data.path and protocol"
             )
 
 
 def _settings(runs: Sequence[FinishedRun]) -> list[Setting]:
     differing = _differing(runs)
-    telling = [key for key in differing if key not in SOURCES]
-    if any(len({run.seed for run in group}) < len(group) for group in _grouped(runs, telling).values()):
-        telling = differing
-    groups = _grouped(runs, telling)
-    named = _telling(telling, list(groups))
-    beside = tuple(sorted(key for key in differing if not any(_told(key, name) for name in named)))
+    keys_used = [key for key in differing if key not in SOURCES]
+    if any(len({run.seed for run in group}) < len(group) for group in _grouped(runs, keys_used).values()):
+        keys_used = differing
+    groups = _grouped(runs, keys_used)
+    named = _sufficient(keys_used, list(groups))
+    beside = tuple(sorted(key for key in differing if not any(_implied(key, name) for name in named)))
     settings = []
     for values, members in groups.items():
         members.sort(key=lambda run: run.seed)
         for one, other in pairwise(members):
             if one.seed == other.seed:
                 raise UserError(
-                    f"{one.folder} and {other.folder} are the same setting with the same seed: name one of them"
+                    f"{one.folder} and {other.folder} have the same setting and seed: name only one of them"
                 )
-        keys = {key: values[telling.index(key)] for key in named}
+        keys = {key: values[keys_used.index(key)] for key in named}
         settings.append(Setting(_name(keys), keys, tuple(members), beside))
     return settings
 
@@ -209,20 +218,20 @@ def _grouped(runs: Sequence[FinishedRun], keys: Sequence[str]) -> dict[tuple[Any
     return groups
 
 
-def _told(key: str, name: str) -> bool:
-    """Whether a key that differs is accounted for by a key that settings are named by: of an option of a group, all
-    that belongs to the option is."""
+def _implied(key: str, name: str) -> bool:
+    """Whether `name`, a key that settings are named by, accounts for `key`: an option of a config group accounts for
+    all keys of the group."""
     group, _, last = name.rpartition(".")
     return key == name or (last in ("name", "_target_") and key.startswith(f"{group}."))
 
 
 def _differing(runs: Sequence[FinishedRun]) -> list[str]:
-    """Keys that are not the same in all runs, and do not just follow the seed; the most telling ones first."""
+    """Keys that differ between runs other than by the seed; names of options first, then the least nested."""
     names = {name for run in runs for name in run.keys}
     found = []
     for name in names:
         last = name.rpartition(".")[2]
-        if name in IGNORED or name.partition(".")[0] in IGNORED or last in PLACES:
+        if name in IGNORED or name.partition(".")[0] in IGNORED or last in PATHS:
             continue
         values = {str(run.keys.get(name)) for run in runs}
         follows_seed = last == "seed" and all(run.keys.get(name, run.seed) == run.seed for run in runs)
@@ -231,16 +240,16 @@ def _differing(runs: Sequence[FinishedRun]) -> list[str]:
     return sorted(found, key=lambda name: (not name.endswith(".name"), name.count("."), name))
 
 
-def _telling(differing: Sequence[str], groups: Sequence[tuple[Any, ...]]) -> list[str]:
-    """As few of the keys as tell all groups apart: others follow from them."""
-    kept: list[int] = []
-    parts = 1
+def _sufficient(differing: Sequence[str], groups: Sequence[tuple[Any, ...]]) -> list[str]:
+    """The first keys that together distinguish all groups; the others follow from them."""
+    chosen: list[int] = []
+    distinct = 1
     for i in range(len(differing)):
-        apart = len({tuple(str(values[j]) for j in (*kept, i)) for values in groups})
-        if apart > parts:
-            kept.append(i)
-            parts = apart
-    return [differing[i] for i in kept]
+        n = len({tuple(str(values[j]) for j in (*chosen, i)) for values in groups})
+        if n > distinct:
+            chosen.append(i)
+            distinct = n
+    return [differing[i] for i in chosen]
 
 
 def _name(keys: Mapping[str, Any]) -> str:

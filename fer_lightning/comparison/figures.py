@@ -1,4 +1,4 @@
-"""Figures of a comparison, in the style of a run's."""
+"""The figures of a comparison."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fer_lightning.comparison.statistics import Comparison, Floats, mean_shares
-from fer_lightning.report.figures import BLUE, GREY, INK, short, styled
+from fer_lightning.comparison.resampling import Floats
+from fer_lightning.comparison.statistics import Comparison, mean_shares
+from fer_lightning.metrics.scores import Metric
+from fer_lightning.report.style import BLUE, GREY, INK, short, styled
 
 WIDTH = 34
 """Characters of a setting's name."""
@@ -22,15 +24,15 @@ Box = tuple[float, float, float, float]
 
 
 @styled
-def class_scores(table: pd.DataFrame, score: str, classes: Sequence[str]) -> Figure:
-    """A score of each class under each setting, mean over seeds; the best of each class in bold.
+def class_scores(table: pd.DataFrame, metric: Metric, classes: Sequence[str]) -> Figure:
+    """A metric of each class for each setting, mean over seeds; the best of each class in bold.
 
     Args:
         table: `Comparison.table`.
-        score: "recall" or "f1".
+        metric: one of `CLASS_METRICS`.
         classes: (C,), class names in label order.
     """
-    values = table[[f"{score}/{name}" for name in classes]].to_numpy()
+    values = table[[f"{metric.name}/{name}" for name in classes]].to_numpy()
     names = [short(str(name), WIDTH) for name in table["setting"]]
     longest = 0.075 * max(map(len, names))  # inches, about
     figure = Figure(figsize=(1.2 + longest + 0.8 * len(classes), 1.0 + 0.32 * len(names)), layout="constrained")
@@ -49,15 +51,13 @@ def class_scores(table: pd.DataFrame, score: str, classes: Sequence[str]) -> Fig
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, label={"recall": "Recall", "f1": "F1"}[score], shrink=0.9).outline.set_visible(
-        False
-    )
+    figure.colorbar(image, ax=axes, label=metric.title, shrink=0.9).outline.set_visible(False)
     return figure
 
 
 @styled
 def accuracy_f1(comparison: Comparison) -> Figure:
-    """Accuracy against macro-F1 of each setting, with the 95 % interval of each, for itself."""
+    """Accuracy and macro-F1 of each setting with individual 95 % confidence intervals."""
     table, intervals = comparison.table, comparison.intervals
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.add_subplot()
@@ -81,17 +81,17 @@ def accuracy_f1(comparison: Comparison) -> Figure:
 
 
 def _label_points(axes: Axes, x: Floats, y: Floats, texts: Sequence[str]) -> None:
-    """Write each text beside its point, on the first side where it covers no other text and no other point."""
+    """Write each text beside its point, on the first side where it covers no other text or point."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # the layout decides where points come to lie
-    places = axes.transData.transform(np.stack([x, y], 1)) * 72 / figure.dpi
+    figure.draw_without_rendering()  # the layout determines where the points are
+    points = axes.transData.transform(np.stack([x, y], 1)) * 72 / figure.dpi
     height, marker = 8.0, 2.5
-    taken = [(px - marker, py - marker, px + marker, py + marker) for px, py in places]
+    taken = [(px - marker, py - marker, px + marker, py + marker) for px, py in points]
     for i, text in enumerate(texts):
         width = 5.5 * len(text)
         sides = [(4.0, 3.0), (-4.0 - width, 3.0), (4.0, -3.0 - height), (-4.0 - width, -3.0 - height)]
-        boxes = [(places[i, 0] + dx, places[i, 1] + dy) for dx, dy in sides]
+        boxes = [(points[i, 0] + dx, points[i, 1] + dy) for dx, dy in sides]
         free = [k for k, (px, py) in enumerate(boxes) if not _covers((px, py, px + width, py + height), taken)]
         k = free[0] if free else 0
         taken.append((*boxes[k], boxes[k][0] + width, boxes[k][1] + height))
@@ -104,7 +104,7 @@ def _covers(box: Box, others: Sequence[Box]) -> bool:
 
 @styled
 def confusion_differences(comparison: Comparison) -> Figure:
-    """Confusion matrices of two settings or more, as shares of each true class, mean over seeds, less the baseline."""
+    """Confusion matrices as shares of each true class, mean over seeds, minus that of the baseline."""
     baseline = comparison.baseline
     classes = comparison.settings[0].runs[0].classes
     shares = {setting.name: mean_shares(setting) for setting in comparison.settings}
@@ -130,7 +130,7 @@ def confusion_differences(comparison: Comparison) -> Figure:
         axes.set_xticks(range(len(classes)), ticks, rotation=90, fontsize=7.5)
         axes.set_yticks(range(len(classes)), ticks, fontsize=7.5)
         axes.tick_params(length=0, labelbottom=True)
-    bar = figure.colorbar(image, ax=grid, shrink=0.7, label=f"Points more or less than {short(baseline, 24)}")
+    bar = figure.colorbar(image, ax=grid, shrink=0.7, label=f"Percentage points above {short(baseline, 24)}")
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}")
     bar.outline.set_visible(False)
     figure.supxlabel("Predicted class", fontsize=9)

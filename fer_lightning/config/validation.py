@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from fer_lightning.config import devices
@@ -15,11 +14,9 @@ from fer_lightning.config.precision import BF16, FP16, has_native_bf16
 from fer_lightning.data.ferplus import HOW_TO_GET
 from fer_lightning.distributed.ranks import Ranks
 from fer_lightning.errors import UserError
-from fer_lightning.training.metrics import scores
+from fer_lightning.metrics.scores import by_name
 
 log = logging.getLogger(__name__)
-
-LOWER_IS_BETTER = ("loss", "ece")
 
 
 def check(settings: Mapping[str, Any], place: Ranks | None = None) -> None:
@@ -78,12 +75,11 @@ def _check_cleaning(data: Mapping[str, Any]) -> None:
 def check_monitor(monitor: Mapping[str, str], classes: tuple[str, ...]) -> None:
     """Raises UserError for a metric that validation does not compute, or one that is to go the wrong way."""
     metric, mode = monitor["metric"], monitor["mode"]
-    known = [f"val/{name}" for name in ("loss", "ece", *scores(np.zeros((len(classes),) * 2, np.int64), classes))]
+    known = {f"val/{name}": entry for name, entry in by_name(classes).items()}
     if metric not in known:
         near = difflib.get_close_matches(metric, known, 3, 0.5)
-        raise UserError(f"monitor.metric={metric}: no such score; did you mean {' or '.join(near or known[:6])}?")
-    right = "min" if metric.rpartition("/")[2] in LOWER_IS_BETTER else "max"
-    if mode != right:
+        raise UserError(f"monitor.metric={metric}: no such score; did you mean {' or '.join(near or list(known)[:6])}?")
+    if mode != (right := known[metric].mode):
         raise UserError(f"monitor.mode={mode} contradicts monitor.metric={metric}: use monitor.mode={right}")
 
 

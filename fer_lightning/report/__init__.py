@@ -1,1 +1,1 @@
-"""What a run leaves behind: tables, figures, one HTML page, dashboards."""
+"""The results of a run for people: tables, figures, one HTML page, trackers."""

@@ -1,4 +1,4 @@
-"""The project's W&B dashboard: settings compared over seeds, per class, while they train and when they are done.
+"""The project's W&B dashboard: compares settings over seeds and per class, during and after training.
 
 Built with W&B's own package for it, wandb-workspaces: `pip install 'fer-lightning[dashboard]'`.
 """
@@ -9,26 +9,25 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fer_lightning.errors import UserError
+from fer_lightning.metrics.scores import CLASS_HEADLINES, HEADLINES
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 SWEPT = ("imbalance.name", "optimizer.lr", "optimizer.weight_decay", "augment.erase", "seed")
-"""Config values that lead to the scores in the parallel coordinates."""
-
-SCORES = ("accuracy", "balanced_accuracy", "f1_macro", "ece")
+"""Config values in the parallel coordinates, beside the scores."""
 
 
 def workspace(entity: str, project: str, classes: Sequence[str], keys: Sequence[str] = ()) -> Workspace:
-    """The dashboard, nothing sent yet.
+    """The dashboard, not sent yet.
 
-    Runs are grouped by what a sweep's jobs are grouped by, their setting; every panel shows means over seeds and the
-    standard deviation.
+    Runs are grouped by setting, as a sweep does; every panel shows means and standard deviations over seeds.
 
     Args:
-        entity, project: of the runs.
+        entity: W&B user or team.
+        project: W&B project.
         classes: class names.
-        keys: config keys for the parallel coordinates, beside `SWEPT`.
+        keys: config keys for the parallel coordinates, in addition to `SWEPT`.
 
     Raises:
         UserError: wandb-workspaces is not installed.
@@ -48,21 +47,21 @@ def workspace(entity: str, project: str, classes: Sequence[str], keys: Sequence[
         summary = wr.SummaryMetric(metric)
         return wr.BarPlot(title=metric, metrics=[summary], groupby_aggfunc="mean", groupby_rangefunc="stddev")
 
+    names = [metric.name for metric in HEADLINES]
     columns = [
-        *(
-            wr.ParallelCoordinatesPlotColumn(wr.Config(name), display_name=name)
-            for name in dict.fromkeys((*keys, *SWEPT))
-        ),
-        *(wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(f"test/{name}"), display_name=name) for name in SCORES),
+        *(wr.ParallelCoordinatesPlotColumn(wr.Config(key), display_name=key) for key in dict.fromkeys((*keys, *SWEPT))),
+        *(wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(f"test/{name}"), display_name=name) for name in names),
     ]
+    by_class = {metric.phrase: [f"{metric.name}/{name}" for name in classes] for metric in CLASS_HEADLINES}
     sections = [
         ws.Section("Settings", panels=[wr.ParallelCoordinatesPlot(columns=columns, title="From settings to scores")]),
-        ws.Section("Test scores", panels=[bars(f"test/{name}") for name in SCORES]),
-        ws.Section("Test recall per class", panels=[bars(f"test/recall/{name}") for name in classes]),
-        ws.Section("Test F1 per class", panels=[bars(f"test/f1/{name}") for name in classes]),
-        ws.Section("Validation", panels=[curve(f"val/{name}") for name in ("loss", *SCORES)]),
-        ws.Section("Validation recall per class", panels=[curve(f"val/recall/{name}") for name in classes]),
-        ws.Section("Validation F1 per class", panels=[curve(f"val/f1/{name}") for name in classes]),
+        ws.Section("Test scores", panels=[bars(f"test/{name}") for name in names]),
+        *(ws.Section(f"Test {t} per class", panels=[bars(f"test/{name}") for name in by_class[t]]) for t in by_class),
+        ws.Section("Validation", panels=[curve(f"val/{name}") for name in ("loss", *names)]),
+        *(
+            ws.Section(f"Validation {t} per class", panels=[curve(f"val/{name}") for name in by_class[t]])
+            for t in by_class
+        ),
         ws.Section("Training", panels=[curve(f"train/{name}") for name in ("loss", "accuracy")]),
     ]
     for section in sections:
@@ -78,15 +77,17 @@ def workspace(entity: str, project: str, classes: Sequence[str], keys: Sequence[
 
 
 def save(entity: str, project: str, classes: Sequence[str], keys: Sequence[str] = ()) -> str:
-    """Send the dashboard to W&B as a saved view; returns its address.
+    """Send the dashboard to W&B as a saved view, and return its URL.
 
     Raises:
-        UserError: W&B cannot be reached, or there is no such project.
+        UserError: W&B cannot be reached or refuses, for example because there is no such project.
     """
     view = workspace(entity, project, classes, keys)
     try:
         view.save()
     except Exception as error:  # W&B's own errors have no common base
         reason = " ".join(str(error).split())
-        raise UserError(f"{entity}/{project}: W&B did not take the dashboard ({reason})") from error
+        raise UserError(
+            f"{entity}/{project}: cannot save the dashboard in W&B ({reason}); check project, API key and network"
+        ) from error
     return str(view.url)

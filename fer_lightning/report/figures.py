@@ -1,90 +1,26 @@
-"""The figures of a run, drawn for print: one style, colours that colour-blind readers tell apart, no pyplot.
-
-Every drawing function returns a `Figure` and leaves matplotlib's settings as they were; `png` turns one into bytes.
-"""
+"""The figures of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from io import BytesIO
-from typing import Any, Literal, ParamSpec
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-import matplotlib
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from fer_lightning.training.metrics import calibration_bins, expected_calibration_error
-
-DPI = 200
-
-# Okabe and Ito, "Color universal design" (2008): told apart under the common colour deficiencies and in grey print.
-BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-INK, GREY, GRID = "#1a1a1a", "#6b6b6b", "#e6e6e6"
-
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8,
-    "axes.labelsize": 9,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.6,
-    "hatch.linewidth": 0.8,
-    "legend.framealpha": 0.85,
-    "legend.edgecolor": "none",
-    "legend.fontsize": 8.5,
-    "text.color": INK,
-    "text.usetex": False,
-    "text.parse_math": False,  # a class called "$x$" is a name, not a formula
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-}
-
-P = ParamSpec("P")
-
-
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    @wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return styled
-
-
-def png(figure: Figure) -> bytes:
-    """The figure at 200 dpi, cropped to what is drawn; the same figure gives the same bytes."""
-    buffer = BytesIO()
-    with matplotlib.rc_context(STYLE):  # drawing makes ticks, which take their style when they are made
-        figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
-    return buffer.getvalue()
+from fer_lightning.metrics.scores import calibration_error
+from fer_lightning.metrics.sums import Sums, calibration_bins
+from fer_lightning.report.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, empty, short, styled
 
 
 @styled
 def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str]) -> Figure:
-    """Counts and shares of each true class; the colour is the share, so rare classes are as visible as common ones.
+    """Counts and shares of each true class; the colour is the share, so that rare classes are visible.
 
     Args:
         confusion: (C, C), rows are true classes, columns are predicted ones.
@@ -110,6 +46,7 @@ def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str]) -> Fi
             "ha": "center",
             "color": "white" if part > 0.68 else INK if count else GREY,
             "fontweight": "bold" if row == column else "normal",
+            "in_layout": False,  # inside its cell; measuring hundreds of texts takes most of the time of the layout
         }
         if count:
             axes.annotate(f"{count:,}", xytext=(0, 1), va="bottom", fontsize=10 * cell**0.5, **look)
@@ -136,10 +73,10 @@ def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str]) -> Fi
 
 _PANELS = {  # axis label: {column: (name, colour, line style)}
     "Loss": {"train/loss": ("Training", BLUE, "-"), "val/loss": ("Validation", VERMILLION, "-")},
-    "Accuracy, macro F1": {
+    "Accuracy, macro-F1": {
         "train/accuracy": ("Training accuracy", BLUE, "-"),
         "val/accuracy": ("Validation accuracy", VERMILLION, "-"),
-        "val/f1_macro": ("Validation macro F1", GREEN, "--"),
+        "val/f1_macro": ("Validation macro-F1", GREEN, "--"),
     },
     "Learning rate": {"lr": ("Learning rate", GREY, "-")},
 }
@@ -152,24 +89,24 @@ def curves(
     mode: Literal["min", "max"] = "max",
     best_epoch: float | None = None,
 ) -> Figure:
-    """Loss, scores and learning rate over the epochs; what was not logged is left out.
+    """Loss, scores and learning rate over the epochs, as far as they were logged.
 
     Args:
         history: metrics.csv: column epoch, and any of train/loss, val/loss, train/accuracy, val/accuracy,
             val/f1_macro, lr. Several rows of one epoch are merged.
-        monitor: the column that chose the checkpoint; its best epoch is marked.
+        monitor: the column by which the checkpoint was chosen; its best epoch is marked.
         mode: whether the best value of `monitor` is the largest or the smallest.
-        best_epoch: the epoch of the checkpoint, where that need not be the best of all.
+        best_epoch: the epoch of the checkpoint, if that may not be the best of all.
     """
     if "epoch" in history:
-        history = history.groupby("epoch").last()  # of each column, the last value that is there
+        history = history.groupby("epoch").last()  # the last value of each column that is not missing
     history = history.replace([np.inf, -np.inf], np.nan).dropna(axis="columns", how="all")
     panels = {
         label: {column: look for column, look in lines.items() if column in history} for label, lines in _PANELS.items()
     }
     panels = {label: lines for label, lines in panels.items() if lines}
     if not panels:
-        return _empty("No training history")
+        return empty("No training history")
     best, best_value = None, np.nan
     if monitor in history:
         watched = history[monitor].to_numpy()
@@ -184,7 +121,7 @@ def curves(
     for axes, (label, lines) in zip(grid, panels.items(), strict=True):
         for column, (name, colour, dash) in lines.items():
             values = history[column].dropna()
-            marker = "o" if len(values) < 5 else None  # a line through one point cannot be seen
+            marker = "o" if len(values) < 5 else None  # a line through one point is invisible
             axes.plot(values.index, values, label=name, color=colour, linestyle=dash, marker=marker, markersize=4)
         if best is not None:
             axes.axvline(best, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
@@ -202,18 +139,16 @@ def curves(
 
 
 @styled
-def class_counts(before: Mapping[str, int], after: Mapping[str, int] | None = None, title: str = "") -> Figure:
-    """Images per class: as the data has them and, where that differs, as trained on.
+def class_counts(before: Mapping[str, int], after: Mapping[str, int]) -> Figure:
+    """Images per class in the training split and, if different, in the training set of an epoch.
 
-    The second panel stacks what was kept and what was added, with the outline of what was dropped: the net change of
-    each class, since a class that loses images and gains copies cannot be told from counts.
+    The second panel stacks images kept and added, with the outline of images dropped. These are net changes: counts do
+    not show whether a class both lost images and gained copies.
 
     Args:
         before: images of each class in the training split.
-        after: images of each class that the network is trained on in an epoch.
-        title: stands above the panels.
+        after: images of each class in the training set of an epoch, after resampling.
     """
-    after = dict(before) if after is None else after
     classes = list(dict.fromkeys([*before, *after]))
     old, new = (np.array([counts.get(name, 0) for name in classes], dtype=np.int64) for counts in (before, after))
     changed = bool((old != new).any())
@@ -224,7 +159,7 @@ def class_counts(before: Mapping[str, int], after: Mapping[str, int] | None = No
     space = max([*old, *new, 1]) * (1.34 if changed else 1.18)  # room for the numbers
 
     panels[0].barh(positions, old, color=BLUE, height=0.72)
-    panels[0].set_title(f"As the data has them: {old.sum():,}")
+    panels[0].set_title(f"In the training split: {old.sum():,}")
     _number_bars(panels[0], old, [f"{n:,}" for n in old], space)
     if changed:
         kept = np.minimum(old, new)
@@ -237,22 +172,20 @@ def class_counts(before: Mapping[str, int], after: Mapping[str, int] | None = No
         for label, (lengths, look) in looks.items():
             if (some := lengths > 0).any():
                 panels[1].barh(positions[some], lengths[some], left=kept[some], height=0.72, label=label, **look)
-        panels[1].set_title(f"As trained on: {new.sum():,}")
+        panels[1].set_title(f"After resampling: {new.sum():,}")
         texts = [f"{n:,} ({n - o:+,})" if n != o else f"{n:,}" for o, n in zip(old, new, strict=True)]
         _number_bars(panels[1], np.maximum(old, new), texts, space)
         figure.legend(loc="outside lower right", ncols=3)
     panels[0].set_yticks(positions, [short(name) for name in classes])
     panels[0].set_ylim(len(classes) - 0.45, -0.55)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
     return figure
 
 
 @styled
 def reliability(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> Figure:
-    """Reliability diagram: how often predictions of a given confidence are right, and how many there are.
+    """Reliability diagram: accuracy and number of predictions by confidence.
 
-    Rows that are unlabelled or not finite are left out.
+    Unlabelled rows and rows that are not finite are left out.
 
     Args:
         probabilities: (N, C).
@@ -260,24 +193,25 @@ def reliability(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int
     """
     use = (labels >= 0) & np.isfinite(probabilities).all(axis=1)
     if not use.any():
-        return _empty("No labelled images")
-    bins = calibration_bins(torch.from_numpy(probabilities[use]), torch.from_numpy(labels[use])).numpy()
+        return empty("No labelled images")
+    bins = calibration_bins(probabilities[use], labels[use])
+    error = float(calibration_error(Sums(np.zeros((1, 1)), bins)))
     left = np.flatnonzero(bins[:, 0]) / len(bins)
     images, confidence, hits = bins[bins[:, 0] > 0].T
     accuracy, confidence = hits / images, confidence / images
 
     figure = Figure(figsize=(4.6, 5.2), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
-    place: dict[str, Any] = {"x": left, "width": 1 / len(bins), "align": "edge"}
+    bars: dict[str, Any] = {"x": left, "width": 1 / len(bins), "align": "edge"}
     gap: dict[str, Any] = {"color": "none", "edgecolor": VERMILLION, "hatch": "////", "linewidth": 0.8}
-    top.bar(height=accuracy, color=BLUE, edgecolor="white", label="Accuracy", **place)
-    top.bar(height=confidence - accuracy, bottom=accuracy, label="Gap to the mean confidence", **gap, **place)
+    top.bar(height=accuracy, color=BLUE, edgecolor="white", label="Accuracy", **bars)
+    top.bar(height=confidence - accuracy, bottom=accuracy, label="Gap to the mean confidence", **gap, **bars)
     top.plot([0, 1], [0, 1], color=GREY, linestyle=(0, (4, 3)), linewidth=1, label="Perfect calibration")
     top.set(xlim=(0, 1), ylim=(0, 1), ylabel="Accuracy")
-    top.set_title(f"Expected calibration error {expected_calibration_error(bins):.3f}")
+    top.set_title(f"Expected calibration error {error:.3f}")
     top.grid(axis="y")
     top.legend(loc="upper left")
-    bottom.bar(height=images, color=GREY, edgecolor="white", **place)
+    bottom.bar(height=images, color=GREY, edgecolor="white", **bars)
     bottom.set(xlabel="Confidence", ylabel="Images")
     bottom.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
     bottom.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -286,51 +220,38 @@ def reliability(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int
 
 
 @styled
-def faces(images: NDArray[np.uint8], captions: Sequence[str], columns: int = 8, title: str = "") -> Figure:
-    """A gallery of faces, each with its caption.
+def faces(images: NDArray[np.uint8], captions: Sequence[str], columns: int = 8) -> Figure:
+    """A gallery of faces with captions.
 
     Args:
         images: uint8 (N, H, W).
-        captions: (N,), written above the faces; line breaks are kept, long lines are cut.
+        captions: (N,), above the faces; line breaks are respected, long lines are cut.
         columns: faces in a row.
-        title: stands above the faces.
     """
-    if len(images) == 0:
-        return _empty("No images")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     captions = ["\n".join(short(line, 18) for line in caption.splitlines()) for caption in captions]
-    lines = max(caption.count("\n") + 1 for caption in captions)
-    figure = Figure(
-        figsize=(1.15 * columns, (1.15 + 0.14 * lines) * rows + (0.3 if title else 0)), layout="constrained"
-    )
-    for axes in figure.subplots(rows, columns, squeeze=False).flat:
-        axes.set_axis_off()
-    for axes, image, caption in zip(figure.axes, images, captions, strict=False):
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
-        axes.set_title(caption, fontsize=7, fontweight="normal", loc="center", pad=3, y=1)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+    # One pair of axes for all, in inches: laying out a pair for each face takes seconds.
+    side, pitch = 1.07, 1.15
+    height = pitch + 0.14 * max(caption.count("\n") + 1 for caption in captions)
+    top = height * rows
+    figure = Figure(figsize=(pitch * columns, top))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, bottom = i % columns * pitch + (pitch - side) / 2, top - (i // columns + 1) * height + 0.04
+        extent = (left, left + side, bottom, bottom + side)
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="bicubic", extent=extent, aspect="auto")
+        axes.text(left + side / 2, bottom + side + 0.04, caption, fontsize=7, ha="center", va="bottom")
+    axes.set(xlim=(0, pitch * columns), ylim=(0, top))
     return figure
 
 
-def short(name: str, width: int = 24) -> str:
-    """`name` on one line of at most `width` characters."""
-    name = " ".join(name.split())
-    return name if len(name) <= width else name[: width - 1] + "…"
-
-
 def _number_bars(axes: Axes, lengths: NDArray[np.int64], texts: Sequence[str], space: float) -> None:
-    """Write `texts` at the ends of horizontal bars, in place of an axis."""
+    """Write `texts` at the ends of horizontal bars, instead of an axis."""
     for position, (length, text) in enumerate(zip(lengths, texts, strict=True)):
         axes.text(length + 0.012 * space, position, text, va="center", fontsize=8.5)
     axes.set_xlim(0, space)
     axes.xaxis.set_visible(False)
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-
-
-def _empty(message: str) -> Figure:
-    figure = Figure(figsize=(4, 1))
-    figure.text(0.5, 0.5, message, ha="center", va="center", color=GREY)
-    return figure

@@ -1,4 +1,4 @@
-"""Writing files that are whole or not there."""
+"""Writing files atomically."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from fer_lightning.errors import UserError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that no reader, and no crash, ever sees half of it.
+    """Write a file so that no reader, and no crash, ever sees part of it.
 
     Raises:
-        OSError: it cannot be written, and has its name; a file that was there before stays as it was.
+        OSError: the file, which the error names, cannot be written; an earlier version of it is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
-    except OSError as error:  # which has the name only where the file could not be opened
+    except OSError as error:  # has a file name only if opening failed
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
-    """Write files by name into a folder that `--out` names, which is made where there is none.
+    """Write files by name into the folder given by `--out`, which is created if necessary.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: a file cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -37,5 +37,5 @@ def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
             write_atomically(out / name, content)
     except OSError as error:
         raise UserError(
-            f"{error.filename or out}: cannot be written ({error.strerror}); name a folder by --out"
+            f"{error.filename or out}: cannot be written ({error.strerror}); choose another folder with --out"
         ) from error

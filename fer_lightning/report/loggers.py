@@ -1,7 +1,7 @@
-"""Loggers that a run which is gone on with can go on with: nothing twice, nothing lost.
+"""Loggers that continue when a run is resumed: nothing is logged twice, and nothing is lost.
 
-A resumed run trains again what it had trained since its last checkpoint, and comes to the same values. Each logger
-therefore keeps the last step it was given in the run folder, and drops what it has been given before.
+A resumed run repeats the steps since its last checkpoint, with the same values. Each logger therefore stores the last
+step that was logged in the run folder, and drops values that were logged before.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ log = logging.getLogger(__name__)
 
 
 class Once:
-    """What a logger has been given, over all starts of a run.
+    """The last step that was logged, over all starts of a run, and the names of its values.
 
     Args:
-        path: where it is kept.
+        path: the file that stores it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"step": -1, "names": []}
-        self.step, self.names = int(known["step"]), list(known["names"])
+        last: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"step": -1, "names": []}
+        self.step, self.names = int(last["step"]), list(last["names"])
 
     def new(self, metrics: Mapping[str, float], step: int) -> dict[str, float]:
-        """Those of the metrics that were not logged at this step or a later one."""
+        """The metrics that were not logged yet at this step or a later one."""
         if step < self.step:
             return {}
         return {name: value for name, value in metrics.items() if step > self.step or name not in self.names}
 
     def note(self, metrics: Mapping[str, float], step: int) -> None:
-        """These have been logged now."""
+        """Store that these were logged."""
         self.names = [*(self.names if step == self.step else []), *metrics]
         self.step = step
         write_atomically(self.path, json.dumps({"step": step, "names": self.names}).encode())
 
 
 class OnceMixin:
-    """Mixed in before one of Lightning's loggers: drops what was logged before the run was interrupted."""
+    """Mixin for Lightning's loggers, first in the bases: drops what was logged before the run was interrupted."""
 
     save_dir: Any
     _once: Once | None = None
 
     @property
     def once(self) -> Once:
-        """What has been logged so far."""
+        """The last step logged so far."""
         if self._once is None:
             self._once = Once(Path(self.save_dir) / f".{type(self).__name__.lower()}_step.json")
         return self._once
@@ -75,7 +75,7 @@ class OnceMixin:
 
 
 class CSV(OnceMixin, CSVLogger):  # type: ignore[misc]
-    """Lightning's CSVLogger; goes on in the file that is there instead of deleting it."""
+    """Lightning's CSVLogger, which appends to an existing file instead of deleting it."""
 
     @property
     @rank_zero_experiment
@@ -85,7 +85,7 @@ class CSV(OnceMixin, CSVLogger):  # type: ignore[misc]
             lines = path.read_text().splitlines(keepends=True) if path.exists() else []
             if lines and not lines[-1].endswith("\n"):  # the run was killed while writing it
                 lines.pop()
-            # Nor is there more than was noted, which the run will come to again.
+            # Rows after the stored step will be logged again.
             lines = lines[:1] + [
                 line
                 for line, row in zip(lines[1:], csv.DictReader(lines), strict=True)
@@ -105,12 +105,12 @@ class TensorBoard(OnceMixin, TensorBoardLogger):  # type: ignore[misc]
 
 
 class Wandb(OnceMixin, WandbLogger):
-    """Lightning's WandbLogger, whose troubles never stop a run: they are told in one line, and it goes on without.
+    """Lightning's WandbLogger, whose errors never stop a run: each kind is reported in one line.
 
     Attributes:
-        send_checkpoint: whether the best checkpoint shall be sent as an artifact.
-        may_go_offline: whether to log offline where the run cannot be registered.
-        failed: W&B could not take something, and it was told.
+        send_checkpoint: whether to send the best checkpoint as an artifact.
+        may_go_offline: whether to log offline if the run cannot be registered.
+        failed: something could not be sent, and that was reported.
     """
 
     send_checkpoint = False
@@ -128,14 +128,16 @@ class Wandb(OnceMixin, WandbLogger):
             except (wandb.Error, TimeoutError) as error:
                 reason = " ".join(str(error).split())
                 if not self.may_go_offline:
-                    raise UserError(f"logger.wandb.mode=online: {reason}; mode=auto would log offline") from error
-                self.tell_offline(f"as the run could not be registered ({reason})")
+                    raise UserError(
+                        f"logger.wandb.mode=online: {reason}; use logger.wandb.mode=auto to log offline"
+                    ) from error
+                self.warn_offline(f"because the run could not be registered ({reason})")
                 self._wandb_init["mode"] = "offline"
         return super().experiment
 
-    def tell_offline(self, reason: str) -> None:
-        """Say that the run is kept here, and how to send it."""
-        log.warning("W&B logs offline, %s; `wandb sync %s/wandb/offline-run-*` sends it later", reason, self.save_dir)
+    def warn_offline(self, reason: str) -> None:
+        """Warn that the run is logged offline, and how to send it later."""
+        log.warning("W&B logs offline %s; `wandb sync %s/wandb/offline-run-*` sends it later", reason, self.save_dir)
 
     def log_hyperparams(self, params: Any) -> None:
         self.attempt(partial(super().log_hyperparams, params))
@@ -144,7 +146,7 @@ class Wandb(OnceMixin, WandbLogger):
         self.attempt(partial(super().log_metrics, metrics, step))
 
     def finish(self, *, failed: bool) -> None:
-        """End the W&B run; waits for what is not sent yet, for as long as the setting `finish_timeout` says."""
+        """End the W&B run, waiting for pending data for at most the setting `finish_timeout`."""
         if self._experiment is not None:
             self.attempt(partial(self._finish, self._experiment, int(failed)))
 
@@ -154,13 +156,13 @@ class Wandb(OnceMixin, WandbLogger):
 
         try:
             run.finish(exit_code=exit_code)
-        except ConnectionError:  # its process is dead: the next job of a sweep starts another
+        except ConnectionError:  # its process is dead: let the next job of a sweep start another
             with suppress(Exception):
                 wandb.teardown()
             raise
 
     def attempt(self, send: Callable[[], None]) -> None:
-        """Send something; that W&B could not take it all is told once."""
+        """Send something; if anything fails, warn once."""
         try:
             send()
         except UserError:
@@ -173,5 +175,7 @@ class Wandb(OnceMixin, WandbLogger):
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             folder = self._experiment.settings.sync_dir if self._experiment is not None else self.save_dir
             log.warning(
-                "W&B did not get all of the run (%s); `wandb sync --include-online %s` sends it later", reason, folder
+                "W&B did not receive the complete run (%s); `wandb sync --include-online %s` sends it later",
+                reason,
+                folder,
             )

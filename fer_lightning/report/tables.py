@@ -1,4 +1,4 @@
-"""The tables of a run: what was predicted for each image, and what follows from it for each class."""
+"""The tables of a run: a row for each scored image, and the scores of each class."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fer_lightning.metrics import scores
+from fer_lightning.metrics.sums import Sums
+
 PROBABILITY = "p_"
 """Prefix of the columns that hold the probability of a class."""
 
 SUMMARY_ROWS = ("accuracy", "macro avg", "weighted avg")
-"""The rows that close a classification report, in this order, named as scikit-learn names them."""
+"""The last rows of a classification report, with the names that scikit-learn uses."""
 
 
 def predictions(
@@ -26,7 +29,7 @@ def predictions(
     clean: NDArray[np.bool_],
     classes: Sequence[str],
 ) -> pd.DataFrame:
-    """One row per scored image, in the order given; every other table and figure is computed from it.
+    """One row per scored image, in the given order; every other table and figure is computed from it.
 
     Args:
         ids: (N,), as `FaceTable.ids` holds them (UTF-8) or as text.
@@ -34,7 +37,7 @@ def predictions(
         labels: (N,), indices into `classes`; negative where the image is unlabelled.
         probabilities: float (N, C). Rows are scaled to sum to 1 in float64, which undoes half-precision rounding;
             a row that is not finite stays so.
-        clean: (N,), true where no training image is a twin, see `Partition.clean`.
+        clean: (N,), true if no training image is a duplicate, see `Partition.clean`.
         classes: (C,), class names in label order.
 
     Returns:
@@ -46,7 +49,7 @@ def predictions(
     assert len(ids) == len(splits) == len(labels) == len(p) == len(clean)
     assert labels.size == 0 or labels.max() < len(classes)
 
-    guesses = p.argmax(axis=1) if len(p) else np.zeros(0, dtype=np.int64)
+    guesses = p.argmax(axis=1)
     p = p / p.sum(axis=1, keepdims=True)
     names = np.array([*classes, ""], dtype=object)  # index -1 is the empty name
     correct = pd.array(guesses == labels, dtype="boolean")
@@ -72,7 +75,7 @@ def labels_of(predictions: pd.DataFrame, classes: Sequence[str], column: str = "
 
 
 def probabilities_of(predictions: pd.DataFrame, classes: Sequence[str]) -> NDArray[np.float64]:
-    """The probabilities (N, C) in a table that `predictions` made."""
+    """The probabilities (N, C) in a table from `predictions`."""
     return predictions[[f"{PROBABILITY}{name}" for name in classes]].to_numpy(dtype=np.float64)
 
 
@@ -87,52 +90,58 @@ def classification_report(confusion: NDArray[np.int64], classes: Sequence[str]) 
         Columns class, precision, recall, f1, support. As in scikit-learn's report, the row "accuracy" holds the
         accuracy under f1 and has no precision and recall.
     """
-    from fer_lightning.training.metrics import scores  # takes seconds to import, which other tables can do without
-
-    s = scores(confusion, classes)
-    total = int(confusion.sum())
-    columns = ("precision", "recall", "f1")
-    rows: list[tuple[object, ...]] = [
-        (name, *(s[f"{column}/{name}"] for column in columns), int(s[f"support/{name}"])) for name in classes
+    sums = Sums(confusion)
+    columns = {"precision": scores.precision, "recall": scores.recall, "f1": scores.f1}
+    of_classes = [compute(sums) for compute in columns.values()]
+    averages = [
+        [float(average(compute)(sums)) for compute in columns.values()] for average in (scores.macro, scores.weighted)
     ]
-    rows.append((SUMMARY_ROWS[0], np.nan, np.nan, s["accuracy"], total))
-    rows.append((SUMMARY_ROWS[1], *(s[f"{column}_macro"] for column in columns), total))
-    rows.append((SUMMARY_ROWS[2], *(s[f"{column}_weighted"] for column in columns), total))
+    total = int(sums.images)
+    rows: list[tuple[object, ...]] = list(zip(classes, *of_classes, sums.support, strict=True))
+    rows.append((SUMMARY_ROWS[0], np.nan, np.nan, float(scores.accuracy(sums)), total))
+    rows += [(name, *values, total) for name, values in zip(SUMMARY_ROWS[1:], averages, strict=True)]
     return pd.DataFrame(rows, columns=["class", *columns, "support"])
 
 
 def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str]) -> pd.DataFrame:
-    """The counts (C, C) with names: the index is the true class, the columns are the predicted one."""
+    """The counts (C, C) with class names: the index is the true class, the columns are the predicted one."""
     return pd.DataFrame(
         np.asarray(confusion), index=pd.Index(classes, name="true"), columns=pd.Index(classes, name="predicted")
     )
 
 
+def most_confident(predictions: pd.DataFrame, *, correct: bool, label: str | None = None) -> NDArray[np.int64]:
+    """Row numbers of the correct or wrong predictions, of one true class or of all, the most confident first."""
+    chosen = predictions["correct"].fillna(not correct).to_numpy(dtype=bool) == correct
+    if label is not None:
+        chosen &= (predictions["label"] == label).to_numpy()
+    rows = np.flatnonzero(chosen)
+    return rows[np.argsort(-predictions["confidence"].to_numpy()[rows], kind="stable")]
+
+
 def print_report(report: pd.DataFrame, console: Console | None = None, title: str = "Test images, per class") -> None:
     """Print a classification report in the terminal, or to `console`."""
-    table = Table(title=Text(title), title_justify="left", header_style="bold")
-    table.add_column("class")
-    for column in ("precision", "recall", "f1", "support"):
-        table.add_column(column, justify="right")
-    first_summary = len(report) - len(SUMMARY_ROWS)
-    for i, row in enumerate(report.itertuples(index=False)):
-        name, precision, recall, f1, support = row
-        cells = ["" if np.isnan(value) else f"{value:.3f}" for value in (precision, recall, f1)]
-        table.add_row(
-            Text(name, overflow="fold"),  # Text, because a class called "[red]" is a name and not markup
-            *cells,
-            f"{support:,}",
-            style="bold" if i >= first_summary else None,
-            end_section=i == first_summary - 1,
-        )
-    (console or Console()).print(table)
+    text = report.astype(object)
+    for column in ("precision", "recall", "f1"):
+        text[column] = [("" if np.isnan(value) else f"{value:.3f}") for value in report[column]]
+    text["support"] = [f"{n:,}" for n in report["support"]]
+    print_frame(text, title, console, summary_rows=len(SUMMARY_ROWS))
 
 
-def print_frame(frame: pd.DataFrame, title: str, console: Console | None = None) -> None:
-    """Print a table in the terminal, or to `console`: its first column on the left, the others on the right."""
+def print_frame(frame: pd.DataFrame, title: str, console: Console | None = None, summary_rows: int = 0) -> None:
+    """Print a table in the terminal, or to `console`, with all columns but the first right-aligned.
+
+    Args:
+        frame: the table, without its index.
+        title: above it.
+        console: instead of standard output.
+        summary_rows: number of last rows that are set apart.
+    """
     table = Table(title=Text(title), title_justify="left", header_style="bold")
     for i, column in enumerate(frame.columns):
         table.add_column(Text(str(column)), justify="right" if i else "left")
-    for cells in frame.astype(str).to_numpy().tolist():
-        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
+    for left, cells in zip(range(len(frame), 0, -1), frame.astype(str).to_numpy().tolist(), strict=True):
+        texts = [Text(cell, overflow="fold") for cell in cells]  # Text, since "[red]" may be a class name
+        bold = "bold" if left <= summary_rows else None
+        table.add_row(*texts, style=bold, end_section=left == summary_rows + 1)
     (console or Console()).print(table)

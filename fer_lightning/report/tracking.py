@@ -1,4 +1,4 @@
-"""Weights & Biases: how its logger starts, and what a run sends beyond the scalars that Lightning logs."""
+"""Weights & Biases: creates its logger, and sends what a run has beyond the scalars that Lightning logs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from urllib.request import urlopen
 import numpy as np
 import pandas as pd
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 
-from fer_lightning.distributed import ranks
 from fer_lightning.report.loggers import Wandb
-from fer_lightning.report.write import most_confident
+from fer_lightning.report.tables import most_confident
 
 log = logging.getLogger(__name__)
 
 HEADLINES = ("test/accuracy", "test/f1_macro", "test/clean/accuracy", "test/clean/f1_macro", "val/f1_macro")
-"""The scores that go with the checkpoint; W&B takes 100 at most."""
+"""Scores that are sent with the checkpoint; W&B allows 100 at most."""
 
 MISTAKES = 32
-"""How many of the most confident mistakes are sent as pictures."""
+"""Number of most confident mistakes that are sent as images."""
 
 
 def wandb_logger(
@@ -44,22 +44,22 @@ def wandb_logger(
     log_checkpoint: bool = False,
     finish_timeout: float = 60.0,
 ) -> Wandb:
-    """A W&B logger that never stops a run, and holds its end up by `finish_timeout` seconds at most.
+    """A W&B logger that never stops a run, and delays its end by at most `finish_timeout` seconds.
 
-    `auto` goes online where an API key is set and W&B's server answers within five seconds, and offline otherwise,
-    saying so once; the environment variable WANDB_MODE goes first. The run's id is kept in the run folder.
+    Mode `auto` logs online if an API key is set and W&B's server answers within five seconds, else offline with a
+    warning; the environment variable WANDB_MODE takes precedence. The id of the W&B run is stored in the run folder.
 
     Raises:
         ValueError: unknown mode.
     """
     if mode not in ("auto", "online", "offline"):
-        raise ValueError(f"mode is auto, online or offline, not '{mode}'")
-    if not ranks.is_first():  # Lightning needs a logger on every rank, and writes with the first one's
+        raise ValueError(f"mode must be auto, online or offline, not '{mode}'")
+    if getattr(rank_zero_only, "rank", 0):  # Lightning needs a logger on every rank, and logs with that of rank 0
         return Wandb(save_dir=save_dir)
     import wandb
 
-    # Where the server is gone, its reports on itself would hold the end of a run up by ten seconds, and each table of
-    # the results by twenty.
+    # Without a server, W&B's own error reports would delay the end of a run by ten seconds, and each table of the
+    # results by twenty.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("WANDB_HTTP_TIMEOUT", "5")
     chosen = os.environ.get("WANDB_MODE", mode)
@@ -76,29 +76,29 @@ def wandb_logger(
         name=name,
         tags=list(tags) if tags else None,
         mode=chosen,
-        # The rich bar would fill the console capture with copies of itself.
+        # Capturing the console would store each refresh of the progress bar.
         settings=wandb.Settings(
             console="off", init_timeout=30, finish_timeout=finish_timeout, finish_timeout_raises=True
         ),
     )
     logger.send_checkpoint, logger.may_go_offline = log_checkpoint, mode == "auto"
     if reason:
-        logger.tell_offline(reason)
+        logger.warn_offline(reason)
     return logger
 
 
 def _why_offline() -> str | None:
-    """Why W&B cannot be reached, or None."""
+    """The reason why W&B is unavailable, or None."""
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     host = urlparse(url).hostname or ""
     if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host):
-        return "as there is no API key (`wandb login` stores one)"
+        return "because there is no API key (`wandb login` stores one)"
     try:
         urlopen(url, timeout=5).close()
     except HTTPError:  # an answer
         return None
     except (OSError, HTTPException, ValueError):
-        return f"as {host or url} does not answer"
+        return f"because {host or url} does not answer"
     return None
 
 
@@ -111,7 +111,7 @@ def _in_netrc(host: str) -> bool:
 
 
 def _run_id(run_dir: Path) -> str:
-    """The id that W&B knows the run by, the same each time the run folder is gone on with."""
+    """The id of the W&B run, which stays the same when the run is resumed."""
     path = run_dir / "wandb_run_id.txt"
     if not path.exists():
         path.write_text(secrets.token_hex(4))
@@ -129,7 +129,7 @@ def log_start(loggers: Sequence[Logger], config: Mapping[str, Any], counts: Mapp
     for logger in loggers:
         logger.log_hyperparams(dict(config))
         if isinstance(logger, Wandb):
-            # Not with the results: W&B takes tables from a run that has lost its server only if it has sent one before.
+            # Now, not with the results: if the server is lost, W&B accepts tables only from a run that has sent one.
             logger.attempt(partial(_log_counts, logger, counts))
 
 
@@ -144,16 +144,17 @@ def log_results(
     images: NDArray[np.uint8],
     checkpoint: Path | None,
 ) -> None:
-    """Send the scores of the best checkpoint to every logger, and tables and pictures to W&B.
+    """Send the scores of the best checkpoint to every logger, and tables and images to W&B.
 
     Args:
-        step: optimizer steps trained.
-        metrics: what metrics.json holds.
-        report: the per-class table.
-        confusions: by split ("val", "test"), rows true and columns predicted classes.
-        predictions: a row an image, see `tables.predictions`.
-        images: uint8 (N, 48, 48), in the order of `predictions`.
-        checkpoint: the best one.
+        loggers: of the run.
+        step: number of optimizer steps.
+        metrics: content of metrics.json.
+        report: from `tables.classification_report`.
+        confusions: from `tables.confusion_matrix`, by split ("val", "test").
+        predictions: from `tables.predictions`.
+        images: uint8 (N, H, W), in the order of `predictions`.
+        checkpoint: path of the best checkpoint, if any.
     """
     final = {name: value for name, value in metrics.items() if not isinstance(value, str)}
     for logger in loggers:
@@ -167,7 +168,7 @@ def log_results(
 
 
 def finish(loggers: Sequence[Logger], *, failed: bool) -> None:
-    """Close every logger: W&B would let the next job of a sweep write into this one's run."""
+    """Close every logger, so that W&B does not log the next job of a sweep into this run."""
     for logger in loggers:
         logger.finalize("failed" if failed else "success")
         if isinstance(logger, Wandb):
@@ -198,7 +199,7 @@ def _log_wandb(
         media[f"{split}/confusion_matrix"] = wandb.Table(columns=["actual", "predicted", "images"], data=cells)
     wrong = most_confident(predictions, correct=False)[:MISTAKES]
     media["test/mistakes"] = [
-        wandb.Image(images[i], caption=f"{row.label} taken for {row.prediction} ({row.confidence:.0%}), {row.id}")
+        wandb.Image(images[i], caption=f"{row.label} predicted as {row.prediction} ({row.confidence:.0%}), {row.id}")
         for i, row in zip(wrong, predictions.iloc[wrong].itertuples(index=False), strict=True)
     ]
     logger.experiment.log({name: value for name, value in media.items() if value})

@@ -1,27 +1,25 @@
-"""Puts the tables, the figures and the page of a run into its folder."""
+"""Writes the tables, figures and page of a run into its folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fer_lightning.metrics.sums import confusion
 from fer_lightning.report import figures, page, tables
 from fer_lightning.report.files import write_atomically
-from fer_lightning.training.metrics import confusion
+from fer_lightning.report.style import png
 
 MISTAKES = 24
-"""How many of the most confident mistakes the page shows."""
+"""Number of most confident mistakes on the page."""
 
 EXAMPLES = 8
-"""How many of the most confident correct predictions the page shows of each class."""
-
-Images = NDArray[np.uint8] | Callable[[NDArray[np.int64]], NDArray[np.uint8]]
-"""Faces of the rows of a predictions table: uint8 (N, H, W), or a function from row numbers (M,) to (M, H, W)."""
+"""Number of most confident correct predictions of each class on the page."""
 
 
 def write_report(
@@ -33,30 +31,30 @@ def write_report(
     counts_after: Mapping[str, int],
     metrics: Mapping[str, float | str],
     history: pd.DataFrame | None,
-    images: Images | None,
+    images: NDArray[np.uint8],
     config_yaml: str,
     about: Mapping[str, str],
     monitor: str = "val/f1_macro",
     mode: Literal["min", "max"] = "max",
     best_epoch: int | None = None,
 ) -> Path:
-    """Write `report/` under the run folder; a file is there whole, as it was before, or not at all.
+    """Write `report/` under the run folder, each file atomically.
 
-    Without labelled images there is nothing to score: predictions.csv, class_counts.png, curves.png and the page are
-    then all that is written.
+    Without labelled images there is nothing to score, and only predictions.csv, class_counts.png, curves.png and the
+    page are written.
 
     Args:
         run_dir: the run folder.
         predictions: from `tables.predictions`, one row per scored image.
         classes: (C,), class names in label order.
         counts_before: images of each class in the training split.
-        counts_after: images of each class that the network is trained on in an epoch.
-        metrics: what metrics.json holds; the page leaves out what is missing.
-        history: metrics.csv, a row an epoch; None for a run that did not train.
-        images: the scored faces, for the galleries; None leaves the galleries out.
+        counts_after: images of each class in the training set of an epoch, after resampling.
+        metrics: content of metrics.json; the page leaves out what is missing.
+        history: metrics.csv, a row per epoch; None if nothing was trained.
+        images: uint8 (N, H, W), the scored faces.
         config_yaml: the resolved config.
-        about: what the run was, in the order to show it; "name" is the title.
-        monitor: the column of `history` that chose the checkpoint.
+        about: properties of the run, in the order in which they are shown; "name" is the title.
+        monitor: the column of `history` by which the checkpoint was chosen.
         mode: whether the best value of `monitor` is the largest or the smallest.
         best_epoch: the epoch of the checkpoint that was scored.
 
@@ -68,12 +66,9 @@ def write_report(
     """
     files = {"predictions.csv": _csv(predictions, "%.6g")}
     labels = tables.labels_of(predictions, classes)
-    mistakes = list(_faces(predictions, images, most_confident(predictions, correct=False)[:MISTAKES]))
-    examples = [
-        face
-        for name in classes
-        for face in _faces(predictions, images, most_confident(predictions, correct=True, label=name)[:EXAMPLES])
-    ]
+    mistakes = _faces(predictions, images, tables.most_confident(predictions, correct=False)[:MISTAKES])
+    best = {name: tables.most_confident(predictions, correct=True, label=name)[:EXAMPLES] for name in classes}
+    examples = {name: _faces(predictions, images, rows) for name, rows in best.items() if len(rows)}
     report = matrix = None
     plots = {"class_counts": figures.class_counts(counts_before, counts_after)}
     if (labels >= 0).any():
@@ -88,10 +83,10 @@ def write_report(
     if history is not None:
         plots["curves"] = figures.curves(history, monitor, mode, best_epoch)
     if mistakes:
-        captions = [f"{face.prediction} {face.confidence:.2f}\nlabelled {face.label}" for face in mistakes]
-        plots["mistakes"] = figures.faces(np.stack([face.image for face in mistakes]), captions)
-    pngs = {name: figures.png(figure) for name, figure in plots.items()}
-    files |= {f"{name}.png": png for name, png in pngs.items()}
+        captions = ["{prediction} {confidence:.2f}\nlabelled {label}".format(**face) for face in mistakes]
+        plots["mistakes"] = figures.faces(np.stack([face["image"] for face in mistakes]), captions)
+    pngs = {name: png(figure) for name, figure in plots.items()}
+    files |= {f"{name}.png": content for name, content in pngs.items()}
     html = page.render(
         about=about,
         metrics=metrics,
@@ -112,22 +107,9 @@ def write_report(
     return folder / "index.html"
 
 
-def most_confident(predictions: pd.DataFrame, *, correct: bool, label: str | None = None) -> NDArray[np.int64]:
-    """Row numbers of the right or wrong predictions, of one true class or of all, the most confident first."""
-    chosen = predictions["correct"].fillna(not correct).to_numpy(dtype=bool) == correct
-    if label is not None:
-        chosen &= (predictions["label"] == label).to_numpy()
-    rows = np.flatnonzero(chosen)
-    return rows[np.argsort(-predictions["confidence"].to_numpy()[rows], kind="stable")]
-
-
-def _faces(predictions: pd.DataFrame, images: Images | None, rows: NDArray[np.int64]) -> Iterator[page.Face]:
-    if images is None or not len(rows):
-        return
-    pixels = images(rows) if callable(images) else images[rows]
-    columns = predictions.iloc[rows][["label", "prediction", "confidence", "id"]]
-    for image, row in zip(pixels, columns.itertuples(index=False), strict=True):
-        yield page.Face(image, *row)
+def _faces(predictions: pd.DataFrame, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+    columns = predictions.iloc[rows][["label", "prediction", "confidence", "id"]].assign(image=list(images[rows]))
+    return columns.to_dict("records")  # type: ignore[return-value]
 
 
 def _csv(frame: pd.DataFrame, float_format: str) -> bytes:

@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from fer_lightning.data.table import SPLITS, UNLABELLED, FaceTable
+from fer_lightning.metrics import scores as metrics
+from fer_lightning.metrics.sums import Sums, accuracy_interval, calibration_bins, confusion
 from fer_lightning.report import tables
-from fer_lightning.training.metrics import ClassificationScores, accuracy_interval, confusion
 
 Metrics = dict[str, float | str]
 
@@ -53,13 +55,17 @@ class Scored(NamedTuple):
 
 def scores(prefix: str, logits: torch.Tensor, labels: NDArray[np.int64], classes: tuple[str, ...]) -> Metrics:
     """Scores of labelled images with the bootstrap interval of their accuracy; empty where there are none."""
-    n = int((labels != UNLABELLED).sum())
-    if not n:
+    known = labels != UNLABELLED
+    if not known.any():
         return {}
-    metric = ClassificationScores(classes, local=True)
-    metric.update(logits, torch.from_numpy(labels))
-    values = metric.compute()
-    values["accuracy_low"], values["accuracy_high"] = accuracy_interval(round(values["accuracy"] * n), n)
+    labels, logits = labels[known], logits[torch.from_numpy(known)].double()
+    sums = Sums(
+        confusion(labels, logits.argmax(1).numpy(), len(classes)),
+        calibration_bins(logits.softmax(1).numpy(), labels),
+        float(F.cross_entropy(logits, torch.from_numpy(labels), reduction="sum")),
+    )
+    values = metrics.scores(sums, classes)
+    values["accuracy_low"], values["accuracy_high"] = accuracy_interval(int(sums.hits.sum()), len(labels))
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""A small data set with one of every fault, and the command itself."""
+"""A small data set with every fault, and the command itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ USAGE = {"train": "Training", "public": "PublicTest", "private": "PrivateTest"}
 
 @dataclass
 class Face:
-    """An image of the set, and what was planted: faults, each with the name of its twin."""
+    """An image of the set and its planted faults, each with the name of the duplicate."""
 
     name: str
     pixels: NDArray[np.uint8]
@@ -36,13 +36,13 @@ class Face:
 
 @pytest.fixture(scope="session")
 def planted() -> list[Face]:
-    """280 drawn faces without a fault, then one of each fault, all but broken and tiny files."""
+    """280 drawn faces without a fault, then one for each fault except broken and tiny files."""
     drawn = synthetic(n_train=200, n_val=40, n_test=40, seed=4)
     named = zip(drawn.images, drawn.labels.tolist(), drawn.split.tolist(), strict=True)
     clean = [
         Face(f"{i:03}", image, FER_CLASSES[label], SPLITS[split], {}) for i, (image, label, split) in enumerate(named)
     ]
-    spare = synthetic(n_train=7, n_val=0, n_test=0, seed=77).images  # faces that are not among the others
+    spare = synthetic(n_train=7, n_val=0, n_test=0, seed=77).images  # faces that are not in the set otherwise
     train = [face for face in clean if face.split == "train" and face.label == "angry"]  # sorted by name, the first
     public = next(face for face in clean if face.split == "public")
 
@@ -78,30 +78,30 @@ def planted() -> list[Face]:
 
 @pytest.fixture(scope="session")
 def folder(planted: list[Face], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[Finding]]:
-    """The set as class folders with four broken files, a link to nothing among them, and a tiny one; and what is to be
-    found."""
+    """The set as class folders with a tiny file and four broken ones, one of them a dangling link; and the expected
+    findings."""
 
-    def place(face: Face) -> str:
+    def path(face: Face) -> str:
         split = {"train": "train", "public": "test", "private": "test"}[face.split]
         return f"{split}/{face.label}/{USAGE[face.split]}_{face.name}.png"
 
-    by_name = {face.name: place(face) for face in planted} | {"": ""}
-    root = write_folder(tmp_path_factory.mktemp("planted"), {place(f): image_bytes(f.pixels) for f in planted})
-    whole = image_bytes(planted[0].pixels)
-    broken = {"train/sad/cut.png": whole[:200], "train/happy/text.jpg": b"no image", "train/fear/empty.png": b""}
+    by_name = {face.name: path(face) for face in planted} | {"": ""}
+    root = write_folder(tmp_path_factory.mktemp("planted"), {path(f): image_bytes(f.pixels) for f in planted})
+    complete = image_bytes(planted[0].pixels)
+    broken = {"train/sad/cut.png": complete[:200], "train/happy/text.jpg": b"no image", "train/fear/empty.png": b""}
     write_folder(root, broken)
     (root / "train/sad/gone.png").symlink_to(root / "nowhere.png")
     broken["train/sad/gone.png"] = b""
     small = synthetic(n_train=7, n_val=0, n_test=0, seed=78).images[1]
     Image.fromarray(small).resize((20, 30)).save(root / "train/sad/tiny.png")
-    expected = {(place(f), fault, by_name[twin]) for f in planted for fault, twin in f.faults.items()}
+    expected = {(path(f), fault, by_name[twin]) for f in planted for fault, twin in f.faults.items()}
     expected |= {(name, "broken", "") for name in broken} | {("train/sad/tiny.png", "tiny", "")}
     return root, expected
 
 
 @pytest.fixture(scope="session")
 def csv(planted: list[Face], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, set[Finding]]:
-    """The set as a CSV, its votes with a non-face and a disagreement, and all that is to be found."""
+    """The set as a CSV, votes with a non-face and a disagreement, and the expected findings."""
     folder = tmp_path_factory.mktemp("csv")
     rows = [
         {"emotion": FER_CLASSES.index(f.label), "pixels": pixel_text(f.pixels), "usage": USAGE[f.split]}

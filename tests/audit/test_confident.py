@@ -1,4 +1,4 @@
-"""Confident learning against the paper's definitions, written out in loops, and on noise that was put in."""
+"""Confident learning against the definitions of the paper, written as loops, and on labels with known noise."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def naive(labels: np.ndarray, p: np.ndarray) -> tuple[list[float], list[list[int
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("empty", [False, True])
-def test_equals_the_definitions(seed: int, empty: bool) -> None:
+def test_confident_learning_equals_the_definitions(seed: int, empty: bool) -> None:
     labels, p, _ = simulated(300, 4, 0.2, seed)
     labels[labels == 3] = 0 if empty else 3
     found = confident_learning(labels, p)
@@ -51,7 +51,7 @@ def test_equals_the_definitions(seed: int, empty: bool) -> None:
     assert (np.diff(found.margins) <= 0).all() and (found.margins > 0).all()
 
 
-def test_wrong_labels_are_found() -> None:
+def test_confident_learning_finds_most_wrong_labels() -> None:
     labels, p, wrong = simulated(4000, 7, 0.08, 1)
     found = confident_learning(labels, p)
     assert wrong[found.rows].mean() > 0.9
@@ -59,6 +59,6 @@ def test_wrong_labels_are_found() -> None:
     assert wrong[found.rows[:100]].all()
 
 
-def test_perfect_predictions_find_nothing() -> None:
+def test_perfect_predictions_yield_no_errors() -> None:
     labels = np.arange(30) % 3
     assert len(confident_learning(labels, np.eye(3)[labels]).rows) == 0

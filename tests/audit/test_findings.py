@@ -1,4 +1,4 @@
-"""Findings by hand: chains of near-duplicates, copies of copies, and outliers among images taken alike."""
+"""Findings by hand: chains of near-duplicates, copies of copies, and outliers among similar images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def listed(found: pd.DataFrame) -> set[tuple[str, int, int, float]]:
     return set(rows.itertuples(index=False, name=None))
 
 
-def test_identical_images() -> None:
+def test_identical_images_are_duplicates_leaks_or_conflicts() -> None:
     faces = table([0, 0, 0, 1, 1, 0], "ttupup", [0, 1, 0, 0, UNLABELLED, 0])
     assert listed(findings.exact(faces)) == {
         ("duplicate", 1, 0, 4),
@@ -35,8 +35,8 @@ def test_identical_images() -> None:
     }
 
 
-def test_near_images_and_chains_of_them() -> None:
-    # 0 and 4 are like 1, which 2 is like; 3 is a copy of 2, and 5 a copy of 0.
+def test_near_duplicates_and_chains_of_them() -> None:
+    # Similar pairs: 0 and 1, 1 and 2, 1 and 4. Identical pairs: 2 and 3, 0 and 5.
     faces = table([0, 1, 2, 2, 3, 0], "tuuutp", [0, 0, 0, 0, 1, 0])
     pairs = NearPairs(
         np.array([0, 1, 1]), np.array([1, 2, 4]), np.array([0.8, 0.9, 0.75], dtype=np.float32), np.zeros(3, dtype=bool)
@@ -44,8 +44,8 @@ def test_near_images_and_chains_of_them() -> None:
     found = findings.near(faces, np.zeros(6, dtype=np.int64), pairs)
     found["value"] = found["value"].round(2)
     assert listed(found) == {
-        ("near_duplicate", 4, 0, -1),  # both are like 1, which is in another split
-        ("near_duplicate", 2, 1, 0.9),  # 3 is a duplicate of 2 already, and 5 leaks from train as it is
+        ("near_duplicate", 4, 0, -1),  # both are similar to 1, which is in another split
+        ("near_duplicate", 2, 1, 0.9),  # 3 is an exact duplicate of 2, and 5 an exact leak from train
         ("near_leak", 1, 0, 0.8),
         ("near_leak", 2, 0, -1),
         ("near_leak", 3, 0, -1),
@@ -54,7 +54,7 @@ def test_near_images_and_chains_of_them() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 50])
-def test_images_taken_alike_are_not_outliers_for_a_nuance(n: int) -> None:
+def test_nuances_between_similar_images_are_not_outliers(n: int) -> None:
     rng = np.random.default_rng(1)
     images = rng.normal(120, 40, (n, 48, 48)) + rng.normal(0, 1, (n, 1, 1))
     images[0] += 20

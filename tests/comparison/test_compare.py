@@ -1,4 +1,4 @@
-"""Comparing runs: which belong together, what is computed, what is said; against scikit-learn, SciPy and by hand."""
+"""Comparing runs: grouping, statistics and conclusions, against scikit-learn, SciPy and by hand."""
 
 from __future__ import annotations
 
@@ -18,17 +18,11 @@ from typer.testing import CliRunner
 
 from fer_lightning.cli import cli
 from fer_lightning.comparison.collect import collect
-from fer_lightning.comparison.statistics import (
-    Comparison,
-    compare,
-    conclusions,
-    mcnemar_p,
-    mean_shares,
-    resampled,
-    seed_noise,
-    simultaneous,
-)
-from fer_lightning.comparison.write import compare_runs, latex, markdown, pairwise, summary
+from fer_lightning.comparison.conclusions import conclusions
+from fer_lightning.comparison.resampling import resampled, seed_noise, simultaneous
+from fer_lightning.comparison.statistics import Comparison, compare, mcnemar_p, mean_shares
+from fer_lightning.comparison.tables import latex, markdown, pairwise, summary
+from fer_lightning.comparison.write import compare_runs
 from fer_lightning.errors import UserError
 from fer_lightning.report import tables
 from fer_lightning.runs.folder import PIXELS
@@ -48,7 +42,7 @@ def make_run(
     pixels: str = "",
     **keys: Any,
 ) -> Path:
-    """A run folder as a job leaves it, of a network that knows the answer with the probability `skill`."""
+    """A run folder as a job writes it, of a network that knows the answer with probability `skill`."""
     rng = np.random.default_rng([seed, round(1000 * skill)])
     guesses = np.where(rng.random(len(labels)) < skill, labels, rng.integers(0, 3, len(labels)))
     probabilities = np.full((len(labels), 3), 0.2)
@@ -60,6 +54,7 @@ def make_run(
     frame.to_csv(folder / "report/predictions.csv", index=False)
     config: dict[str, Any] = {
         "seed": seed,
+        "data": {"twins": "exact"},
         "imbalance": {"name": "none", "resample": {"seed": seed}},
         "logger": {"a": 1},
     }
@@ -77,7 +72,7 @@ def make_run(
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two strategies of unlike skill and one like the first, three seeds each, and a job that did not finish."""
+    """Two strategies of different skill and one similar to the first, three seeds each, and an unfinished job."""
     folder = tmp_path_factory.mktemp("sweep")
     jobs = [(0.5, {}), (0.8, {"imbalance__name": "weighted", "imbalance__loss__weights": "inverse"}),
             (0.51, {"imbalance__name": "focal", "imbalance__loss__gamma": 2.0})]  # fmt: skip
@@ -92,14 +87,14 @@ def comparison(sweep: Path) -> Comparison:
     return compare(collect([sweep])[0])
 
 
-def test_settings_are_named_by_what_differs_and_seeds_belong_together(sweep: Path) -> None:
+def test_settings_are_named_by_differing_keys_and_group_seeds(sweep: Path) -> None:
     settings, unfinished = collect([sweep])
     assert [setting.name for setting in settings] == ["none", "weighted", "focal"]
     assert [[run.seed for run in setting.runs] for setting in settings] == [[0, 1, 2]] * 3
     assert unfinished == [sweep / "9"]
 
 
-def test_as_many_keys_as_it_takes(tmp_path: Path) -> None:
+def test_names_have_as_many_keys_as_needed(tmp_path: Path) -> None:
     rates = {"a": {}, "b": {"optimizer__lr": 0.1}, "c": {"optimizer__lr": 0.1, "imbalance__name": "weighted"}}
     for name, keys in rates.items():
         make_run(tmp_path / name, 0.5, **{"optimizer__lr": 0.01, **keys})
@@ -111,19 +106,19 @@ def test_as_many_keys_as_it_takes(tmp_path: Path) -> None:
     ]
 
 
-def test_lists_are_named_as_one_would_write_them(tmp_path: Path) -> None:
+def test_lists_are_named_as_in_an_override(tmp_path: Path) -> None:
     make_run(tmp_path / "a", 0.5, data__drop=[])
     make_run(tmp_path / "b", 0.6, data__drop=["blank", "leaks"])
     assert [setting.name for setting in collect([tmp_path])[0]] == ["data.drop=[]", "data.drop=[blank,leaks]"]
 
 
-def test_a_value_that_happens_to_be_the_seed_is_a_setting(tmp_path: Path) -> None:
+def test_value_equal_to_the_seed_is_still_a_setting(tmp_path: Path) -> None:
     for seed in (1, 2):
         make_run(tmp_path / str(seed), 0.5, seed, imbalance__loss__gamma=float(seed))
     assert [s.name for s in collect([tmp_path])[0]] == ["imbalance.loss.gamma=1.0", "imbalance.loss.gamma=2.0"]
 
 
-def test_seeds_whose_data_lay_elsewhere_are_one_setting_until_paths_tell_runs_apart(tmp_path: Path) -> None:
+def test_data_paths_distinguish_settings_only_if_nothing_else_does(tmp_path: Path) -> None:
     for seed, path in ((0, "/a/fer2013.csv"), (1, "/b/fer2013.csv.gz")):
         make_run(tmp_path / str(seed), 0.5, seed, data__path=path)
     (setting,) = collect([tmp_path])[0]
@@ -135,18 +130,18 @@ def test_seeds_whose_data_lay_elsewhere_are_one_setting_until_paths_tell_runs_ap
     assert settings[0].beside == ()
 
 
-def test_what_the_names_do_not_tell_is_told(tmp_path: Path) -> None:
+def test_differences_not_in_the_names_are_reported(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"model__depth": 50, "optimizer__lr": 0.1}
     make_run(tmp_path / "a", 0.5, imbalance__loss__weights=None)
     make_run(tmp_path / "b", 0.6, imbalance__name="weighted", imbalance__loss__weights="inverse", **keys)
     settings, _ = collect([tmp_path])
     assert [s.name for s in settings] == ["none", "weighted"]
     assert settings[0].beside == ("model.depth", "optimizer.lr")
-    told = " ".join(conclusions(compare(settings, resamples=200)))
-    assert "Beside names and seeds, runs differ in model.depth and optimizer.lr" in told
+    text = " ".join(conclusions(compare(settings, resamples=200)))
+    assert "Besides name and seed, the runs differ in model.depth and optimizer.lr" in text
 
 
-def test_config_files_of_others_are_no_runs(tmp_path: Path) -> None:
+def test_config_files_of_hydra_and_wandb_are_not_runs(tmp_path: Path) -> None:
     run = make_run(tmp_path / "0", 0.5)
     for folder in (".hydra", "wandb/run-x/files"):
         (run / folder).mkdir(parents=True)
@@ -155,12 +150,12 @@ def test_config_files_of_others_are_no_runs(tmp_path: Path) -> None:
     assert len(settings) == 1 and not unfinished
 
 
-def test_one_run_twice_is_one_run(sweep: Path) -> None:
+def test_run_given_twice_counts_once(sweep: Path) -> None:
     settings, _ = collect([sweep / "0", sweep, sweep / "../" / sweep.name / "0"])
     assert sum(len(setting.runs) for setting in settings) == 9
 
 
-def test_scores_are_scikit_learn_s(comparison: Comparison) -> None:
+def test_scores_of_settings_equal_scikit_learn(comparison: Comparison) -> None:
     for setting, row in zip(comparison.settings, comparison.table.to_dict("records"), strict=True):
         accuracy = [np.mean(run.guesses == LABELS) for run in setting.runs]
         assert row["accuracy"] == pytest.approx(np.mean(accuracy))
@@ -174,7 +169,7 @@ def test_scores_are_scikit_learn_s(comparison: Comparison) -> None:
         assert mean_shares(setting).diagonal() == pytest.approx(recall)
 
 
-def test_resampled_scores_are_those_of_the_images_drawn(sweep: Path) -> None:
+def test_resampled_scores_equal_scores_of_the_drawn_images(sweep: Path) -> None:
     (setting,) = collect([sweep / "3"])[0]
     drawn = resampled([setting], 5, seed=1)
     weights = np.random.default_rng(1).multinomial(N, np.full(N, 1 / N), 5)
@@ -187,7 +182,7 @@ def test_resampled_scores_are_those_of_the_images_drawn(sweep: Path) -> None:
         assert drawn["balanced_accuracy"][0, i] == pytest.approx(expected)
 
 
-def test_the_interval_of_one_difference_is_scipy_s(sweep: Path) -> None:
+def test_interval_of_one_difference_equals_scipy(sweep: Path) -> None:
     settings, _ = collect([sweep / "0", sweep / "3"])
     right = [setting.runs[0].guesses == LABELS for setting in settings]
     expected = stats.bootstrap(
@@ -203,7 +198,7 @@ def test_the_interval_of_one_difference_is_scipy_s(sweep: Path) -> None:
 def test_simultaneous_intervals_cover_all_differences_together() -> None:
     rng, covered = np.random.default_rng(0), 0
     for _ in range(400):
-        # Means of 5 groups of 50 numbers, no true difference; all against the first, so that they depend on each other.
+        # Means of 5 groups of 50 numbers, all equal in truth; differences from the first, which are correlated.
         x = rng.normal(size=(5, 50))
         means = rng.normal(x.mean(1)[:, None], x.std(1)[:, None] / 50**0.5, (5, 500))
         low, high = simultaneous(x.mean(1)[1:] - x.mean(1)[0], means[1:] - means[:1])
@@ -213,8 +208,8 @@ def test_simultaneous_intervals_cover_all_differences_together() -> None:
 
 @pytest.mark.parametrize(("n_settings", "n_seeds"), [(14, 3), (4, 3), (2, 5), (2, 3), (2, 2)])
 @pytest.mark.parametrize("images", [0.0, 1.0])
-def test_equal_settings_are_rarely_told_apart(n_settings: int, n_seeds: int, images: float) -> None:
-    """Scores that differ by their seeds, by the images drawn if so, and by nothing else: no pair should differ."""
+def test_equal_settings_rarely_differ_significantly(n_settings: int, n_seeds: int, images: float) -> None:
+    """Scores that vary with the seed, and with the images if asked for, only: no pair should differ significantly."""
     rng, wrong, repetitions = np.random.default_rng(0), 0, 300
     groups = np.repeat(np.arange(n_settings), n_seeds)
     first, second = np.triu_indices(n_settings, 1)
@@ -228,21 +223,28 @@ def test_equal_settings_are_rarely_told_apart(n_settings: int, n_seeds: int, ima
     assert wrong / repetitions < 0.10
 
 
-def test_mcnemar_is_a_binomial_test_of_what_only_one_got_right(sweep: Path) -> None:
+def test_mcnemar_equals_binomial_test_of_discordant_images(sweep: Path) -> None:
     a, b = (collect([sweep / job])[0][0] for job in ("0", "6"))
     right = [setting.runs[0].guesses == LABELS for setting in (a, b)]
     only_a, only_b = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
     assert mcnemar_p(a, b) == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
-def test_what_differs_is_said_and_what_does_not_is_not(comparison: Comparison) -> None:
-    first, against, *_ = conclusions(comparison)
-    assert first.startswith("By macro-F1, weighted is highest (") and "from none and focal" in first
-    assert against == "Against none, macro-F1 is higher with weighted; not told apart with focal."
+def test_conclusions_state_significant_differences_and_no_others(comparison: Comparison) -> None:
+    first, second, *_ = conclusions(comparison)
+    assert first.startswith("weighted has the highest macro-F1, 0.826 ± 0.033, ")
+    assert first.endswith(", significantly higher than that of none and focal.")
+    assert second == (
+        "Compared with none, macro-F1 is significantly higher for weighted; not significantly different for focal."
+    )
     by_weighted = conclusions(compare(comparison.settings, baseline="weighted", resamples=500))
-    assert not [sentence for sentence in by_weighted if sentence.startswith("Against")]  # the first tells all of it
+    assert not [sentence for sentence in by_weighted if sentence.startswith("Compared")]  # the first says it all
     by_focal = conclusions(compare(comparison.settings, baseline="focal", resamples=500))
-    assert "Against focal, accuracy is higher with weighted; not told apart with none." in by_focal
+    assert (
+        "Compared with focal, accuracy is significantly higher for weighted; not significantly different for none."
+    ) in by_focal
+    two = conclusions(compare(comparison.settings[::2], resamples=500))
+    assert two[0].endswith(", not significantly different from that of none.")
     pairs = comparison.pairs.set_index(["a", "b"])
     assert pairs.at[("none", "weighted"), "f1_macro_differs"] and not pairs.at[("none", "focal"), "f1_macro_differs"]
     assert (
@@ -250,12 +252,14 @@ def test_what_differs_is_said_and_what_does_not_is_not(comparison: Comparison) -
     )
 
 
-def test_one_seed_is_not_enough_and_one_setting_no_comparison(sweep: Path) -> None:
-    assert "one seed" in " ".join(conclusions(compare(collect([sweep / "0", sweep / "3"])[0], resamples=200)))
+def test_conclusions_warn_of_one_seed_and_one_setting(sweep: Path) -> None:
+    assert "only one seed" in " ".join(conclusions(compare(collect([sweep / "0", sweep / "3"])[0], resamples=200)))
     assert "nothing to compare" in conclusions(compare(collect([sweep / "0"])[0], resamples=200))[0]
 
 
-def test_everything_is_written(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_writes_tables_figures_and_page(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     comparison = compare_runs([sweep], out=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         *["table.csv", "runs.csv", "pairs.csv", "table.md", "table.tex", "index.html"],
@@ -267,27 +271,27 @@ def test_everything_is_written(sweep: Path, tmp_path: Path, capsys: pytest.Captu
     assert len(pd.read_csv(tmp_path / "runs.csv")) == 9 and len(pd.read_csv(tmp_path / "pairs.csv")) == 3
     html, out = (tmp_path / "index.html").read_text(), capsys.readouterr().out
     for text in (html, out):
-        assert "weighted is highest" in text and "not finished" in text and str(sweep / "9") in text
+        assert "weighted has the highest" in text and "nfinished runs, left out" in text and str(sweep / "9") in text
     for score in ("accuracy", "balanced_accuracy", "f1_macro"):
         row = comparison.pairs.set_index(["a", "b"]).loc[("none", "weighted")]
         values = [-row[f"{score}_{name}"] for name in ("difference", "high", "low")]
         text = "{:+.3f} ({:+.3f} to {:+.3f})".format(*values)
-        for told in (html, out, (tmp_path / "table.md").read_text(), (tmp_path / "table.tex").read_text()):
-            assert text in told
+        for written in (html, out, (tmp_path / "table.md").read_text(), (tmp_path / "table.tex").read_text()):
+            assert text in written
     assert "http" not in html.replace("http-equiv", "")
 
 
-def test_tables_for_papers(comparison: Comparison) -> None:
+def test_markdown_and_latex_tables(comparison: Comparison) -> None:
     text = markdown(summary(comparison)).splitlines()
     assert text[0].startswith("| setting | seeds | accuracy |") and text[1].startswith("|---|---:|")
     assert len(text) == 5 and "±" in text[2]
-    tex = latex(pd.DataFrame({"setting": ["a_b & c"], "x": ["0.1 ± 0.2"]}), "A caption.")
-    assert r"a\_b \& c" in tex and r"$\pm$" in tex and r"\toprule" in tex
+    tex = latex(pd.DataFrame({"setting": ["a_b & c"], "x": ["0.1 ± 0.2"]}), "A caption with 95 %.")
+    assert r"a\_b \& c" in tex and r"$\pm$" in tex and r"\toprule" in tex and r"caption{A caption with 95 \%.}" in tex
     pairs = pairwise(comparison)
     assert pairs["setting"].tolist()[:2] == ["weighted", "weighted"] and "*" in pairs["macro-F1"][0]
 
 
-def test_clean_images_only(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clean_compares_clean_images_only(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for clean in (False, True):  # one does not overwrite the other
         compare_runs([sweep / "0", sweep / "3"], clean=clean, resamples=100)
@@ -298,40 +302,40 @@ def test_clean_images_only(sweep: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
-        ({"labels": LABELS[::-1].copy()}, "other images or labels"),
+        ({"labels": LABELS[::-1].copy()}, "different images or labels"),
         ({"labels": LABELS[:-1]}, "400 and 399 images"),
-        ({"pixels": "other"}, "other pixels"),
-        ({"optimizer": None}, "same seed"),
+        ({"pixels": "other"}, "different pixels"),
+        ({"optimizer": None}, "same setting and seed"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(other: Mapping[str, Any], said: str, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_compared_are_refused(other: Mapping[str, Any], message: str, tmp_path: Path) -> None:
     keys = {key: value for key, value in other.items() if key != "optimizer"}
     folders = [make_run(tmp_path / "a", 0.5), make_run(tmp_path / "b", 0.6, **keys)]
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         collect(folders)
     assert all(str(folder) in str(error.value) for folder in folders)
 
 
-def test_clean_means_the_same_in_all_runs(tmp_path: Path) -> None:
+def test_clean_requires_the_same_definition_in_all_runs(tmp_path: Path) -> None:
     make_run(tmp_path / "a", 0.5, data__twins="near")
-    make_run(tmp_path / "b", 0.6)  # of a version that had no such key
+    make_run(tmp_path / "b", 0.6)
     assert len(collect([tmp_path])[0]) == 2
-    with pytest.raises(UserError, match=r"data.twins=near, .*b exact: .* compare them without --clean"):
+    with pytest.raises(UserError, match=r"data.twins=near, .*b data.twins=exact: compare them without --clean"):
         collect([tmp_path], clean=True)
 
 
-def test_folders_without_runs_are_named(tmp_path: Path) -> None:
-    for folder, said in ((tmp_path, "no run there"), (tmp_path / "none", "no such folder")):
-        with pytest.raises(UserError, match=said):
+def test_folders_without_runs_are_named_in_the_error(tmp_path: Path) -> None:
+    for folder, message in ((tmp_path, "contains no run"), (tmp_path / "none", "no such folder")):
+        with pytest.raises(UserError, match=message):
             collect([folder])
     make_run(tmp_path / "x", 0.5, finished=False)
     with pytest.raises(UserError, match="no finished run"):
         collect([tmp_path])
 
 
-def test_names_that_look_like_numbers_or_nothing(tmp_path: Path) -> None:
+def test_class_names_that_look_like_numbers_or_missing_values(tmp_path: Path) -> None:
     make_run(tmp_path / "a", 0.5)
     path = tmp_path / "a/report/predictions.csv"
     path.write_text(path.read_text().replace("angry", "nan").replace("happy", "007"))
@@ -339,7 +343,7 @@ def test_names_that_look_like_numbers_or_nothing(tmp_path: Path) -> None:
     assert setting.runs[0].classes[:2] == ("nan", "007") and (setting.runs[0].labels >= 0).all()
 
 
-def test_the_command(sweep: Path, tmp_path: Path) -> None:
+def test_compare_command(sweep: Path, tmp_path: Path) -> None:
     ended = CliRunner().invoke(cli, ["compare", str(sweep), "--out", str(tmp_path), "--resamples", "200"])
     assert ended.exit_code == 0, ended.output
     ended = CliRunner().invoke(cli, ["compare", str(sweep), "--baseline", "nothing"])
@@ -347,7 +351,7 @@ def test_the_command(sweep: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_runs_that_were_trained(train: Callable[..., Run], tmp_path: Path) -> None:
+def test_scores_equal_metrics_json_of_trained_runs(train: Callable[..., Run], tmp_path: Path) -> None:
     small = (*(s for s in TINY if not s.startswith("model")), "model._target_=tests.interruptions.SmallNetwork")
     for strategy, seed in product(("none", "balanced"), (0, 1)):
         run = train(*small, f"imbalance={strategy}", f"seed={seed}", folder=tmp_path / f"{strategy}{seed}")

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from fer_lightning.data.table import FER_CLASSES
-from fer_lightning.report import figures, page, tables
-from fer_lightning.report.html import STYLE
-from fer_lightning.report.write import most_confident, write_report
+from fer_lightning.report import page, style, tables
+from fer_lightning.report.tables import most_confident
+from fer_lightning.report.write import write_report
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=http://x.org/a.png>', "a&b;$x$", "plain"]
 
@@ -22,11 +22,11 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def small_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "DPI", 50)  # drawing is most of the time of these tests
+    monkeypatch.setattr(style, "DPI", 50)  # drawing takes most of the time of these tests
 
 
 class Reader(HTMLParser):
-    """Checks that tags match, and keeps the text, the tags and every address that a browser would open."""
+    """Checks that tags match, and collects the text, the tags and every address that a browser would open."""
 
     VOID = ("meta", "img", "br")
 
@@ -84,7 +84,7 @@ def test_report_folder_is_complete_and_consistent(tmp_path: Path) -> None:
     index = write(tmp_path, list(FER_CLASSES))
 
     assert index == tmp_path / "report" / "index.html"
-    assert {path.name for path in index.parent.iterdir()} == FILES  # and no temporary file
+    assert {path.name for path in index.parent.iterdir()} == FILES  # no temporary file either
     predictions = pd.read_csv(index.parent / "predictions.csv")
     report = pd.read_csv(index.parent / "classification_report.csv", index_col="class")
     confusion = pd.read_csv(index.parent / "confusion_matrix.csv", index_col="true")
@@ -96,14 +96,15 @@ def test_report_folder_is_complete_and_consistent(tmp_path: Path) -> None:
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_page_loads_nothing_and_shows_names_as_they_are(tmp_path: Path) -> None:
+def test_page_loads_nothing_and_shows_hostile_names_as_text(tmp_path: Path) -> None:
     html = write(tmp_path, HOSTILE).read_text()
     reader = Reader(html)
 
     assert "script" not in reader.tags and "link" not in reader.tags
     for address in reader.addresses:
         assert address.startswith("data:image/png;base64,") or address in FILES
-    assert not re.search(r"url\(|@import", STYLE)
+    assert "default-src 'none'" in html
+    assert not re.search(r"url\(|@import", html.partition("<style>")[2].partition("</style>")[0])
     for text in [*HOSTILE, "run <1>", "# <b>", "0.551", "95 % interval 0.540 to 0.563"]:
         assert text in reader.text
     assert reader.tags.count("img") == 4 + html.count("<figure>") > 30
@@ -112,7 +113,7 @@ def test_page_loads_nothing_and_shows_names_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"metrics": {}, "about": {}, "history": None, "images": None, "config_yaml": ""},
+        {"metrics": {}, "about": {}, "history": None, "config_yaml": ""},
         {"metrics": {"test/accuracy": float("nan"), "test/loss": "none", "val/accuracy": 0.5, "train/seconds": 3.2}},
         {"counts_before": {}, "counts_after": {}},
         {"history": pd.DataFrame()},
@@ -125,24 +126,13 @@ def test_missing_parts_do_not_break_the_page(tmp_path: Path, changes: dict[str, 
     assert "Confusion matrix" in text
 
 
-def test_unlabelled_images_are_in_the_predictions_only(tmp_path: Path) -> None:
+def test_unlabelled_images_only_appear_in_the_predictions(tmp_path: Path) -> None:
     index = write(tmp_path, ["a", "b"], predictions=scored(["a", "b"], labelled=False))
     assert {path.name for path in index.parent.iterdir()} == {
         *["predictions.csv", "class_counts.png", "curves.png", "index.html"]
     }
     assert pd.read_csv(index.parent / "predictions.csv")["label"].isna().all()
     assert "Confusion matrix" not in Reader(index.read_text()).text
-
-
-def test_images_may_come_from_a_function(tmp_path: Path) -> None:
-    asked: list[int] = []
-
-    def images(rows: np.ndarray) -> np.ndarray:
-        asked.extend(rows)
-        return np.zeros((len(rows), 48, 48), dtype=np.uint8)
-
-    write(tmp_path, ["a", "b"], images=images, history=None)
-    assert 0 < len(asked) <= 60 and len(set(asked)) == len(asked)
 
 
 def test_most_confident_come_first() -> None:
@@ -156,10 +146,10 @@ def test_most_confident_come_first() -> None:
     assert set(frame["label"].iloc[most_confident(frame, correct=True, label="b")]) == {"b"}
 
 
-def test_a_file_that_cannot_be_replaced_is_left_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_existing_file_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tmp_path / "report" / "predictions.csv"
     before.parent.mkdir()
-    before.write_text("as it was")
+    before.write_text("earlier")
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -168,17 +158,17 @@ def test_a_file_that_cannot_be_replaced_is_left_whole(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="No space"):
         write(tmp_path, ["a", "b"], history=None)
     assert list(before.parent.iterdir()) == [before]
-    assert before.read_text() == "as it was"
+    assert before.read_text() == "earlier"
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(3.21, "3.2 s"), (61, "1 min 1 s"), (4321.5, "1 h 12 min"), (59.96, "1 min 0 s")]
 )
-def test_training_time_is_readable(seconds: float, text: str) -> None:
+def test_training_time_is_formatted_for_people(seconds: float, text: str) -> None:
     assert text in Reader(page.render(about={}, metrics={"train/seconds": seconds})).text
 
 
-def test_comparison_puts_all_and_clean_images_side_by_side() -> None:
+def test_scores_of_all_and_clean_images_are_side_by_side() -> None:
     metrics = {"test/accuracy": 0.7, "test/support/a": 60.0, "test/support/b": 40.0}
     metrics |= {"test/clean/accuracy": 0.6, "test/clean/support/a": 50.0}
     text = Reader(page.render(about={}, metrics=metrics)).text

@@ -29,7 +29,7 @@ def frame() -> pd.DataFrame:
     )
 
 
-def test_predictions_hold_a_row_for_every_image_in_order(frame: pd.DataFrame) -> None:
+def test_predictions_have_a_row_for_every_image_in_order(frame: pd.DataFrame) -> None:
     assert list(frame.columns) == [
         *["id", "split", "label", "prediction", "correct", "confidence", "clean"],
         *["p_a", "p_b", "p_c"],
@@ -43,7 +43,7 @@ def test_predictions_hold_a_row_for_every_image_in_order(frame: pd.DataFrame) ->
     np.testing.assert_allclose(frame["confidence"], [0.7, 0.6, 0.5], rtol=1e-6)
 
 
-def test_predictions_survive_the_csv(frame: pd.DataFrame) -> None:
+def test_predictions_round_trip_through_csv(frame: pd.DataFrame) -> None:
     text = frame.to_csv(index=False, float_format="%.6g")
     assert text.splitlines()[1] == "row 1,public,a,a,True,0.7,True,0.7,0.2,0.1"
     assert text.splitlines()[3] == "row 3,private,,c,,0.5,True,0.25,0.25,0.5"
@@ -67,7 +67,7 @@ def test_no_images_give_an_empty_table() -> None:
 
 @pytest.mark.parametrize("n_classes", [2, 7, 30])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_report_is_scikit_learns(n_classes: int, seed: int) -> None:
+def test_classification_report_equals_scikit_learn(n_classes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     confusion = rng.integers(0, 60, (n_classes, n_classes))
     confusion[:, 0] = 0  # never predicted
@@ -98,7 +98,7 @@ def test_confusion_matrix_names_rows_and_columns() -> None:
     assert table.to_csv().splitlines() == ["true,a,b", "a,3,1", "b,2,4"]
 
 
-def test_printed_report_shows_names_as_they_are() -> None:
+def test_printed_report_does_not_interpret_markup_in_names() -> None:
     console = Console(file=StringIO(), width=100)
     names = ["[red]angry[/red]", "x"]
     tables.print_report(tables.classification_report(np.array([[3, 1], [2, 4]]), names), console)

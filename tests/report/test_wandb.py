@@ -49,7 +49,7 @@ def run(train: Train) -> Run:
     return train(*TINY, "imbalance=balanced", "logger=all", "logger.wandb.log_checkpoint=true")
 
 
-def test_a_run_sends_scalars_tables_pictures_config_and_checkpoint(run: Run) -> None:
+def test_wandb_receives_scalars_tables_images_config_and_checkpoint(run: Run) -> None:
     assert run.code == 0, run.err
     history: list[dict[str, Any]] = []
     config: dict[str, Any] = {}
@@ -99,7 +99,7 @@ def test_logger_all_adds_csv_and_tensorboard(run: Run) -> None:
     assert list(run.folder.glob("tensorboard/events.out.tfevents.*"))
 
 
-def test_without_a_key_it_logs_offline_says_so_once_and_does_not_wait(
+def test_wandb_without_api_key_logs_offline_at_once_with_one_warning(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -111,25 +111,25 @@ def test_without_a_key_it_logs_offline_says_so_once_and_does_not_wait(
     assert len(caplog.records) == 1
 
 
-def test_with_a_key_and_no_network_it_logs_offline(
+def test_wandb_without_network_logs_offline(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server
     assert tracking.wandb_logger("p", str(tmp_path))._wandb_init["mode"] == "offline"
     assert "127.0.0.1 does not answer" in caplog.text
 
 
-def test_the_run_id_stays_with_the_run_folder(tmp_path: Path) -> None:
+def test_run_id_is_stored_in_the_run_folder(tmp_path: Path) -> None:
     first, second = (tracking.wandb_logger("p", str(tmp_path), mode="offline")._wandb_init["id"] for _ in range(2))
     assert first == second
-    with pytest.raises(ValueError, match="mode"):
+    with pytest.raises(ValueError, match="mode must be"):
         tracking.wandb_logger("p", str(tmp_path), mode="off")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
-def test_a_sweep_s_runs_are_grouped_by_setting_and_tagged(tmp_path: Path) -> None:
+def test_runs_of_a_sweep_are_grouped_by_setting_and_tagged(tmp_path: Path) -> None:
     small = (
         *(s for s in TINY if not s.startswith(("model", "logger"))),
         "model._target_=tests.interruptions.SmallNetwork",
