@@ -50,12 +50,15 @@ def load_settings(run_dir: Path) -> dict[str, Any]:
 
 
 def finished(run_dir: Path) -> dict[str, float | str] | None:
-    """The metrics.json of a finished run, which writes it last; None for an unfinished one."""
-    path = run_dir / METRICS
-    if not path.is_file():
-        return None
-    metrics: dict[str, float | str] = json.loads(path.read_text())
-    return metrics
+    """The metrics.json of a finished run, which writes it last; None for an unfinished one.
+
+    Raises:
+        UserError: the file is not one that a run wrote.
+    """
+    metrics = _read(run_dir / METRICS)
+    if not all(isinstance(value, int | float | str) for value in metrics.values()):
+        raise _foreign(run_dir / METRICS)
+    return metrics or None
 
 
 def has_trained(run_dir: Path) -> bool:
@@ -170,22 +173,29 @@ def _partition(run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is not one that a run wrote.
     """
-    path = run_dir / PARTITION
+    noted = _read(run_dir / PARTITION)
+    for key, value in noted.items():
+        digest = key in PARTS and isinstance(value, str) and re.fullmatch("[0-9a-f]+", value)
+        if not (isinstance(value, bool) if key == ALLOWED else digest):
+            raise _foreign(run_dir / PARTITION)
+    return noted
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file with a JSON object, empty where there is none."""
     if not path.exists():
         return {}
     try:
-        noted: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        noted = None
-    if isinstance(noted, dict) and all(
-        isinstance(value, bool) if key == ALLOWED else key in PARTS and re.fullmatch("[0-9a-f]+", str(value))
-        for key, value in noted.items()
-    ):
-        return noted
-    raise UserError(
-        f"{path}: not a file that a run has written (digests of its images by part); delete it to accept the data as "
-        "they are now"
-    )
+        content = None
+    if not isinstance(content, dict):
+        raise _foreign(path)
+    return content
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(f"{path}: damaged, or not written by a run; delete it to continue without it")
 
 
 def _write_partition(run_dir: Path, noted: Mapping[str, Any]) -> None:
