@@ -37,7 +37,7 @@ def without(settings: tuple[str, ...], *keys: str) -> list[str]:
     return [setting for setting in settings if setting.partition("=")[0] not in keys]
 
 
-def ending(hook: str, n: int, signal: str, once: Path, rank: int = 0, callback: str = "EndAt") -> list[str]:
+def ending(hook: str, n: int | str, signal: str, once: Path, rank: int = 0, callback: str = "EndAt") -> list[str]:
     """Overrides that add a callback which ends the run at a hook; several may be used with different `once`."""
     arguments = {"_target_": f"tests.interruptions.{callback}", "hook": hook, "n": n, "signal": signal, "once": once}
     name = "_".join(("end", *once.name.split()))
