@@ -95,13 +95,12 @@ def test_sigterm_between_batches_ends_a_run_with_a_checkpoint(
 
 
 def test_a_run_may_be_interrupted_again_and_again(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
-    """In validation, at the end of an epoch, in a batch, at the last batch, and before and in scoring."""
+    """In a batch, in validation, at the last batch of an epoch, and between the scoring of two parts."""
     run = tmp_path / "run"
     interruptions = [
-        ("on_validation_batch_end", 1, "SIGTERM", 143),  # in the first epoch
-        ("on_train_batch_start", 2, "SIGUSR1", 138),  # in the second one
-        ("on_train_epoch_end", 1, "SIGTERM", 143),  # of the second one
-        ("on_train_batch_end", 4, "SIGTERM", 143),  # the last of all
+        ("on_train_batch_start", 2, "SIGUSR1", 138),
+        ("on_validation_batch_end", 1, "SIGTERM", 143),  # of the first epoch, resumed in its third batch
+        ("on_train_batch_end", 4, "SIGTERM", 143),  # of the second epoch
         ("on_test_start", 2, "SIGTERM", 143),
     ]
     ends = [ending(hook, n, name, tmp_path / f"once {i}") for i, (hook, n, name, _) in enumerate(interruptions)]

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from fer_lightning import app
 from fer_lightning.app import CONF
-from fer_lightning.config.dataset import resolve
+from fer_lightning.config.resolve import resolve
 from fer_lightning.config.validation import check
 from tests.conftest import TINY
 from tests.interruptions import ending, resumed, without
