@@ -7,7 +7,7 @@
 
 Trains the same run three times: twice without interruption, whose difference is not due to resuming, and once ended by
 SIGTERM in its second epoch, resumed, ended by SIGKILL and resumed again. Prints, and writes to DIR/resume.json, the
-largest difference of a weight, the number of test images with another prediction, and whether scoring the same checkpoint
+largest difference of a weight, the number of test images with another prediction, and whether scoring a checkpoint
 twice gives the same bytes.
 """
 

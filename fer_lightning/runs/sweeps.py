@@ -65,7 +65,7 @@ def tell_failure(message: str) -> None:
 
 
 def summary() -> int:
-    """Print how many jobs of the sweep, if there was one, finished and which did not; returns the number of the latter."""
+    """Print which jobs of the sweep, if there was one, did not finish; returns their number."""
     if _sweep_dir is None or not _sweep_dir.is_dir():
         return 0
     jobs = sorted(_sweep_dir.rglob("train.log"))
