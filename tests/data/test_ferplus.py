@@ -26,8 +26,8 @@ from fer_lightning.errors import UserError
 from fer_lightning.inference.evaluate import evaluate
 from tests.conftest import Run
 from tests.data.conftest import csv_bytes, faces, folder_files, pixel_text, write_folder
-from tests.interruptions import assert_same, ending, outcome, resumed
 from tests.processes import apart
+from tests.resuming import assert_same, ending, outcome, resumed
 
 Train = Callable[..., Run]
 

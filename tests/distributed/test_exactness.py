@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.conftest import TINY
-from tests.interruptions import assert_same, ending, outcome, resumed, without
 from tests.processes import REPOSITORY, Command, apart, processes_of
+from tests.resuming import assert_same, ending, outcome, resumed, without
 
 pytestmark = pytest.mark.ddp
 

@@ -19,9 +19,9 @@ import torch
 from fer_lightning.distributed.signals import INSIST
 from fer_lightning.report import tracking
 from tests.data.conftest import csv_bytes, fer_rows
-from tests.interruptions import SETTINGS, assert_same, ending, outcome, resumed, table, uninterrupted_run, without
 from tests.processes import REPOSITORY, Command, apart
 from tests.report.test_wandb import records
+from tests.resuming import SETTINGS, assert_same, ending, outcome, resumed, table, uninterrupted_run, without
 from tests.wandb_server import WandbServer
 
 

@@ -19,8 +19,8 @@ import pytest
 
 from tests.cluster import skip
 from tests.distributed.test_slurm import SMALL, on_this_machine
-from tests.interruptions import assert_same, outcome, resumed, waiting, without
 from tests.processes import REPOSITORY
+from tests.resuming import assert_same, outcome, resumed, waiting, without
 
 pytestmark = [pytest.mark.slow, pytest.mark.ddp]
 

@@ -19,8 +19,8 @@ from fer_lightning.distributed import ranks
 from fer_lightning.errors import UserError
 from tests import cluster
 from tests.conftest import TINY
-from tests.interruptions import assert_same, ending, outcome, resumed, waiting, without
 from tests.processes import REPOSITORY, processes_of
+from tests.resuming import assert_same, ending, outcome, resumed, waiting, without
 
 SMALL = (
     *without(TINY, "data.batch_size", "logger", "trainer.max_epochs"),

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Run
-from tests.interruptions import (
+from tests.processes import Command, apart
+from tests.resuming import (
     BATCHES,
     SETTINGS,
     assert_same,
@@ -23,7 +24,6 @@ from tests.interruptions import (
     uninterrupted_run,
     without,
 )
-from tests.processes import Command, apart
 
 
 @pytest.fixture(scope="module")

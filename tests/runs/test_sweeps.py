@@ -23,8 +23,8 @@ from fer_lightning.app import CONF
 from fer_lightning.config.resolve import resolve
 from fer_lightning.config.validation import check
 from tests.conftest import TINY
-from tests.interruptions import ending, resumed, without
 from tests.processes import REPOSITORY, Command, apart, processes_of
+from tests.resuming import ending, resumed, without
 
 SMALL = ("-m", *TINY, "model._target_=tests.interruptions.SmallNetwork")
 
