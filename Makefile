@@ -17,7 +17,7 @@ test: .venv/installed-dev
 
 # As root, with SLURM and munge installed (Debian: apt-get install slurm-wlm munge), the tests of docs/cluster.md.
 test-cluster: .venv/installed-dev
-	$(BIN)/python -m pytest -m slow -rs tests/test_slurm.py tests/test_machines.py $(ARGS)
+	$(BIN)/python -m pytest -m slow -rs tests/distributed/test_slurm.py tests/distributed/test_machines.py $(ARGS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -1,14 +1,14 @@
-"""How far a run that was ended and gone on with is from one that was not, on whatever device there is.
+"""How much a resumed run differs from an uninterrupted one, on any device.
 
     python benchmarks/resume.py --out DIR [overrides …]
 
     # on a GPU, as users train; and again with trainer.deterministic=true
     python benchmarks/resume.py --out DIR accelerator=gpu precision=bf16 data.path=fer.csv trainer.max_epochs=3
 
-Trains the same thing three times: whole, whole again (what differs there is not resuming's doing), and ended by SIGTERM
-in its second epoch, by SIGKILL right after it was gone on with, and gone on with again. Prints, and writes to
-DIR/resume.json, the largest difference of a weight, how many test images are predicted otherwise, and whether scoring
-the same checkpoint twice gives the same bytes.
+Trains the same run three times: twice without interruption, whose difference is not due to resuming, and once ended by
+SIGTERM in its second epoch, resumed, ended by SIGKILL and resumed again. Prints, and writes to DIR/resume.json, the
+largest difference of a weight, the number of test images with another prediction, and whether scoring a checkpoint
+twice gives the same bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def train(*arguments: str) -> None:
 
 
 def end_in_second_epoch(run: Path, arguments: list[str]) -> None:
-    """Start a run, tell it to end when its first epoch is over, go on with it and kill it at once."""
+    """Start a run, end it by SIGTERM after its first epoch, resume it and kill it soon after."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         process = subprocess.Popen([*TRAIN, *(arguments if number == signal.SIGTERM else [f"resume={run}"])])
         before = (run / "metrics.csv").stat().st_mtime if (run / "metrics.csv").exists() else None
@@ -46,7 +46,9 @@ def end_in_second_epoch(run: Path, arguments: list[str]) -> None:
                 break
         process.send_signal(number)
         code = process.wait()
-        assert code == {signal.SIGTERM: 143, signal.SIGKILL: -9}[number], f"ended by itself ({code}): train longer"
+        assert code == {signal.SIGTERM: 143, signal.SIGKILL: -9}[number], (
+            f"the run finished first (exit code {code}): train longer"
+        )
 
 
 def difference(a: Path, b: Path) -> dict[str, float]:

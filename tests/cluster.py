@@ -1,4 +1,4 @@
-"""SLURM on this machine: one node, started by hand and stopped again, with a key, a socket and ports of its own.
+"""SLURM on this machine: one node, started without systemd, with its own key, socket and ports.
 
 `python -m tests.cluster <command>` runs a command with such a cluster: `python -m tests.cluster sinfo`, or `… bash`.
 """
@@ -20,7 +20,7 @@ from typing import NoReturn
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "setpriv")
 REQUEUE_DELAY = 5
-"""Seconds that a requeued job waits; 120 where nothing else is set."""
+"""Seconds that a requeued job waits; SLURM's default is 120."""
 
 CONFIGURATION = """
 ClusterName=test
@@ -57,7 +57,7 @@ PartitionName=high Nodes=ALL PriorityTier=9 PreemptMode=OFF
 """
 
 SACCT = """#!{python}
-# What submitit asks of sacct, answered by scontrol, since there is no accounting here.
+# What submitit asks of sacct, answered by scontrol: this cluster has no accounting.
 import re, subprocess, sys
 print("JobID|State|NodeList")
 for asked, job in zip(sys.argv, sys.argv[1:]):
@@ -73,7 +73,7 @@ for asked, job in zip(sys.argv, sys.argv[1:]):
 
 
 def missing() -> str | None:
-    """Why no cluster can be started here, or None."""
+    """The reason why no cluster can be started here, or None."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         return "SLURM's daemons are started as root"
     absent = [program for program in PROGRAMS if shutil.which(program) is None]
@@ -81,7 +81,7 @@ def missing() -> str | None:
 
 
 def skip(reason: str) -> NoReturn:
-    """Skip a test for want of something, or fail it where the environment variable CLUSTER says "required"."""
+    """Skip a test, or fail it if the environment variable CLUSTER is "required"."""
     import pytest
 
     if os.environ.get("CLUSTER") == "required":
@@ -91,12 +91,12 @@ def skip(reason: str) -> NoReturn:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """A cluster that lives in a new folder.
+    """A cluster in a new folder.
 
-    Its partitions are `main`, and `low` and `sudden` (without a grace time), which give way to `high`.
+    Its partitions are `main`, and `low` and `sudden` (without a grace time), which `high` preempts.
 
     Yields:
-        The environment variables by which SLURM's commands find it.
+        The environment variables for SLURM's commands.
     """
     folder.mkdir(parents=True)
     for name in ("state", "spool", "bin"):

@@ -1,4 +1,7 @@
-"""What the tests of interruptions put into a run: a callback that ends its process, and a fast network."""
+"""What runs in tests use: callbacks that interrupt them, and a fast network.
+
+Imported by the runs themselves, and therefore without `tests.conftest`, which changes the environment.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ class EndAt(L.Callback):
 
     Args:
         hook: name of a callback's hook.
-        n: which call of it, from 1.
+        n: which call of it in one process, from 1.
         signal: name of the signal.
-        once: a file that says that it has been sent.
-        rank: of the process that gets it.
+        once: a file that is created when the signal is sent.
+        rank: of the process that receives it.
     """
 
     def __init__(self, hook: str, n: int, signal: str, once: str, rank: int = 0) -> None:
@@ -60,13 +63,35 @@ class EndAt(L.Callback):
 
 
 class WaitAt(EndAt):
-    """Waits there until someone else has sent the signal."""
+    """Waits there until the signal arrives from elsewhere."""
 
     def _act(self) -> None:
         end = time.monotonic() + 120
         while interrupts.received != getattr(signal, self.signal):
             assert time.monotonic() < end, f"{self.signal} did not come, but {interrupts.received}"
             time.sleep(0.05)
+
+
+class LongBatch(L.Callback):
+    """Makes one batch last for minutes, the first time it is trained."""
+
+    def __init__(self, batch: int, once: str) -> None:
+        self.batch, self.once = batch, Path(once)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.batch and not self.once.exists():
+            self.once.touch()
+            time.sleep(600)
+
+
+class RecordSeed(L.Callback):
+    """Writes the seed that each rank runs with into a folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        (self.folder / f"seed{trainer.global_rank}").write_text(str(pl_module.hparams["seed"]))
 
 
 class SmallNetwork(nn.Module):

@@ -1,4 +1,4 @@
-"""Commands run in processes of their own, started from one that has imported everything already."""
+"""Commands in processes of their own, forked from one that has already imported everything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _context.set_forkserver_preload(
 
 
 class Ended(NamedTuple):
-    """How a command ended: exit code, negative for a signal; what it printed."""
+    """How a command ended: its exit code, negative for a signal, and its output."""
 
     code: int
     out: str
@@ -49,7 +49,7 @@ class Command:
         end = time.monotonic() + seconds
         while not condition():
             assert self.process.is_alive(), f"ended with {self.process.exitcode}: {self.out}{self.err}"
-            assert time.monotonic() < end, f"waited in vain: {self.out}{self.err}"
+            assert time.monotonic() < end, f"condition not met in {seconds} s: {self.out}{self.err}"
             time.sleep(0.05)
 
     def wait(self, seconds: float = 240) -> Ended:
@@ -79,12 +79,12 @@ def _train(overrides: tuple[str, ...], files: tuple[Path, Path], cwd: Path, envi
     try:
         main()
     finally:
-        atexit._run_exitfuncs()  # multiprocessing leaves them out
+        atexit._run_exitfuncs()  # multiprocessing skips them
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Processes that have the folder on their command line, this one apart."""
-    found = []
+    """Other processes that have the folder on their command line."""
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
@@ -93,5 +93,5 @@ def processes_of(folder: Path) -> list[int]:
             except OSError:
                 continue
             if str(folder) in command and state != "Z":
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids

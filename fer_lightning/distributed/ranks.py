@@ -1,6 +1,7 @@
-"""The processes of one job: who this one is among them, and what they must agree on.
+"""The ranks of one job: which one this process is, and how they agree.
 
-Whoever starts them (this project, torchrun, srun) says so in the environment; SLURM's names are turned into torchrun's.
+Whatever starts them (this project, torchrun, srun) sets environment variables; SLURM's are translated to torchrun's.
+Ranks exchange tensors and JSON only, never pickles.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ from fer_lightning.errors import UserError
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for another one: the first one may have to parse the data meanwhile."""
+"""How long a rank waits for another one: rank 0 may have to parse the data meanwhile."""
 
 
 class Ranks(NamedTuple):
-    """Attributes:
-    rank: this process among all, from 0.
-    local_rank: this process among those of this machine, from 0.
-    world: all processes.
-    local_world: processes on this machine.
+    """The position of this process among the ranks of a job.
+
+    Attributes:
+        rank: index among all processes.
+        local_rank: index among the processes of this machine.
+        world: number of all processes.
+        local_world: number of processes on this machine.
     """
 
     rank: int = 0
@@ -47,17 +50,17 @@ class Ranks(NamedTuple):
 
 
 class FailedElsewhere(SystemExit):
-    """Another rank met the error and tells it; this one only ends, with exit code 1."""
+    """Another rank met the error and reports it; this one only exits, with code 1."""
 
     def __init__(self) -> None:
         super().__init__(1)
 
 
 def started_outside(environment: MutableMapping[str, str] = os.environ) -> Ranks | None:
-    """The ranks that torchrun or srun made, or None where this process stands alone.
+    """This process's position among the ranks that torchrun or srun started, or None for a single process.
 
     Raises:
-        UserError: they are not spread evenly over the machines.
+        UserError: the ranks are not spread evenly over the machines.
     """
     if "RANK" not in environment and int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         _adopt_slurm(environment)
@@ -71,17 +74,19 @@ def started_outside(environment: MutableMapping[str, str] = os.environ) -> Ranks
         )
     ranks = Ranks(*(int(environment[name]) for name in names))
     if ranks.world % ranks.local_world:
-        raise UserError(f"{ranks.world} ranks with {ranks.local_world} here: every machine needs equally many")
+        raise UserError(f"{ranks.world} ranks with {ranks.local_world} here: every machine needs the same number")
     return ranks
 
 
 def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
-    """Say in torchrun's words what srun said in its own."""
+    """Set torchrun's variables from srun's."""
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     per_node = environment["SLURM_STEP_TASKS_PER_NODE"]  # "2(x3)", or "2,1" where uneven
     if "," in per_node:
-        raise UserError(f"SLURM_STEP_TASKS_PER_NODE={per_node}: use --ntasks-per-node, equally many on every machine")
+        raise UserError(
+            f"SLURM_STEP_TASKS_PER_NODE={per_node}: every machine needs the same number; use --ntasks-per-node"
+        )
     step = f"{environment['SLURM_JOB_ID']}.{environment['SLURM_STEP_ID']}"
     here = int(per_node.partition("(")[0])
     cpus = environment.get("SLURM_CPUS_PER_TASK") or int(environment.get("SLURM_CPUS_ON_NODE", here)) // here
@@ -92,22 +97,22 @@ def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
         "LOCAL_WORLD_SIZE": str(here),
         "GROUP_RANK": environment["SLURM_NODEID"],
         "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(environment["SLURM_STEP_NODELIST"]),
-        # Every rank must find the same one without asking; below the range of ports that systems hand out themselves.
+        # Derived from the job, so that every rank finds the same port; below the range of ephemeral ports.
         "MASTER_PORT": environment.get("MASTER_PORT", str(20_000 + zlib.crc32(step.encode()) % 10_000)),
     }
     environment.update(named)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, int(cpus))))  # tasks of a step may see each other's
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, int(cpus))))  # tasks of a step may see all cores
 
 
 def connect() -> None:
-    """Join the process group; the CPU half of it carries what ranks agree on.
+    """Join the process group, whose CPU backend carries what ranks agree on.
 
     Raises:
-        UserError: the others cannot be reached.
+        UserError: the other ranks cannot be reached.
     """
     if dist.is_initialized():
         return
-    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():  # found out after torch was loaded
+    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():  # set after torch was loaded
         torch.set_num_threads(int(threads))
     if int(os.environ["WORLD_SIZE"]) > int(os.environ["LOCAL_WORLD_SIZE"]) and (name := _interface()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
@@ -116,20 +121,20 @@ def connect() -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"rank {os.environ['RANK']} on {socket.gethostname()} does not reach the others ({reason}): open the ports "
-            "between the machines, and name the network interface they share with GLOO_SOCKET_IFNAME=<name>"
+            f"rank {os.environ['RANK']} on {socket.gethostname()} does not reach the other ranks ({reason}): open the "
+            "ports between the machines, and name the network interface they share with GLOO_SOCKET_IFNAME=<name>"
         ) from error
 
 
 def _interface() -> str | None:
-    """The network interface that leads to the first rank's machine, where this one's name leads to itself only.
+    """The network interface that leads to rank 0, where the host name resolves to 127.0.1.1 as on Debian.
 
-    That is how Debian sets up its /etc/hosts, and gloo offers the others the address that the name has.
+    gloo would otherwise give the other ranks that address.
     """
     try:
         if not socket.gethostbyname(socket.gethostname()).startswith("127.") or sys.platform != "linux":
             return None
-    except OSError:  # the name has no address at all
+    except OSError:  # the name does not resolve
         pass
     import fcntl
 
@@ -148,7 +153,7 @@ def _interface() -> str | None:
 
 
 def lost_contact(error: BaseException) -> str | None:
-    """Why ranks could not talk to each other, where that is what failed: another one has ended, and tells of itself."""
+    """The reason if an error means that the connection to another rank broke, which then reports the cause; or None."""
     if not isinstance(error, RuntimeError):
         return None
     found = re.search(r"Connection (closed|reset|refused)[^.]*[.\d]*(\]:\d+)?|Broken pipe|Timed out[^.]*", str(error))
@@ -169,21 +174,12 @@ def world() -> int:
 
 
 def broadcast(value: Any) -> Any:
-    """Rank 0's value, on every rank; plain values only, as JSON: ranks unpickle nothing."""
-    if world() == 1:
-        return value
-    text = json.dumps(value).encode() if is_first() else b""
-    size = torch.tensor([len(text)])
-    dist.broadcast(size, 0)
-    content = (
-        torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(int(size), dtype=torch.uint8)
-    )
-    dist.broadcast(content, 0)
-    return json.loads(bytes(content.tolist()))
+    """Rank 0's value, on every rank; plain values only, sent as JSON."""
+    return everyones(value if is_first() else None)[0] if world() > 1 else value
 
 
 def highest(*values: int) -> list[int]:
-    """The largest of all ranks' values, on every rank, place by place."""
+    """The element-wise maximum of all ranks' values, on every rank."""
     if world() == 1:
         return list(values)
     tensor = torch.tensor(values)
@@ -192,7 +188,7 @@ def highest(*values: int) -> list[int]:
 
 
 def gathered(values: torch.Tensor) -> torch.Tensor:
-    """Every rank's values, of one shape: (world, *shape), on the CPU."""
+    """Every rank's values, which have the same shape: (world, *shape), on the CPU."""
     mine = values.detach().cpu()
     if world() == 1:
         return mine[None]
@@ -202,7 +198,7 @@ def gathered(values: torch.Tensor) -> torch.Tensor:
 
 
 def everyones(value: Any) -> list[Any]:
-    """Every rank's value, on every rank; plain values only, as JSON."""
+    """Every rank's value, on every rank; plain values only, sent as JSON."""
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     sizes = [int(size) for size in gathered(torch.tensor([len(text)]))]
     texts = gathered(torch.nn.functional.pad(text, (0, max(sizes) - len(text))))
@@ -210,11 +206,11 @@ def everyones(value: Any) -> list[Any]:
 
 
 def first_alone(work: Callable[[], T]) -> T:
-    """Do the work on rank 0 first and then on the others, which find its files.
+    """Do the work on rank 0 first and then on the other ranks, which find its files.
 
     Raises:
-        UserError: on rank 0, what the first rank that failed raised: a file may be missing on one machine only.
-        FailedElsewhere: the same, on the other ranks.
+        UserError: on rank 0, the error of the first rank that failed: a file may be missing on one machine only.
+        FailedElsewhere: on the other ranks.
     """
     if world() == 1:
         return work()
@@ -231,7 +227,7 @@ def first_alone(work: Callable[[], T]) -> T:
 
 @contextmanager
 def agreeing() -> Iterator[None]:
-    """What every rank does by itself, and meets the same errors in; they are raised as by `agree`."""
+    """A block that every rank runs by itself; errors in it are raised as by `agree`."""
     problem: BaseException | None = None
     try:
         yield
@@ -241,10 +237,10 @@ def agreeing() -> Iterator[None]:
 
 
 def agree(problem: BaseException | None) -> None:
-    """Go on if no rank has met a problem.
+    """Return if no rank has met a problem.
 
     Raises:
-        UserError: on rank 0, the first one that any rank met; what else a rank met, there.
+        UserError: on rank 0, the first one that any rank met; other errors are raised on the rank that met them.
         FailedElsewhere: on the other ranks.
     """
     mine = [str(problem), socket.gethostname()] if isinstance(problem, UserError) else None

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: kept while it trains until it can be gone on with, obeyed at once at other times."""
+"""Signals that ask a run to end: deferred while it trains until it can be resumed, obeyed at once at other times."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
-"""Preemption and `kill`, Ctrl-C, and SLURM's warning (`--signal=USR1@90`) that the time is nearly up."""
+"""Preemption and `kill`, Ctrl-C, and SLURM's warning (`--signal=USR1@90`) that the time limit is near."""
 
 PARENT_CHECK = 0.5
-"""Seconds between a rank's looks at whether its parent still lives."""
+"""Seconds between checks of whether the parent process is alive."""
 
 INSIST = 1.0
 """Seconds after which a second Ctrl-C means "now"; launchers may pass the first one on twice."""
@@ -40,11 +40,11 @@ class Interrupted(SystemExit):
 
 
 class Interrupts:
-    """What has been asked for so far.
+    """The requests to end that have arrived.
 
     Attributes:
         received: the first signal's number, or 0.
-        deferred: while set, signals are only noted; who sets it looks at `received` where the run can end well.
+        deferred: while set, signals are only recorded; whoever sets it checks `received` where the run can be resumed.
     """
 
     def __init__(self) -> None:
@@ -53,8 +53,8 @@ class Interrupts:
         self._since = 0.0
 
     def install(self) -> None:
-        """Handle the signals here; again after a library has put its own handlers in the way."""
-        if threading.current_thread() is threading.main_thread():  # Python allows no other to
+        """Install the handlers; call it again after a library has installed its own."""
+        if threading.current_thread() is threading.main_thread():  # signal.signal works in no other
             for signum in SIGNALS:
                 signal.signal(signum, self._handle)
 
@@ -67,19 +67,18 @@ class Interrupts:
 
 
 interrupts = Interrupts()
-"""Of this process: signals have no other owner."""
+"""Of this process: signals are global."""
 
 
 def ignore_at_exit() -> None:
-    """While the interpreter shuts down, requests to end come too late: by their default they would make a run that is
-    finished one that failed."""
+    """Ignore requests to end while the interpreter shuts down: their default action would fail a finished run."""
     for signum in SIGNALS:
         if signum != signal.SIGINT:
             atexit.register(signal.signal, signum, signal.SIG_IGN)
 
 
 def end_with_parent() -> None:
-    """Ask this process to end in good order as soon as its parent is gone: nothing may train on unseen."""
+    """Send this process SIGTERM when its parent is gone, and SIGKILL 30 seconds later."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -94,10 +93,10 @@ def end_with_parent() -> None:
 
 @contextmanager
 def handled() -> Iterator[Interrupts]:
-    """Signals raise Interrupted, at once or, where `deferred`, where the run can end well; handlers are put back after.
+    """Within the block signals raise Interrupted, or are recorded while `deferred`; the handlers are restored after it.
 
     Yields:
-        The process's interrupts, with nothing received yet.
+        The process's interrupts, with nothing received.
     """
     before: dict[int, Any] = {signum: signal.getsignal(signum) for signum in SIGNALS}
     interrupts.received, interrupts.deferred = 0, False

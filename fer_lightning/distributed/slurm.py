@@ -1,4 +1,4 @@
-"""A job of SLURM: its name, and putting it back into the queue after it was told to end."""
+"""A SLURM job: its name, and requeueing it after a signal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fer_lightning.errors import UserError
 
 
 def job_name() -> str | None:
-    """What SLURM's commands call the job this process belongs to: 12, or 12_3 in an array; None outside of SLURM."""
+    """The id of this process's job as in SLURM's commands: 12, or 12_3 in an array; None outside of SLURM."""
     if "SLURM_ARRAY_TASK_ID" in os.environ:  # SLURM_JOB_ID may be that of the whole array
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID")
@@ -27,8 +27,8 @@ def job_folder() -> str:
     name = job_name()
     if name is None:
         raise UserError(
-            "accelerator=slurm: SLURM_JOB_ID is not set; start it in a job of SLURM, with sbatch or srun (and leave it "
-            "out with hydra/launcher=submitit_slurm, which makes the jobs)"
+            "accelerator=slurm: SLURM_JOB_ID is not set; start it in a SLURM job, with sbatch or srun (and leave it "
+            "out with hydra/launcher=submitit_slurm, which submits the jobs)"
         )
     return name
 
@@ -39,23 +39,24 @@ def launched_by_submitit() -> bool:
 
 
 def requeue_if_due(signum: int) -> None:
-    """Put the job back into the queue where a signal means that it is to go on later.
+    """Requeue the job if a signal means that it is to be resumed later.
 
-    That is SIGUSR1, the warning of `--signal=USR1@90` that its time is nearly up, and SIGTERM when the job has to give
-    way to another one: SLURM puts those back that outlast their grace time, not those that end well within it. A job
-    that a user cancels stays where it is. SLURM ends what is left of the job while it puts it back.
+    That is SIGUSR1, the warning of `--signal=USR1@90` that the time limit is near, and SIGTERM if the job is preempted:
+    SLURM itself requeues only jobs that outlast their grace time. A job that a user cancels is not requeued. SLURM ends
+    the remaining processes of a job that it requeues.
     """
     name = job_name()
     if name is None or (signum != getattr(signal, "SIGUSR1", None) and not _is_preempted(name)):
         return
-    # With `srun --kill-on-bad-exit` the first rank that has ended takes the others with it.
+    # With `srun --kill-on-bad-exit` the first rank that exits ends this one with SIGTERM.
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         _scontrol("requeue", name)
     except (OSError, subprocess.SubprocessError) as error:
         reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
         print(
-            f"SLURM does not put job {name} back into the queue ({reason}): submit jobs with --requeue", file=sys.stderr
+            f"SLURM does not requeue job {name} ({reason}): submit jobs with --requeue",
+            file=sys.stderr,
         )
     finally:
         signal.signal(signal.SIGTERM, before)

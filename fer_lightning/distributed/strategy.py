@@ -1,4 +1,4 @@
-"""The sum of gradients over ranks, the same to the bit whenever it is taken."""
+"""A bitwise reproducible sum of gradients over ranks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class OrderedDDP(DDPStrategy):
-    """DDP that adds gradients in the order of the ranks, where there are CPUs and more than two of them.
+    """DDP that adds gradients in the order of the ranks, on CPUs with more than two ranks.
 
-    gloo adds each piece of a bucket in an order that depends on where in the bucket it lies, and DDP lays its buckets
-    out anew after the first step of a process: a run that is gone on with would add in other orders than one that was
-    never ended. With two ranks there is but one order. On GPUs this would cost too much.
+    gloo's order of summation depends on the position in a bucket, and DDP rebuilds its buckets after the first step of
+    a process: a resumed run would add in another order than an uninterrupted one. Two ranks have only one order. On
+    GPUs this would cost too much.
     """
 
     def configure_ddp(self) -> None:

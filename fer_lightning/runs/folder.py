@@ -1,14 +1,19 @@
-"""A run folder as something to start in, to go on in, and to read back."""
+"""The run folder: entering, resuming and reading it."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from fer_lightning.errors import UserError
@@ -17,25 +22,22 @@ from fer_lightning.report.files import write_atomically
 log = logging.getLogger(__name__)
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.json", "checkpoints"
-PARTITION = "partition.json"  # digests of the images and labels that train, validate and test
-ALLOWED = "changes_allowed"  # key of partition.json: by who goes on with the run now
+PARTITION = "partition.json"  # digests of the training, validation and test images and their labels
+PARTS = {"train": "training", "cleaned": "cleaned training", "val": "validation", "test": "test"}
+ALLOWED = "changes_allowed"  # key of partition.json: whether the command that resumes the run accepts other data
 PIXELS = "data/test_pixels"  # key of metrics.json: a digest of the test images
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 ABOUT_RESUMING = ("resume", "allow_changes")
-"""Keys that say how to start, not what to run."""
+"""Keys of the config that do not belong to the run itself."""
 HERE = "<run folder>"
 """Stands for the run folder in its config.yaml, so that the folder can be moved."""
 
-ADDED_LATER: dict[str, Any] = {
-    **dict.fromkeys(("votes", "target", "merge", "relabel", "relabel_digest")),
-    "twins": "exact",
-    "drop": [],
-}
-"""Keys under `data` that runs of earlier releases do not have, and the values that are what they did."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""Errors of file systems without locks: there a run trains unlocked."""
 
 
 def load_settings(run_dir: Path) -> dict[str, Any]:
-    """The resolved config a run was started with.
+    """The resolved config of a run.
 
     Raises:
         UserError: the folder does not hold a run.
@@ -44,60 +46,68 @@ def load_settings(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{run_dir}: not a run folder, as {CONFIG} is missing; name one like outputs/<date>/<time>")
     settings: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
-    settings["data"] = ADDED_LATER | settings.get("data", {})
-    if str(settings.get("model", {}).get("_target_", "")).endswith("resnet.ResNet"):
-        settings["model"] = {"width": 64} | settings["model"]
-    return _replaced(settings, HERE, str(run_dir.absolute()))  # type: ignore[no-any-return]
+    return _moved(settings, HERE, str(run_dir.absolute()))  # type: ignore[no-any-return]
 
 
 def finished(run_dir: Path) -> dict[str, float | str] | None:
-    """What a run that has come to its end wrote last: its metrics.json; None for one that has not."""
-    path = run_dir / METRICS
-    if not path.is_file():
-        return None
-    metrics: dict[str, float | str] = json.loads(path.read_text())
-    return metrics
+    """The metrics.json of a finished run, which writes it last; None for an unfinished one.
+
+    Raises:
+        UserError: the file is not one that a run wrote.
+    """
+    metrics = _read(run_dir / METRICS)
+    if not all(isinstance(value, int | float | str) for value in metrics.values()):
+        raise _foreign(run_dir / METRICS)
+    return metrics or None
 
 
 def has_trained(run_dir: Path) -> bool:
-    """Whether there is anything to lose: a run that failed before its first epoch may be started anew."""
+    """Whether there is anything to lose: a run that failed before its first epoch may be started again."""
     return any((run_dir / name).exists() for name in (METRICS, "metrics.csv")) or any(
         (run_dir / CHECKPOINTS).rglob("*.ckpt")
     )
 
 
-def enter(run_dir: Path, settings: Mapping[str, Any]) -> IO[bytes]:
-    """Make the folder a run's own, or go on with the run that is there.
+@contextmanager
+def enter(run_dir: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Create the run folder, or enter it to resume its run, and keep other processes out for the time of the block.
+
+    The system releases the lock when this process dies.
 
     Args:
         run_dir: the folder.
-        settings: the resolved config; its `resume` and `allow_changes` say what may be there already.
-
-    Returns:
-        The open lock file: while it is held, no other process enters. The system lets go of it when this one dies.
+        settings: the resolved config; `resume` and `allow_changes` decide whether it may hold a run already.
 
     Raises:
-        UserError: there is a run already, with another config, or one that another process is busy with; or nothing
-            can be written there.
+        UserError: the folder holds a run that may not be resumed, has another config, or is in use by another process;
+            or the folder is not writable.
     """
     wanted = {key: value for key, value in settings.items() if key not in ABOUT_RESUMING}
+    lock = FileLock(run_dir / ".lock", fallback_to_soft=False)
     try:
-        (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        lock = _lock(run_dir)
+        try:
+            (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            _acquire(lock, run_dir)
+            _compare(run_dir, settings, wanted)
+            content = OmegaConf.to_yaml(OmegaConf.create(_moved(wanted, str(run_dir.absolute()), HERE))).encode()
+            if not (run_dir / CONFIG).exists() or (run_dir / CONFIG).read_bytes() != content:
+                write_atomically(run_dir / CONFIG, content)
+        except OSError as error:
+            raise UserError(f"{run_dir}: {error.strerror}; choose another with hydra.run.dir=<folder>") from error
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, run_dir: Path) -> None:
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"{run_dir}: another process is busy with this run; wait for it or stop it") from None
     except OSError as error:
-        raise _unwritable(run_dir, error) from error
-    try:
-        _compare(run_dir, settings, wanted)
-        portable = _replaced(wanted, str(run_dir.absolute()), HERE)
-        content = OmegaConf.to_yaml(OmegaConf.create(portable)).encode()
-        if not (run_dir / CONFIG).exists() or (run_dir / CONFIG).read_bytes() != content:
-            write_atomically(run_dir / CONFIG, content)
-    except BaseException as error:
-        lock.close()
-        if isinstance(error, OSError):
-            raise _unwritable(run_dir, error) from error
-        raise
-    return lock
+        if error.errno not in NO_LOCKS:
+            raise
+        log.info("%s: not locked, as its file system has no locks (%s)", run_dir, error)
 
 
 def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -105,7 +115,7 @@ def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, An
         return
     if settings["resume"] is None:
         raise UserError(
-            f"{run_dir} holds a run already; go on with it by resume={run_dir}, or choose another folder with "
+            f"{run_dir} holds a run already; resume it with resume={run_dir}, or choose another folder with "
             "hydra.run.dir=<folder>"
         )
     changes = list(differences(load_settings(run_dir), wanted))
@@ -115,84 +125,96 @@ def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, An
             f"{f' and {len(changes) - 6} more' if len(changes) > 6 else ''}; leave these as they were, or accept that "
             "with allow_changes=true"
         )
-    if changes:  # what was finished is so no longer
+    if changes:  # the run is no longer finished
         (run_dir / METRICS).unlink(missing_ok=True)
-    _allow_other_data(run_dir, allowed=settings["allow_changes"])
+    # For the process that reads the data, which may be another one.
+    if (noted := _partition(run_dir)) and noted.get(ALLOWED, False) != settings["allow_changes"]:
+        _write_partition(run_dir, noted | {ALLOWED: settings["allow_changes"]})
     for change in changes:
-        log.warning("gone on with another config: %s", change)
+        log.warning("resumed with another config: %s", change)
 
 
 def keep_partition(run_dir: Path, source: str, digests: Mapping[str, str], *, resumed: bool) -> None:
-    """Note which images a run trains, validates and tests on; one that is gone on with has to have the same ones.
+    """Record the digests of a run's training, validation and test images; a resumed run must have the same ones.
 
     Raises:
-        UserError: it has others.
+        UserError: the images of a resumed run differ, and its command does not accept that.
     """
     if resumed:
         try:
             compare_partition(run_dir, source, digests, "or accept that with allow_changes=true")
         except UserError as error:
-            if not json.loads((run_dir / PARTITION).read_text()).get(ALLOWED):
+            if not _partition(run_dir).get(ALLOWED):
                 raise
-            log.warning("gone on with nevertheless: %s", error)
-    write_atomically(run_dir / PARTITION, (json.dumps(dict(digests), indent=1) + "\n").encode())
-
-
-def _allow_other_data(run_dir: Path, *, allowed: bool) -> None:
-    """Tell whoever reads the data, maybe another process, whether they may have changed."""
-    path = run_dir / PARTITION
-    noted = json.loads(path.read_text()) if path.is_file() else {}
-    if noted and noted.get(ALLOWED, False) != allowed:
-        write_atomically(path, (json.dumps(noted | {ALLOWED: allowed}, indent=1) + "\n").encode())
+            log.warning("resumed nevertheless: %s", error)
+    _write_partition(run_dir, digests)
 
 
 def compare_partition(run_dir: Path, source: str, digests: Mapping[str, str], way_out: str) -> None:
-    """Raises UserError, with the way out, where a run's images are not those it was started with.
+    """Compare the images of `source` with those that a run was started with.
 
-    One image more or less is enough to change hold-outs and folds: what was trained on would be tested on. Runs of
-    earlier releases have no note of theirs.
+    One image more or less is enough to change hold-outs and folds: training images would become test images.
+
+    Raises:
+        UserError: they differ; the message ends with `way_out`.
     """
-    path = run_dir / PARTITION
-    noted = json.loads(path.read_text()) if path.is_file() else digests
-    names = {"train": "training", "cleaned": "cleaned training", "val": "validation", "test": "test"}
-    known = [part for part in names if part in noted and part in digests]  # who only scores does not clean
-    if other := [names[part] for part in known if noted[part] != digests[part]]:
+    noted = _partition(run_dir)
+    known = [part for part in PARTS if part in noted and part in digests]  # scoring does not clean
+    if other := [PARTS[part] for part in known if noted[part] != digests[part]]:
         raise UserError(
             f"{run_dir}: the {', '.join(other)} images of {source}, or their labels, are not those that this run was "
-            f"started with; bring the data back as they were, {way_out}"
+            f"started with; restore the data, {way_out}"
         )
 
 
-def _unwritable(run_dir: Path, error: OSError) -> UserError:
-    return UserError(f"{run_dir}: {error.strerror}; choose another with hydra.run.dir=<folder>")
+def _partition(run_dir: Path) -> dict[str, Any]:
+    """The content of partition.json, empty where there is none.
+
+    Raises:
+        UserError: the file is not one that a run wrote.
+    """
+    noted = _read(run_dir / PARTITION)
+    for key, value in noted.items():
+        digest = key in PARTS and isinstance(value, str) and re.fullmatch("[0-9a-f]+", value)
+        if not (isinstance(value, bool) if key == ALLOWED else digest):
+            raise _foreign(run_dir / PARTITION)
+    return noted
 
 
-def _replaced(value: Any, old: str, new: str) -> Any:
-    """Plain containers with one path for another in every string."""
+def _read(path: Path) -> dict[str, Any]:
+    """A file with a JSON object, empty where there is none."""
+    if not path.exists():
+        return {}
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise _foreign(path)
+    return content
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(f"{path}: damaged, or not written by a run; delete it to continue without it")
+
+
+def _write_partition(run_dir: Path, noted: Mapping[str, Any]) -> None:
+    write_atomically(run_dir / PARTITION, (json.dumps(dict(noted), indent=1) + "\n").encode())
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    """Plain containers in which paths at or below the folder `old` are at or below `new`."""
     if isinstance(value, Mapping):
-        return {key: _replaced(item, old, new) for key, item in value.items()}
+        return {key: _moved(item, old, new) for key, item in value.items()}
     if isinstance(value, list):
-        return [_replaced(item, old, new) for item in value]
-    return value.replace(old, new) if isinstance(value, str) else value
-
-
-def _lock(run_dir: Path) -> IO[bytes]:
-    lock = (run_dir / ".lock").open("ab")
-    try:
-        import fcntl
-    except ImportError:  # Windows: two processes in one folder are not noticed there
-        return lock
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{run_dir}: another process is busy with this run; wait for it or stop it") from None
-    except OSError as error:  # a file system without locks
-        log.info("%s: not locked (%s)", run_dir, error)
-    return lock
+        return [_moved(item, old, new) for item in value]
+    if isinstance(value, str) and (value == old or value.startswith((f"{old}/", f"{old}{os.sep}"))):
+        return new + value[len(old) :]
+    return value
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
-    """What differs between two configs of plain containers, as "key: old -> new"."""
+    """The differences between two configs of plain containers, each as "key: old -> new"."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in dict.fromkeys([*old, *new]):
             yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
@@ -212,12 +234,12 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
             fault = _fault(path)
             if fault is None:
                 return path
-            log.warning("%s is damaged (%s): going on from the one before it", path, fault)
+            log.warning("%s is damaged (%s): resuming from the one before it", path, fault)
     return None
 
 
 def _fault(path: Path) -> str | None:
-    """Why a checkpoint cannot be read, or None: every byte is compared with the checksums in the file."""
+    """Why a checkpoint cannot be read, or None: every byte is checked against the checksums in the file."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()

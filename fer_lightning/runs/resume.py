@@ -40,11 +40,11 @@ def expand(arguments: Sequence[str]) -> list[str]:
     folder = Path(found[-1].partition("=")[2].strip("'\"")).expanduser().absolute()
     if (folder / "multirun.yaml").is_file():
         hydra = OmegaConf.load(folder / "multirun.yaml").hydra
-        kept = [*hydra.overrides.task, *hydra.overrides.hydra]
+        kept = [*_typed(hydra.overrides.task), *_typed(hydra.overrides.hydra)]
         mode, place = ["--multirun"], f"hydra.sweep.dir={_quoted(folder)}"
     elif (folder / HYDRA / "overrides.yaml").is_file():
         hydra = OmegaConf.load(folder / HYDRA / "hydra.yaml").hydra
-        kept = [str(override) for override in OmegaConf.load(folder / HYDRA / "overrides.yaml")]
+        kept = _typed(OmegaConf.load(folder / HYDRA / "overrides.yaml"))
         mode, place = [], f"hydra.run.dir={_quoted(folder)}"
     else:
         raise UserError(
@@ -56,6 +56,11 @@ def expand(arguments: Sequence[str]) -> list[str]:
         os.chdir(home)
     kept = [k for k in kept if k.lstrip("+~").partition("=")[0] not in ITS_OWN]
     return [str(word) for word in (*mode, *_flags(hydra, rest), *kept, *rest, place, f"resume={AUTO}")]
+
+
+def _typed(overrides: Any) -> list[str]:
+    """Overrides as they were typed: reading the items of a ListConfig would resolve `${seed}`."""
+    return [str(override) for override in OmegaConf.to_container(overrides)]  # type: ignore[union-attr]
 
 
 def keep_command(run_dir: Path, cfg: DictConfig) -> None:

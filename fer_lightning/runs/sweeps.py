@@ -1,4 +1,4 @@
-"""What a sweep tells of its jobs, and how they end with it."""
+"""How a sweep names its jobs and reports their failures."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 FAILURE = "failure.txt"
-"""In the folder of a job that failed: why. Gone when the job is gone on with."""
+"""The reason, in the folder of a job that failed; removed when the job is resumed."""
 
 TAG_LENGTH, GROUP_LENGTH = 64, 128
-"""Characters that W&B takes."""
+"""Limits of W&B, in characters."""
 
 _sweep_dir: Path | None = None
 
 
 class NoteSweep(Callback):
-    """Remembers the folder of the sweep that starts, for the summary at its end."""
+    """Records the folder of the sweep for the summary at its end."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         global _sweep_dir
@@ -32,19 +32,18 @@ class NoteSweep(Callback):
 
 
 def swept() -> list[str]:
-    """The overrides that this job of a sweep has and others do not, `seed=…` last; none outside of sweeps."""
+    """The overrides of this job that differ between the jobs of the sweep, `seed=…` last; none outside of sweeps."""
     hydra = HydraConfig.get()
-    told = Path(hydra.sweep.dir) / "multirun.yaml"
-    if hydra.mode is not RunMode.MULTIRUN or not told.is_file():
+    path = Path(hydra.sweep.dir) / "multirun.yaml"
+    if hydra.mode is not RunMode.MULTIRUN or not path.is_file():
         return []
-    of_all = set(OmegaConf.load(told).hydra.overrides.task)
+    of_all = set(OmegaConf.load(path).hydra.overrides.task)
     own = [str(override) for override in hydra.overrides.task if override not in of_all]
     return sorted(own, key=lambda override: override.startswith("seed="))
 
 
 def wandb(what: str) -> Any:
-    """How W&B is to know this job of a sweep: `group`, one for each setting; `name`; `tags`, for filters; None outside
-    of sweeps."""
+    """W&B's `group` (one for each setting), `name` or `tags` of this job of a sweep; None outside of sweeps."""
     own = swept()
     if not own:
         return None
@@ -54,19 +53,19 @@ def wandb(what: str) -> Any:
         return [tag[:TAG_LENGTH] for tag in (*own, f"sweep={sweep}")]
     if what == "name":
         return ", ".join(own)[:GROUP_LENGTH]
-    # Groups are the whole project's: another sweep's runs of the same name are others.
+    # Groups belong to the whole project: runs of another sweep must not join them.
     return f"{', '.join(setting)[: GROUP_LENGTH - len(sweep) - 3]} ({sweep})" if setting else sweep
 
 
 def tell_failure(message: str) -> None:
-    """Report a failed job at once, while the others go on."""
+    """Report a failed job at once, while the others run."""
     hydra = HydraConfig.get()
     (Path(hydra.runtime.output_dir) / FAILURE).write_text(message)
     print(f"job {hydra.job.num} failed ({hydra.job.override_dirname}): {message}", file=sys.stderr)
 
 
 def summary() -> int:
-    """Print how many jobs of the sweep, if there was one, finished and which did not; returns how many did not."""
+    """Print which jobs of the sweep, if there was one, did not finish; returns their number."""
     if _sweep_dir is None or not _sweep_dir.is_dir():
         return 0
     jobs = sorted(_sweep_dir.rglob("train.log"))
@@ -76,8 +75,8 @@ def summary() -> int:
     print(f"sweep    {_sweep_dir}: {len(jobs) - len(unfinished)} of {len(jobs)} jobs finished")
     for job in unfinished:
         reason = job / FAILURE
-        why = reason.read_text().strip().splitlines()[-1] if reason.is_file() else "did not come to its end"
+        why = reason.read_text().strip().splitlines()[-1] if reason.is_file() else "did not finish"
         print(f"         {job.relative_to(_sweep_dir)}: {why}", file=sys.stderr)
     if unfinished:
-        print(f"go on with `python train.py resume={_sweep_dir}`", file=sys.stderr)
+        print(f"resume with `python train.py resume={_sweep_dir}`", file=sys.stderr)
     return len(unfinished)

@@ -1,10 +1,10 @@
-"""One rank of a job: the first, which leads, those that follow it, and those that `launch.fan_out` starts."""
+"""One rank of a job: those that torchrun or srun started (`lead`, `follow`) and those of `launch.fan_out` (`main`)."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -14,17 +14,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fer_lightning.distributed.signals import end_with_parent, ignore_at_exit
+from fer_lightning.distributed.signals import end_with_parent, ignore_at_exit, interrupts
 from fer_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
+GRACE = 30.0
+"""Seconds within which torchrun ends the ranks that a failed one left behind."""
+
+_led = False
+"""Whether rank 0 has already contacted the other ranks, or cannot."""
+
 
 def lead(settings: Mapping[str, Any], run_dir: Path) -> dict[str, float | str]:
-    """Run a job with the other ranks, which torchrun or srun started beside this one; returns its metrics.json.
+    """Run a job as rank 0, with the other ranks that torchrun or srun started; returns its metrics.json.
 
     Raises:
-        UserError: another machine does not have this run folder, or a rank is gone.
+        UserError: another machine does not see this run folder, or a rank is gone.
     """
     global _led
     from fer_lightning.distributed import ranks
@@ -33,7 +39,8 @@ def lead(settings: Mapping[str, Any], run_dir: Path) -> dict[str, float | str]:
     _led = True
     ranks.connect()
     end_with_parent()
-    with tempfile.NamedTemporaryFile(dir=run_dir, prefix=".seen-") as mark:  # a folder of that name may be another one
+    # The name of the folder alone does not show that two machines see the same one.
+    with tempfile.NamedTemporaryFile(dir=run_dir, prefix=".seen-") as mark:
         ranks.broadcast({"settings": dict(settings), "run_dir": str(run_dir), "mark": Path(mark.name).name})
         ranks.agree(None)
     try:
@@ -41,14 +48,14 @@ def lead(settings: Mapping[str, Any], run_dir: Path) -> dict[str, float | str]:
     except Exception as error:
         if why := ranks.lost_contact(error):
             raise UserError(
-                f"another rank ended, and the job with it ({why}); unless it has told why, go on from the last "
-                f"checkpoint with `python train.py resume={run_dir}`"
+                f"another rank ended, and the job with it ({why}); unless that rank printed a reason, resume from the "
+                f"last checkpoint with `python train.py resume={run_dir}`"
             ) from error
         raise
 
 
 def dismiss(code: int) -> None:
-    """Let the other ranks go, if they wait still, with this exit code: there is nothing to run."""
+    """End the other ranks with this exit code if they still wait for `lead`: there is nothing to run."""
     from fer_lightning.distributed import ranks
 
     if not _led and ranks.started_outside():
@@ -58,21 +65,17 @@ def dismiss(code: int) -> None:
             ranks.disconnect()
 
 
-_led = False
-"""Whether the others have been talked to, or cannot be."""
-
-
 def follow() -> dict[str, float | str]:
-    """Run what the first rank says.
+    """Run the job that rank 0 sends.
 
     Raises:
-        SystemExit: there is nothing to run, and it has told why.
+        SystemExit: there is nothing to run; rank 0 has reported why.
     """
     from fer_lightning.distributed import ranks
     from fer_lightning.training.job import run
 
-    place = ranks.started_outside()
-    assert place is not None
+    started = ranks.started_outside()
+    assert started is not None
     try:
         ranks.connect()
         order = ranks.broadcast(None)
@@ -81,7 +84,7 @@ def follow() -> dict[str, float | str]:
         run_dir = Path(order["run_dir"])
         end_with_parent()
         ranks.agree(_unshared(run_dir, order["mark"]))
-        log_to(run_dir / f"rank{place.rank}.log", console=False)
+        log_to(run_dir / f"rank{started.rank}.log", console=False)
         return run(order["settings"], run_dir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -105,27 +108,47 @@ def _unshared(run_dir: Path, mark: str) -> UserError | None:
 
 
 def main() -> None:
-    """One rank of a job that `fan_out` started; errors go to the rank's log and to the parent, which tells them."""
-    run_dir = Path(sys.argv[1])
+    """Run one rank of a job that `fan_out` started; `fan_out` reports its errors."""
+    run_dir, rank = Path(sys.argv[1]), os.environ["RANK"]
     end_with_parent()
-    log_to(run_dir / f"rank{os.environ['RANK']}.log", console=os.environ["RANK"] == "0")
+    log_to(run_dir / f"rank{rank}.log", console=rank == "0")
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    try:
+        record(_run)(run_dir)
+    except SystemExit as error:
+        _leave(error.code if isinstance(error.code, int) else 1)
+    except BaseException:
+        log.exception("")
+        _leave(1)
+    ignore_at_exit()
+
+
+def _run(run_dir: Path) -> None:
+    from fer_lightning.distributed import ranks
     from fer_lightning.runs.folder import load_settings
     from fer_lightning.training.job import run
 
     try:
         run(load_settings(run_dir), run_dir)
-        ignore_at_exit()
-    except SystemExit as error:
-        _leave(error.code if isinstance(error.code, int) else 1)
     except BaseException as error:
-        _leave(1, error)
+        if isinstance(error, ranks.FailedElsewhere) or ranks.lost_contact(error):
+            _wait_to_be_ended()
+        raise
+
+
+def _wait_to_be_ended() -> None:
+    """Give torchrun the time to end this rank: one that leaves by itself might be reported in place of the cause."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if not interrupts.received:
+        time.sleep(GRACE)
 
 
 def log_to(path: Path, *, console: bool) -> None:
     """Log as Hydra's jobs do: everything to a file, warnings to the console as well."""
     file, screen = logging.FileHandler(path), logging.StreamHandler()
     screen.setLevel(logging.WARNING)
-    screen.addFilter(lambda record: record.levelno < logging.ERROR)  # who started the ranks tells which error matters
+    screen.addFilter(lambda record: record.levelno < logging.ERROR)  # the parent process prints the error that matters
     logging.basicConfig(
         handlers=[file, screen] if console else [file],
         level=logging.INFO,
@@ -135,17 +158,8 @@ def log_to(path: Path, *, console: bool) -> None:
     logging.captureWarnings(True)
 
 
-def _leave(code: int, error: BaseException | None = None) -> NoReturn:
-    """End at once: other ranks wait for this one in vain, and must not be the first to complain."""
-    if error is not None:
-        logging.getLogger(__name__).error("", exc_info=error)
-        facts = {"traceback": "".join(traceback.format_exception(error)), "time": time.monotonic()}
-        if isinstance(error, UserError):
-            facts["user_error"] = str(error)
-        facts["timestamp"] = str(int(time.time()))
-        message = {"message": f"{type(error).__name__}: {error}", "extraInfo": facts}
-        if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-            Path(path).write_text(json.dumps({"message": message}))
+def _leave(code: int) -> NoReturn:
+    """Exit without tearing down the process group, which would wait for ranks that are gone."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -27,7 +27,7 @@ from fer_lightning.inference.evaluate import evaluate
 from tests.conftest import Run
 from tests.data.conftest import csv_bytes, faces, folder_files, pixel_text, write_folder
 from tests.processes import apart
-from tests.runs.test_resume import assert_same, ending, kept
+from tests.resuming import assert_same, ending, outcome, resumed
 
 Train = Callable[..., Run]
 
@@ -396,9 +396,9 @@ def test_a_run_on_drawn_labels_that_was_killed_goes_on(
     assert whole.code == 0, whole.err
     end = ending("on_train_batch_end", 8, "SIGTERM", tmp_path / "sent")
     assert apart(tmp_path, *settings, *end, f"hydra.run.dir={tmp_path}/killed").code != 0
-    resumed = apart(tmp_path, f"resume={tmp_path}/killed")
-    assert resumed.code == 0, resumed.err
-    assert_same(tmp_path / "killed", kept(tmp_path / "whole"))
+    second = apart(tmp_path, *resumed(tmp_path / "killed"))
+    assert second.code == 0, second.err
+    assert_same(tmp_path / "killed", outcome(tmp_path / "whole"))
 
 
 @pytest.mark.real_data

@@ -12,28 +12,26 @@ import sys
 import time
 from pathlib import Path
 
-import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 
 from tests.conftest import TINY
 from tests.processes import REPOSITORY, Command, apart, processes_of
-from tests.runs.test_resume import assert_same, ending, kept
+from tests.resuming import assert_same, ending, outcome, resumed, without
 
 pytestmark = pytest.mark.ddp
 
 SMALL = (
-    *(s for s in TINY if "batch_size" not in s),
+    *without(TINY, "data.batch_size"),
     "model._target_=tests.interruptions.SmallNetwork",
     "data.batch_size=30",
     "data.eval_batch_size=16",
     "trainer.max_epochs=3",
     "trainer.log_every_n_steps=3",
 )
-"""60 test images in batches of 16, the last of them not full; 40 validation images."""
+"""60 test images in batches of 16, the last of which is not full; 40 validation images."""
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +52,16 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("devices", [2, 3, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "devices", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_every_image_is_scored_once_on_any_number_of_devices(devices: int, alone: Path, tmp_path: Path) -> None:
-    """The same weights scored by 1, 2, 3 and 5 ranks: shards are uneven, and with 5 one has no test image at all."""
+    """The same weights scored by 1, 2, 3 and 5 ranks: shards are uneven, and with 5 one has no test image."""
     run = tmp_path / "run"
     shutil.copytree(alone, run)
     (run / "metrics.json").unlink()
     shutil.rmtree(run / "report")
-    again = apart(tmp_path, f"resume={run}", f"trainer.devices={devices}", "allow_changes=true")
+    again = apart(tmp_path, *resumed(run, f"trainer.devices={devices}", "allow_changes=true"))
     assert again.code == 0, again.err
     for name in ("predictions.csv", "confusion_matrix.csv", "classification_report.csv"):
         assert (run / "report" / name).read_bytes() == (alone / "report" / name).read_bytes()
@@ -71,8 +71,8 @@ def test_every_image_is_scored_once_on_any_number_of_devices(devices: int, alone
     }
 
 
-def test_what_was_validated_while_training_is_what_the_best_checkpoint_scores(two_ranks: Path) -> None:
-    """Each rank has norms of its own while it trains; validated is what is saved."""
+def test_the_best_checkpoint_has_the_scores_of_its_validation(two_ranks: Path) -> None:
+    """Each rank has its own batch-norm statistics while it trains; the saved ones are validated."""
     metrics = json.loads((two_ranks / "metrics.json").read_text())
     with (two_ranks / "metrics.csv").open() as file:
         row = list(csv.DictReader(file))[int(metrics["train/best_epoch"])]
@@ -80,33 +80,13 @@ def test_what_was_validated_while_training_is_what_the_best_checkpoint_scores(tw
         assert float(row[name]) == pytest.approx(metrics[name], abs=1e-6)
 
 
-def test_a_run_on_two_devices_is_one_run(two_ranks: Path) -> None:
+def test_a_run_on_two_devices_writes_one_run_folder(two_ranks: Path) -> None:
     assert sorted(path.name for path in two_ranks.glob("*.log")) == ["rank0.log", "rank1.log", "train.log"]
     assert json.loads((two_ranks / "metrics.json").read_text())["test/accuracy"] >= 0
     assert len((two_ranks / "report" / "predictions.csv").read_text().splitlines()) == 61
     with (two_ranks / "csv" / "metrics.csv").open() as file:
         steps = [row["step"] for row in csv.DictReader(file) if row["train/loss_step"]]
     assert len(steps) == len(set(steps))
-
-
-class TellSeed(L.Callback):
-    """Notes what each rank was given to run."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        (self.folder / f"seed{trainer.global_rank}").write_text(str(pl_module.hparams["seed"]))
-
-
-def test_a_rank_runs_the_saved_config_and_nothing_of_the_command_line(tmp_path: Path) -> None:
-    """The seed is the time, another one whenever the command line is read."""
-    tell = ["+callbacks.tell._target_=tests.test_exactness.TellSeed", f"+callbacks.tell.folder={tmp_path}"]
-    settings = [*(s for s in SMALL if "max_epochs" not in s), "trainer.max_epochs=1", "trainer.devices=2", *tell]
-    ended = apart(tmp_path, *settings, "seed=${now:1%f}", f"hydra.run.dir={tmp_path}/run")
-    assert ended.code == 0, ended.err
-    saved = OmegaConf.load(tmp_path / "run" / "config.yaml").seed
-    assert [(tmp_path / f"seed{rank}").read_text() for rank in (0, 1)] == [str(saved)] * 2
 
 
 def test_torchrun_can_start_the_ranks(two_ranks: Path, tmp_path: Path) -> None:
@@ -121,7 +101,7 @@ def test_torchrun_can_start_the_ranks(two_ranks: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_s_ranks_end_together_on_a_user_s_error(tmp_path: Path) -> None:
+def test_torchrun_ranks_report_a_user_error_once(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
     settings = [*SMALL, "trainer.devices=4", f"hydra.run.dir={tmp_path}/run"]
     ended = subprocess.run([*command, *settings], cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
@@ -141,73 +121,73 @@ def test_torchrun_s_ranks_end_together_on_a_user_s_error(tmp_path: Path) -> None
         (["accelerator=ddp"], "sees no GPU here"),
     ],
 )
-def test_devices_that_cannot_be_are_refused_in_one_line(settings: list[str], said: str, tmp_path: Path) -> None:
+def test_invalid_devices_are_refused_in_one_line(settings: list[str], said: str, tmp_path: Path) -> None:
     if torch.cuda.is_available() and "ddp" in settings[0]:
         pytest.skip("there is a GPU")
-    without = [s for s in SMALL if s.partition("=")[0] not in {o.partition("=")[0] for o in settings}]
+    base = without(SMALL, *(setting.partition("=")[0] for setting in settings))
     if "accelerator=" in settings[0]:
-        without.remove("trainer.accelerator=cpu")
-    ended = apart(tmp_path, *without, *settings, f"hydra.run.dir={tmp_path}/run")
+        base.remove("trainer.accelerator=cpu")
+    ended = apart(tmp_path, *base, *settings, f"hydra.run.dir={tmp_path}/run")
     assert ended.code == 1
     assert said in ended.err
     assert ended.err.count("\n") == 1, ended.err
 
 
-def test_slurm_is_asked_for_where_there_is_none(tmp_path: Path) -> None:
+def test_accelerator_slurm_outside_of_slurm_is_refused(tmp_path: Path) -> None:
     ended = apart(tmp_path, "accelerator=slurm", "data=synthetic")
     assert ended.code == 1
     assert "SLURM_JOB_ID" in ended.err
     assert ended.err.count("\n") == 1, ended.err
 
 
-def test_a_user_s_error_on_every_rank_is_told_once(tmp_path: Path) -> None:
-    """Known only when the data is read, by which time there are ranks."""
+def test_a_user_error_on_every_rank_is_printed_once(tmp_path: Path) -> None:
+    """Detected only when the data are read, after the ranks have started."""
     settings = ["data=fer2013", f"data.path={tmp_path}/nothing.csv", "trainer.devices=2"]
-    without = [s for s in SMALL if not s.startswith(("data=", "data.synthetic"))]
-    ended = apart(tmp_path, *without, *settings, f"hydra.run.dir={tmp_path}/run")
+    base = [setting for setting in SMALL if not setting.startswith(("data=", "data.synthetic"))]
+    ended = apart(tmp_path, *base, *settings, f"hydra.run.dir={tmp_path}/run")
     assert ended.code == 1
     assert ended.err.count("nothing.csv") == 1, ended.err
     assert ended.err.count("\n") == 1, ended.err
 
 
-def test_a_killed_rank_ends_the_job_and_it_can_be_gone_on_with(tmp_path: Path, two_ranks: Path) -> None:
+def test_a_killed_rank_ends_the_job_which_can_be_resumed(tmp_path: Path, two_ranks: Path) -> None:
     run, end = tmp_path / "run", ending("on_train_batch_start", 6, "SIGKILL", tmp_path / "once", rank=1)
     ended = apart(tmp_path, *SMALL, *end, "trainer.devices=2", "logger=csv", f"hydra.run.dir={run}")
     assert ended.code == 1
     assert "rank 1 was ended by SIGKILL" in ended.err
     assert "Traceback" not in ended.err
     assert processes_of(run) == []
-    assert apart(tmp_path, f"resume={run}").code == 0
-    assert_same(run, kept(two_ranks))
+    assert apart(tmp_path, *resumed(run)).code == 0
+    assert_same(run, outcome(two_ranks))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [2, 7])
-def test_two_ranks_that_are_told_to_end_go_on_to_the_same_weights(batch: int, tmp_path: Path, two_ranks: Path) -> None:
-    """The signal reaches one of them; they agree on where to end."""
+def test_resume_of_two_interrupted_ranks_is_bitwise_equal(batch: int, tmp_path: Path, two_ranks: Path) -> None:
+    """The signal reaches one of them; they agree on the batch after which they end."""
     run, end = tmp_path / "run", ending("on_train_batch_start", batch, "SIGTERM", tmp_path / "once", rank=1)
     ended = apart(tmp_path, *SMALL, *end, "trainer.devices=2", "logger=csv", f"hydra.run.dir={run}")
     assert ended.code == 143, ended.err
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert processes_of(run) == []
-    assert apart(tmp_path, f"resume={run}").code == 0
-    assert_same(run, kept(two_ranks))
+    assert apart(tmp_path, *resumed(run)).code == 0
+    assert_same(run, outcome(two_ranks))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["model._target_=tests.interruptions.SmallNetwork", "model=resnet18"])
-def test_three_ranks_go_on_to_the_same_weights(model: str, tmp_path: Path) -> None:
-    """DDP lays its buckets out anew in each process, and with them the order of a sum of three; ResNet-18 has three."""
-    settings = [*(s for s in SMALL if not s.startswith("model")), model, "trainer.devices=3", "logger=csv"]
+def test_resume_of_three_interrupted_ranks_is_bitwise_equal(model: str, tmp_path: Path) -> None:
+    """DDP rebuilds its buckets in each process, and with them the order of a sum of three; ResNet-18 has three."""
+    settings = [*without(SMALL, "model", "model.width", "model._target_"), model, "trainer.devices=3", "logger=csv"]
     assert apart(tmp_path, *settings, f"hydra.run.dir={tmp_path}/whole").code == 0
     end = ending("on_train_batch_start", 7, "SIGTERM", tmp_path / "once", rank=1)
     assert apart(tmp_path, *settings, *end, f"hydra.run.dir={tmp_path}/run").code == 143
-    second = apart(tmp_path, f"resume={tmp_path}/run")
+    second = apart(tmp_path, *resumed(tmp_path / "run"))
     assert second.code == 0, second.err
-    assert_same(tmp_path / "run", kept(tmp_path / "whole"))
+    assert_same(tmp_path / "run", outcome(tmp_path / "whole"))
 
 
-def test_a_failing_rank_is_shown_with_its_own_error(tmp_path: Path) -> None:
+def test_a_failing_rank_is_reported_with_its_own_traceback(tmp_path: Path) -> None:
     end = ending("on_train_batch_start", 3, "SIGNONE", tmp_path / "once", rank=1)  # no such signal: AttributeError
     ended = apart(tmp_path, *SMALL, *end, "trainer.devices=2", f"hydra.run.dir={tmp_path}/run")
     assert ended.code == 1
@@ -220,28 +200,30 @@ def test_a_failing_rank_is_shown_with_its_own_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
 )
-def test_ranks_end_with_the_process_that_started_them(number: signal.Signals, tmp_path: Path) -> None:
+def test_ranks_save_and_end_with_their_launcher(number: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = [s for s in SMALL if "max_epochs" not in s]
+    settings = without(SMALL, "trainer.max_epochs")
     command = Command(tmp_path, *settings, "trainer.max_epochs=5000", "trainer.devices=2", f"hydra.run.dir={run}")
     command.wait_for(lambda: "epoch 1/" in command.out)
-    assert len(processes_of(run)) >= 2
+    assert len(processes_of(run)) == 3  # torchrun and two ranks
     assert command.process.pid is not None
     os.kill(command.process.pid, number)
-    assert command.wait().code == (-9 if number == signal.SIGKILL else 128 + number)
+    ended = command.wait()
+    assert ended.code == (-9 if number == signal.SIGKILL else 128 + number)
     end = time.monotonic() + 20
     while processes_of(run) and time.monotonic() < end:
         time.sleep(0.1)
     assert processes_of(run) == []
     assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert "Traceback" not in ended.err
 
 
-def test_a_weighted_loss_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+def test_a_weighted_loss_on_two_ranks_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     """Gradients averaged over two ranks against PyTorch's loss over both halves at once."""
     script = tmp_path / "rank.py"
     script.write_text(
         "import sys, torch, torch.distributed as dist\n"
-        "from fer_lightning import ranks\n"
+        "from fer_lightning.distributed import ranks\n"
         "from fer_lightning.training.losses import CrossEntropy\n"
         "ranks.connect()\n"
         "r = dist.get_rank()\n"

@@ -1,4 +1,4 @@
-"""Faults of what surrounds a run: disks, networks, caches, clocks, impatient people. docs/reliability.md lists them."""
+"""Faults around a run: disks, networks, caches, clocks, impatient users. docs/reliability.md lists them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as L
 import pytest
 import torch
 
@@ -23,34 +21,31 @@ from fer_lightning.report import tracking
 from tests.data.conftest import csv_bytes, fer_rows
 from tests.processes import REPOSITORY, Command, apart
 from tests.report.test_wandb import records
-from tests.runs.test_resume import SETTINGS, assert_same, ending, kept, table
+from tests.resuming import SETTINGS, assert_same, ending, outcome, resumed, table, uninterrupted_run, without
 from tests.wandb_server import WandbServer
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that met no fault."""
-    folder = tmp_path_factory.mktemp("whole")
-    ended = apart(folder, *SETTINGS, f"hydra.run.dir={folder}/run")
-    assert ended.code == 0, ended.err
-    return folder / "run"
+    """A run without a fault."""
+    return uninterrupted_run(tmp_path_factory.getbasetemp())
 
 
 def halted(folder: Path, *overrides: str, hook: str = "on_train_batch_start", n: int = 6) -> Command:
-    """The training command, stopped at a place until `go_on`."""
+    """The training command, stopped at a hook until `continue_`."""
     once = folder / "halted"
     command = Command(folder, *overrides, *ending(hook, n, "SIGSTOP", once))
     command.wait_for(once.exists)
     return command
 
 
-def go_on(command: Command) -> None:
+def continue_(command: Command) -> None:
     assert command.process.pid is not None
     os.kill(command.process.pid, signal.SIGCONT)
 
 
 def children(command: Command, name: str) -> list[int]:
-    """Processes that the command has started, by a part of their command line."""
+    """Child processes of the command whose command line contains `name`."""
     tasks = Path(f"/proc/{command.process.pid}/task").iterdir()
     started = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
     return [pid for pid in started if name in Path(f"/proc/{pid}/cmdline").read_text()]
@@ -58,7 +53,7 @@ def children(command: Command, name: str) -> list[int]:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """A W&B server that runs are sent to."""
+    """A W&B server that receives runs."""
     server = WandbServer()
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
@@ -68,11 +63,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
     server.go_away()
 
 
-WANDB = (*(s for s in SETTINGS if not s.startswith("logger=")), "logger=[csv,wandb]")
+WANDB = (*without(SETTINGS, "logger"), "logger=[csv,wandb]")
 
 
 def logged(run: Path) -> list[float]:
-    """The macro-F1 of each epoch in the files that W&B keeps in a run folder."""
+    """The macro-F1 of each epoch in W&B's files in a run folder."""
     rows = [record.history.item for record in records(run) if record.HasField("history")]
     values = [{item.key or ".".join(item.nested_key): item.value_json for item in row} for row in rows]
     return [json.loads(row["val/f1_macro"]) for row in values if "val/f1_macro" in row]
@@ -81,10 +76,10 @@ def logged(run: Path) -> list[float]:
 @pytest.mark.parametrize(
     "fault", ["server gone", *(pytest.param(f, marks=pytest.mark.slow) for f in ("server hangs", "service killed"))]
 )
-def test_wandb_that_fails_in_mid_run_costs_one_line_and_a_few_seconds(
+def test_failure_of_wandb_during_a_run_costs_one_line_and_a_few_seconds(
     fault: str, server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
-    """The run goes on to the same results, and what it logged is in its folder, from where it can be sent."""
+    """The run ends with the same results, and its folder holds what it logged, ready to be synchronized."""
     run = tmp_path / "run"
     command = halted(tmp_path, *WANDB, "logger.wandb.finish_timeout=1", f"hydra.run.dir={run}")
     if fault == "server gone":
@@ -95,7 +90,7 @@ def test_wandb_that_fails_in_mid_run_costs_one_line_and_a_few_seconds(
         (service,) = children(command, "wandb-core")
         os.kill(service, signal.SIGKILL)
     since = time.monotonic()
-    go_on(command)
+    continue_(command)
     ended = command.wait()
     assert ended.code == 0, ended.err
     assert time.monotonic() - since < 20
@@ -103,7 +98,7 @@ def test_wandb_that_fails_in_mid_run_costs_one_line_and_a_few_seconds(
     (folder,) = run.glob("wandb/run-*")
     assert f"`wandb sync --include-online {folder}`" in line
     assert "Traceback" not in ended.err
-    assert_same(run, kept(whole))
+    assert_same(run, outcome(whole))
     if fault == "service killed":
         return
     epochs = [float(row["val/f1_macro"]) for row in table(run / "metrics.csv")]
@@ -113,15 +108,15 @@ def test_wandb_that_fails_in_mid_run_costs_one_line_and_a_few_seconds(
     if fault == "server hangs":
         later = WandbServer()
         monkeypatch.setenv("WANDB_BASE_URL", later.url)
-        command_told = line.split("`")[1].split()
-        sent = subprocess.run([sys.executable, "-m", *command_told], cwd=tmp_path, capture_output=True, text=True)
+        command_shown = line.split("`")[1].split()
+        sent = subprocess.run([sys.executable, "-m", *command_shown], cwd=tmp_path, capture_output=True, text=True)
         assert sent.returncode == 0, sent.stderr
         assert [row["val/f1_macro"] for row in later.history if "val/f1_macro" in row] == pytest.approx(epochs)
         later.go_away()
 
 
 @pytest.mark.slow
-def test_a_wandb_server_that_hangs_at_the_start(server: WandbServer, tmp_path: Path) -> None:
+def test_a_wandb_server_that_hangs_at_the_start_means_offline(server: WandbServer, tmp_path: Path) -> None:
     server.hang()
     since = time.monotonic()
     assert tracking.wandb_logger("p", str(tmp_path))._wandb_init["mode"] == "offline"
@@ -141,7 +136,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, pages: int = 0) -> Path:
-    """Take all room but some pages of 4 KiB."""
+    """Leave only some free pages of 4 KiB."""
     filler = disk / "filler"
     with pytest.raises(OSError, match="No space left"):
         filler.write_bytes(bytes(16 << 20))
@@ -149,29 +144,31 @@ def fill(disk: Path, pages: int = 0) -> Path:
     return filler
 
 
-def test_a_full_disk_during_the_report(disk: Path, tmp_path: Path, whole: Path) -> None:
-    """Once there is room, the report is written without training again, as if nothing had been."""
+def test_a_full_disk_during_the_report_loses_nothing(disk: Path, tmp_path: Path, whole: Path) -> None:
+    """With room again, resume writes the same report without training."""
     run = disk / "run"
     command = halted(tmp_path, *SETTINGS, f"hydra.run.dir={run}", hook="on_test_start", n=1)
     trained = (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     filler = fill(disk, pages=16)
-    go_on(command)
+    continue_(command)
     ended = command.wait()
     assert ended.code == 1
     assert f"error: {run}/report/" in ended.err
-    assert ": No space left on device; make room, then go on with" in ended.err
+    assert ": No space left on device; make room, then" in ended.err
     assert ended.err.count("\n") == 1, ended.err
     filler.unlink()
-    report = {path.name: path for path in (whole / "report").iterdir() if path.suffix != ".html"}  # that has the time
+    report = {
+        path.name: path for path in (whole / "report").iterdir() if path.suffix != ".html"
+    }  # which holds the time
     written = {path.name: path for path in (run / "report").iterdir()}
     assert 0 < len(written) < len(report)
     assert all(path.read_bytes() == report[name].read_bytes() for name, path in written.items())
     assert not (run / "metrics.json").exists()
-    second = apart(tmp_path, f"resume={run}")
+    second = apart(tmp_path, *resumed(run))
     assert second.code == 0, second.err
     assert "epoch" not in second.out
     assert (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == trained
-    assert_same(run, kept(whole))
+    assert_same(run, outcome(whole))
     assert all((run / "report" / name).read_bytes() == path.read_bytes() for name, path in report.items())
     assert (run / "report" / "index.html").is_file()
 
@@ -184,12 +181,14 @@ def test_a_full_disk_during_the_report(disk: Path, tmp_path: Path, whole: Path) 
         pytest.param(["logger=none"], "metrics.csv", marks=pytest.mark.slow),
     ],
 )
-def test_a_full_disk_in_training(settings: list[str], file: str, disk: Path, tmp_path: Path, whole: Path) -> None:
-    """Whatever finds it full first, the run ends in one line and goes on once there is room."""
+def test_a_full_disk_during_training_ends_in_one_line(
+    settings: list[str], file: str, disk: Path, tmp_path: Path, whole: Path
+) -> None:
+    """Whichever file is written first; with room again, the run resumes."""
     run = disk / "run"
     command = halted(tmp_path, *SETTINGS, *settings, f"hydra.run.dir={run}")
     filler = fill(disk)
-    go_on(command)
+    continue_(command)
     ended = command.wait()
     assert ended.code == 1
     assert ended.err.startswith(f"error: {run}/{file}: ")
@@ -197,17 +196,21 @@ def test_a_full_disk_in_training(settings: list[str], file: str, disk: Path, tmp
     assert f"resume={run}`" in ended.err
     assert ended.err.count("\n") == 1, ended.err
     filler.unlink()
-    second = apart(tmp_path, f"resume={run}")
+    second = apart(tmp_path, *resumed(run))
     assert second.code == 0, second.err
     if "logger=none" not in settings:
-        assert_same(run, kept(whole))
+        assert_same(run, outcome(whole))
 
 
-FROM_FILE = (*(s for s in SETTINGS if not s.startswith("data")), "data.batch_size=100", "trainer.max_epochs=1")
+FROM_FILE = (
+    *(setting for setting in SETTINGS if not setting.startswith("data")),
+    "data.batch_size=100",
+    "trainer.max_epochs=1",
+)
 
 
 class Source:
-    """A CSV, the settings that train on it, and the predictions that come of it."""
+    """A CSV, the settings that train on it, and the resulting predictions."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / "fer2013.csv"
@@ -229,10 +232,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("named", [True, False])
-def test_a_read_only_cache_costs_one_line(
+def test_training_with_a_read_only_cache_prints_one_line(
     named: bool, disk: Path, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder that FER_LIGHTNING_CACHE names, or the one of a home that cannot be written to."""
+    """The folder named by FER_LIGHTNING_CACHE, or the default one in a read-only home."""
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     monkeypatch.setenv("FER_LIGHTNING_CACHE", str(disk))
     if not named:
@@ -250,7 +253,7 @@ def test_a_read_only_cache_costs_one_line(
 
 @pytest.mark.slow
 def test_a_user_without_a_home_trains_without_a_cache(source: Source) -> None:
-    """As in a container that runs under any number: no such user, no HOME, and no right to write."""
+    """As in a container that runs under an arbitrary uid: no such user, no HOME, no write permission."""
     if os.geteuid():
         pytest.skip("only root may become another user")
     reads_all = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
@@ -268,8 +271,8 @@ def test_a_user_without_a_home_trains_without_a_cache(source: Source) -> None:
 
 
 def in_the_middle_of_the_cache(tmp_path: Path, source: Source) -> tuple[Command, Path]:
-    """A run that was stopped while it wrote its table into a cold cache, and the cache's folder of tables."""
-    for attempt in range(30):  # it takes some thousandths of a second to write
+    """A run stopped while it wrote its table into an empty cache, and the cache's folder of tables."""
+    for attempt in range(30):  # writing takes some milliseconds
         cache = tmp_path / f"cache{attempt}"
         folder = tmp_path / f"first{attempt}"
         command = Command(folder, *source.settings, f"data.cache_dir={cache}", f"hydra.run.dir={folder}/run")
@@ -282,13 +285,13 @@ def in_the_middle_of_the_cache(tmp_path: Path, source: Source) -> tuple[Command,
         if [name[0] for name in os.listdir(tables)] == ["."]:
             return command, tables
         command.process.kill()
-    raise AssertionError("always too late")
+    raise AssertionError("never stopped within the write")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
-def test_two_jobs_start_on_a_cold_cache(killed: bool, tmp_path: Path, source: Source) -> None:
-    """The second comes while the first writes, which goes on afterwards or is killed."""
+def test_two_jobs_can_start_with_an_empty_cache(killed: bool, tmp_path: Path, source: Source) -> None:
+    """The second one starts while the first one writes, which then continues or is killed."""
     first, tables = in_the_middle_of_the_cache(tmp_path, source)
     started = os.listdir(tables)
     if killed:
@@ -303,12 +306,12 @@ def test_two_jobs_start_on_a_cold_cache(killed: bool, tmp_path: Path, source: So
     assert "no cache" not in second.out + second.err
     assert predictions(tmp_path / "second" / "run") == source.predictions
     if not killed:
-        go_on(first)
+        continue_(first)
         assert first.wait().code == 0, first.err
         assert predictions(first.files[0].parent / "run") == source.predictions
     whole = [name for name in os.listdir(tables) if name[0] != "."]
     assert len(whole) == 1
-    assert sorted(os.listdir(tables)) == sorted(whole + (started if killed else []))  # swept after a day
+    assert sorted(os.listdir(tables)) == sorted(whole + (started if killed else []))  # removed after a day
     assert sorted(os.listdir(tables / whole[0])) == sorted(
         [*(f"{name}.npy" for name in ("images", "labels", "split", "ids", "classes")), "table.json"]
     )
@@ -317,37 +320,22 @@ def test_two_jobs_start_on_a_cold_cache(killed: bool, tmp_path: Path, source: So
 
 
 @pytest.mark.parametrize("batch", [7, pytest.param(12, marks=pytest.mark.slow)])
-def test_sigusr1_ends_a_run_with_a_checkpoint(batch: int, tmp_path: Path, whole: Path) -> None:
+def test_sigusr1_ends_a_run_with_a_checkpoint(batch: int, tmp_path: Path) -> None:
     run, end = tmp_path / "run", ending("on_train_batch_start", batch, "SIGUSR1", tmp_path / "once")
     first = apart(tmp_path, *SETTINGS, *end, f"hydra.run.dir={run}")
     assert first.code == 138, first.err
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == batch
-    second = apart(tmp_path, f"resume={run}")
-    assert second.code == 0, second.err
-    assert_same(run, kept(whole))
 
 
-class LongBatch(L.Callback):
-    """Makes one batch last for minutes, the first time that it is trained on."""
-
-    def __init__(self, batch: int, once: str) -> None:
-        self.batch, self.once = batch, Path(once)
-
-    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step == self.batch and not self.once.exists():
-            self.once.touch()
-            time.sleep(600)
-
-
-def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path: Path, whole: Path) -> None:
+def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path: Path) -> None:
     run, once = tmp_path / "run", tmp_path / "once"
-    long = {"_target_": "tests.test_faults.LongBatch", "batch": 6, "once": once}
+    long = {"_target_": "tests.interruptions.LongBatch", "batch": 6, "once": once}
     settings = [f"+callbacks.long.{name}={value}" for name, value in long.items()]
     command = Command(tmp_path, *SETTINGS, *settings, f"hydra.run.dir={run}")
     command.wait_for(once.exists)
     assert command.process.pid is not None
-    for _ in range(2):  # one, as two launchers may pass it on
+    for _ in range(2):  # one Ctrl-C may arrive twice through two launchers
         os.kill(command.process.pid, signal.SIGINT)
         time.sleep(0.1)
     time.sleep(INSIST)
@@ -357,9 +345,8 @@ def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path: Path, whole: Path) -> None
     assert ended.code == 130, ended.err
     assert f"resume={run}" in ended.err
     assert "Traceback" not in ended.err
-    second = apart(tmp_path, f"resume={run}")
-    assert second.code == 0, second.err
-    assert_same(run, kept(whole))
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4  # of the end of the first epoch
 
 
 CLOCK = r"""
@@ -392,12 +379,12 @@ int gettimeofday(struct timeval *out, void *zone) {
   return 0;
 }
 """
-"""Goes back by an hour when the file that CLOCK_BACK names appears."""
+"""Goes back by an hour as soon as the file named by CLOCK_BACK exists."""
 
 
 @pytest.mark.slow
-def test_a_clock_that_goes_back_changes_nothing(tmp_path: Path, whole: Path) -> None:
-    """In mid-run, and before a resume, whose checkpoints are then from the future."""
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path: Path, whole: Path) -> None:
+    """During a run and before it is resumed from checkpoints that are then in the future."""
     if not (compiler := shutil.which("cc")):
         pytest.skip("needs a C compiler")
     (tmp_path / "clock.c").write_text(CLOCK)
@@ -411,15 +398,15 @@ def test_a_clock_that_goes_back_changes_nothing(tmp_path: Path, whole: Path) -> 
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
 
     run = tmp_path / "run"
-    jump = [o.replace(".end.", ".jump.") for o in ending("on_train_batch_start", 3, "SIGCONT", back)]
+    jump = ending("on_train_batch_start", 3, "SIGCONT", back)
     end = ending("on_train_batch_start", 10, "SIGTERM", tmp_path / "once")
     first = train(*SETTINGS, *jump, *end, "callbacks.last.every_minutes=1e-6", f"hydra.run.dir={run}")
     assert first.returncode == 143, first.stderr
-    second = train(f"resume={run}")
+    second = train(*resumed(run))
     assert second.returncode == 0, second.stderr
     times = [line[:19] for line in (run / "train.log").read_text().splitlines()]
     assert times != sorted(times)
-    assert_same(run, kept(whole))
+    assert_same(run, outcome(whole))
     metrics = json.loads((run / "metrics.json").read_text())
     assert 0 < metrics["train/seconds"] < 600
     assert metrics["train/images_per_second"] > 0

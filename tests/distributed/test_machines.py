@@ -1,6 +1,6 @@
-"""Two machines: two network namespaces of this one, each with an address of its own, and a torchrun in each.
+"""Two machines: two network namespaces of this one, each with its own address, and a torchrun in each.
 
-The machine's name means nothing to the other one here, as where it stands for 127.0.1.1 in /etc/hosts.
+Neither can resolve the other's host name, as with 127.0.1.1 in /etc/hosts.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from typing import NamedTuple
 import pytest
 
 from tests.cluster import skip
-from tests.distributed.test_slurm import SMALL, on_this_machine, waiting
+from tests.distributed.test_slurm import SMALL, on_this_machine
 from tests.processes import REPOSITORY
-from tests.runs.test_resume import assert_same, kept
+from tests.resuming import assert_same, outcome, resumed, waiting, without
 
 pytestmark = [pytest.mark.slow, pytest.mark.ddp]
 
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
 PORT = 29500
-"""Free in a namespace that is new."""
+"""Free in a new namespace."""
 
 
 class Machine(NamedTuple):
-    """One of them: the name of its namespace, its address, its number."""
+    """A network namespace: its name, address and number."""
 
     name: str
     address: str
     number: int
 
     def start(self, folder: Path, *settings: str, meeting: str = "static", hidden: Path | None = None) -> Torchrun:
-        """Start its part of a job of one process here and one there.
+        """Start this machine's part of a job with one process on each machine.
 
         Args:
-            folder: for what is printed.
-            settings: the job's.
-            meeting: how the two torchruns find each other, "static" or "c10d".
-            hidden: a folder in whose place this machine has one of its own.
+            folder: for the output.
+            settings: overrides of the job.
+            meeting: rendezvous of the two torchruns, "static" or "c10d".
+            hidden: a folder that this machine replaces by an empty one.
         """
         arguments = {
             "static": [f"--node-rank={self.number}", f"--master-addr={ADDRESSES[0]}", f"--master-port={PORT}"],
@@ -59,13 +59,13 @@ class Machine(NamedTuple):
         return Torchrun(folder / f"machine{self.number}", ["ip", "netns", "exec", self.name, *command])
 
     def lose(self) -> None:
-        """Kill everything that runs on it."""
+        """Kill all its processes."""
         for process in _ip("netns", "pids", self.name).split():
             os.kill(int(process), signal.SIGKILL)
 
 
 class Torchrun:
-    """A torchrun of one machine, and what it and its ranks print."""
+    """A torchrun of one machine, and the output of it and its ranks."""
 
     def __init__(self, output: Path, command: list[str]) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ class Torchrun:
 @pytest.fixture(scope="module")
 def machines() -> Iterator[tuple[Machine, Machine]]:
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        skip("network namespaces are made as root, on Linux")
+        skip("network namespaces need root on Linux")
     if absent := [program for program in ("ip", "unshare") if shutil.which(program) is None]:
         skip(f"not installed: {', '.join(absent)} (Debian: apt-get install iproute2 util-linux)")
     here = [Machine(f"fer{os.getpid()}-{number}", address, number) for number, address in enumerate(ADDRESSES)]
@@ -121,18 +121,18 @@ def _ip(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("meeting", ["static", "c10d"])
-def test_two_machines_run_the_job_of_one(
+def test_a_job_on_two_machines_equals_one_on_one_machine(
     meeting: str, machines: tuple[Machine, Machine], tmp_path: Path, one_machine: Path
 ) -> None:
-    """And no variable names the network interface."""
+    """Without a variable that names the network interface."""
     run = tmp_path / "run"
     started = [m.start(tmp_path, *SMALL, f"hydra.run.dir={run}", meeting=meeting) for m in machines]
     assert [torchrun.wait(120) for torchrun in started] == [0, 0], [torchrun.out for torchrun in started]
-    assert_same(run, kept(one_machine))  # predictions.csv among it
+    assert_same(run, outcome(one_machine))  # predictions.csv among it
     assert sum(torchrun.out.count("report   ") for torchrun in started) == 1
 
 
-def test_a_lost_machine_ends_the_job_and_it_can_be_gone_on_with(
+def test_a_lost_machine_ends_the_job_which_can_be_resumed(
     machines: tuple[Machine, Machine], tmp_path: Path, one_machine: Path
 ) -> None:
     run, once = tmp_path / "run", tmp_path / "once"
@@ -144,52 +144,54 @@ def test_a_lost_machine_ends_the_job_and_it_can_be_gone_on_with(
         time.sleep(0.1)
     machines[1].lose()
     assert second.wait(10) == -signal.SIGKILL
-    # Rank 0 waits within a batch until it is told to go on, as a long batch would.
+    # Rank 0 waits within a batch, as in a long one, until it gets the signal.
     for process in _ip("netns", "pids", machines[0].name).split():
         command = Path(f"/proc/{process}/cmdline").read_bytes().decode()
         if "torch.distributed.run" not in command:
             os.kill(int(process), signal.SIGTERM)
     assert first.wait(60) == 1, first.out
     assert first.out.count("another rank ended") == 1, first.out
-    started = [machine.start(tmp_path / "again", f"resume={run}") for machine in machines]
+    started = [machine.start(tmp_path / "again", *resumed(run)) for machine in machines]
     assert [torchrun.wait(120) for torchrun in started] == [0, 0], [torchrun.out for torchrun in started]
-    assert "gone on with from last.ckpt" in "".join(torchrun.out for torchrun in started)
-    assert_same(run, kept(one_machine))
+    assert "from last.ckpt" in "".join(torchrun.out for torchrun in started)
+    assert_same(run, outcome(one_machine))
 
 
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("data.batch_size=31", "use 30 or 32"),  # met before the ranks have met
-        ("data.synthetic.n_train=0", "n_train"),  # met by the first one when it reads the data
-        ("monitor.metric=val/nothing", "no such score"),  # met by every one
+        ("data.batch_size=31", "use 30 or 32"),  # detected before the ranks connect
+        ("data.synthetic.n_train=0", "n_train"),  # by rank 0, when it reads the data
+        ("monitor.metric=val/nothing", "no such score"),  # by every rank
     ],
 )
-def test_a_user_s_error_ends_both_and_is_told_once(
+def test_a_user_error_ends_both_machines_and_is_printed_once(
     setting: str, said: str, machines: tuple[Machine, Machine], tmp_path: Path
 ) -> None:
-    settings = [s for s in SMALL if s.partition("=")[0] != setting.partition("=")[0]]
+    settings = without(SMALL, setting.partition("=")[0])
     started = [m.start(tmp_path, *settings, setting, f"hydra.run.dir={tmp_path}/run") for m in machines]
     assert [torchrun.wait(60) for torchrun in started] == [1, 1], [torchrun.out for torchrun in started]
-    told = [line for torchrun in started for line in torchrun.out.splitlines() if line.startswith("error:")]
-    assert len(told) == 1
-    assert said in told[0]
+    errors = [line for torchrun in started for line in torchrun.out.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert said in errors[0]
 
 
-def test_a_run_folder_that_the_second_machine_lacks_is_named(machines: tuple[Machine, Machine], tmp_path: Path) -> None:
+def test_a_run_folder_missing_on_the_second_machine_is_reported(
+    machines: tuple[Machine, Machine], tmp_path: Path
+) -> None:
     (tmp_path / "local").mkdir()
     settings = [*SMALL, f"hydra.run.dir={tmp_path}/local/run"]
     started = [m.start(tmp_path, *settings, hidden=tmp_path / "local" if m.number else None) for m in machines]
     assert [torchrun.wait(60) for torchrun in started] == [1, 1], [torchrun.out for torchrun in started]
-    told = [line for torchrun in started for line in torchrun.out.splitlines() if line.startswith("error:")]
-    assert len(told) == 1
-    assert f"{tmp_path}/local/run is not the first machine's folder here" in told[0]
-    assert "rank 1 on " in told[0]
-    assert "hydra.run.dir=<folder>" in told[0]
+    errors = [line for torchrun in started for line in torchrun.out.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert f"{tmp_path}/local/run is not the first machine's folder here" in errors[0]
+    assert "rank 1 on " in errors[0]
+    assert "hydra.run.dir=<folder>" in errors[0]
     assert not list((tmp_path / "local" / "run").glob(".seen-*"))
 
 
-def test_data_that_the_second_machine_lacks_is_named(machines: tuple[Machine, Machine], tmp_path: Path) -> None:
+def test_data_missing_on_the_second_machine_are_reported(machines: tuple[Machine, Machine], tmp_path: Path) -> None:
     (tmp_path / "local").mkdir()
     settings = [s for s in SMALL if not s.startswith(("data=", "data.synthetic"))]
     settings += [f"data.path={tmp_path}/local/faces.csv", f"hydra.run.dir={tmp_path}/run"]
@@ -198,7 +200,7 @@ def test_data_that_the_second_machine_lacks_is_named(machines: tuple[Machine, Ma
     (tmp_path / "local" / "faces.csv").write_text("\n".join(["emotion,pixels,Usage", *rows]) + "\n")
     started = [m.start(tmp_path, *settings, hidden=tmp_path / "local" if m.number else None) for m in machines]
     assert [torchrun.wait(60) for torchrun in started] == [1, 1], [torchrun.out for torchrun in started]
-    told = [line for torchrun in started for line in torchrun.out.splitlines() if line.startswith("error:")]
-    assert len(told) == 1
-    assert "rank 1 on " in told[0]
-    assert f"{tmp_path}/local/faces.csv" in told[0]
+    errors = [line for torchrun in started for line in torchrun.out.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "rank 1 on " in errors[0]
+    assert f"{tmp_path}/local/faces.csv" in errors[0]

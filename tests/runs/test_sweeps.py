@@ -1,4 +1,4 @@
-"""Sweeps: every job runs what it was given, on every rank; what failed is told; what is done is not done again."""
+"""Sweeps: every rank of a job runs its values; failed jobs are reported; finished ones are not repeated."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from omegaconf import OmegaConf
 
 from fer_lightning import app
 from fer_lightning.app import CONF
-from fer_lightning.config.dataset import resolve
+from fer_lightning.config.resolve import resolve
 from fer_lightning.config.validation import check
 from tests.conftest import TINY
 from tests.processes import REPOSITORY, Command, apart, processes_of
-from tests.runs.test_resume import ending
+from tests.resuming import ending, resumed, without
 
 SMALL = ("-m", *TINY, "model._target_=tests.interruptions.SmallNetwork")
 
 
 def jobs(sweep: Path) -> dict[str, Path]:
-    """The folders of a sweep's jobs that finished, by their numbers."""
+    """The folders of a sweep's finished jobs, by job number."""
     return {path.parent.name: path.parent for path in sorted(sweep.rglob("metrics.json"))}
 
 
@@ -38,19 +38,24 @@ def settings(job: Path) -> Any:
     return OmegaConf.load(job / "config.yaml")
 
 
-def test_a_sweep_trains_every_combination(tmp_path: Path) -> None:
-    ended = apart(tmp_path, *SMALL, "imbalance=none,weighted", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep")
-    assert ended.code == 0, ended.err
-    found = {(settings(job).imbalance.name, settings(job).seed) for job in jobs(tmp_path / "sweep").values()}
-    assert found == {("none", 0), ("none", 1), ("weighted", 0), ("weighted", 1)}
-    assert "4 of 4 jobs finished" in ended.out
+def test_a_sweep_trains_every_combination_and_reports_failed_jobs(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    choices = ["imbalance=none,weighted", "data.batch_size=32,1"]
+    ended = apart(tmp_path, *without(SMALL, "data.batch_size"), *choices, f"hydra.sweep.dir={sweep}")
+    assert ended.code == 1
+    assert {name: settings(job).imbalance.name for name, job in jobs(sweep).items()} == {"0": "none", "2": "weighted"}
+    assert ended.err.count("data.batch_size=1: batch norm needs 2 images") == 2 * 2  # at once, and in the summary
+    assert "job 1 failed (" in ended.err
+    assert "job 3 failed (" in ended.err
+    assert "2 of 4 jobs finished" in ended.out
+    assert "Traceback" not in ended.err
 
 
 @pytest.mark.parametrize(("sweep", "jobs"), [("imbalance", 14 * 3), ("cleaning", 4 * 3)])
-def test_every_option_of_a_study_composes_and_contradicts_nothing(sweep: str, jobs: int) -> None:
+def test_every_option_of_a_study_is_valid(sweep: str, jobs: int) -> None:
     app.register()
     source = ["data.path=fer2013.csv", "data.votes=fer2013new.csv"]
-    source += ["callbacks=none", "logger=none"]  # others need a run folder
+    source += ["callbacks=none", "logger=none"]  # callbacks and loggers need a run folder
     with initialize_config_dir(str(CONF), version_base="1.3"):
         study: Any = compose("config", [f"sweep={sweep}", *source], return_hydra_config=True)
         params = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in study.hydra.sweeper.params.items()])
@@ -74,62 +79,50 @@ def test_knobs_are_settings_of_their_strategy(strategy: str) -> None:
     assert set(knobs) < set(tuned.hydra.sweeper.params)
 
 
-def test_a_failing_job_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
+def test_an_interrupted_sweep_resumes_without_repeating_finished_jobs(tmp_path: Path) -> None:
+    """Killed in its second job, then resumed and ended by SIGTERM, which ends the sweep and not only the job."""
     sweep = tmp_path / "sweep"
-    ended = apart(tmp_path, *SMALL, "data.batch_size=32,1,16", f"hydra.sweep.dir={sweep}")
-    assert ended.code == 1
-    assert sorted(jobs(sweep)) == ["0", "2"]
-    assert "job 1 failed (" in ended.err
-    assert "data.batch_size=1: batch norm needs 2 images" in ended.err
-    assert "2 of 3 jobs finished" in ended.out
-    assert "Traceback" not in ended.err
-
-
-def test_a_killed_sweep_goes_on_without_doing_again_what_is_done(tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
-    long = [s for s in SMALL if "max_epochs" not in s]
-    choices = ["seed=0,1,2", "trainer.max_epochs=3", f"hydra.sweep.dir={sweep}"]
-    # Once in the second job: 5 batches an epoch and 3 epochs in the first one.
-    end = ending("on_train_batch_start", 6, "SIGKILL", tmp_path / "once")
-    command = Command(tmp_path, *long, *choices, *end)
-    assert command.wait().code == -9
-    done = {name: (job / "metrics.json").stat().st_mtime_ns for name, job in jobs(sweep).items()}
-    assert len(done) < 3
-    ended = apart(tmp_path, f"resume={sweep}")
-    assert ended.code == 0, ended.err
-    assert sorted(jobs(sweep)) == ["0", "1", "2"]
-    for name, written in done.items():
-        assert (sweep / name / "metrics.json").stat().st_mtime_ns == written
+    ends = [  # of job n, the n-th call
+        *ending("on_train_epoch_end", "${seed}", "SIGKILL", tmp_path / "killed"),
+        *ending("on_test_start", "${seed}", "SIGTERM", tmp_path / "ended"),
+    ]
+    small = [*without(SMALL, "trainer.max_epochs"), "trainer.max_epochs=1", "seed=0,1,2"]
+    assert apart(tmp_path, *small, *ends, f"hydra.sweep.dir={sweep}").code == -9
+    assert sorted(jobs(sweep)) == ["0"]
+    written = (sweep / "0" / "metrics.json").stat().st_mtime_ns
+    second = apart(tmp_path, *resumed(sweep))
+    assert second.code == 143, second.err
+    assert not (sweep / "2").exists()
+    third = apart(tmp_path, *resumed(sweep))
+    assert third.code == 0, third.err
+    assert (sweep / "0" / "metrics.json").stat().st_mtime_ns == written
     assert [settings(job).seed for job in jobs(sweep).values()] == [0, 1, 2]
-    assert "3 of 3 jobs finished" in ended.out
-
-
-def test_being_told_to_end_ends_the_sweep_not_only_its_job(tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
-    end = ending("on_train_batch_start", 2, "SIGTERM", tmp_path / "once")
-    assert apart(tmp_path, *SMALL, "seed=0,1", f"hydra.sweep.dir={sweep}", *end).code == 143
-    assert jobs(sweep) == {}
-    assert not (sweep / "1").exists()
-    assert apart(tmp_path, f"resume={sweep}").code == 0
-    assert len(jobs(sweep)) == 2
+    assert "3 of 3 jobs finished" in third.out
 
 
 @pytest.mark.ddp
-def test_one_and_two_devices_in_one_sweep(tmp_path: Path) -> None:
+def test_every_rank_of_a_sweep_runs_the_saved_config_of_its_job(tmp_path: Path) -> None:
+    """Jobs on one and on two devices; the seed is the time, another one whenever a command line is read."""
     sweep = tmp_path / "sweep"
-    ended = apart(tmp_path, *SMALL, "trainer.devices=1,2", "imbalance=weighted", f"hydra.sweep.dir={sweep}")
+    record = {"_target_": "tests.interruptions.RecordSeed", "folder": "${hydra:runtime.output_dir}"}
+    callback = [f"+callbacks.record.{key}={value}" for key, value in record.items()]
+    choices = ["trainer.devices=1,2", "imbalance=weighted", "seed=${now:1%f}", f"hydra.sweep.dir={sweep}"]
+    ended = apart(tmp_path, *SMALL, *callback, *choices)
     assert ended.code == 0, ended.err
     logs = {name: sorted(p.name for p in job.glob("rank*.log")) for name, job in jobs(sweep).items()}
     assert logs == {"0": [], "1": ["rank0.log", "rank1.log"]}
+    for name, ranks in (("0", 1), ("1", 2)):
+        seeds = [path.read_text() for path in sorted((sweep / name).glob("seed*"))]
+        assert seeds == [str(settings(sweep / name).seed)] * ranks
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_optuna_gets_the_score_of_what_it_asked_for(devices: int, tmp_path: Path) -> None:
-    """Every trial's ranks ran the trial's own values, and the value returned is the one at the best checkpoint."""
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_optuna_receives_the_score_of_its_own_trial(devices: int, tmp_path: Path) -> None:
+    """Every trial's ranks run the trial's values, and the sweeper gets the score of the best checkpoint."""
     pytest.importorskip("optuna")
     sweep = tmp_path / "sweep"
-    small = [s for s in SMALL if not s.startswith("optimizer.lr")]
+    small = without(SMALL, "optimizer.lr")
     options = ["sweep=optuna", "hydra.sweeper.n_trials=2", f"trainer.devices={devices}", f"hydra.sweep.dir={sweep}"]
     ended = apart(tmp_path, *small, *options)
     assert ended.code == 0, ended.err
@@ -145,7 +138,7 @@ def test_optuna_gets_the_score_of_what_it_asked_for(devices: int, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.ddp
-def test_joblib_runs_jobs_beside_each_other(tmp_path: Path) -> None:
+def test_joblib_runs_jobs_in_parallel(tmp_path: Path) -> None:
     pytest.importorskip("joblib")
     sweep = tmp_path / "sweep"
     options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.devices=1,2", f"hydra.sweep.dir={sweep}"]
@@ -159,10 +152,10 @@ def test_joblib_runs_jobs_beside_each_other(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ddp
-def test_joblib_s_jobs_end_with_the_sweep(tmp_path: Path) -> None:
+def test_jobs_of_joblib_end_with_the_sweep(tmp_path: Path) -> None:
     pytest.importorskip("joblib")
     sweep = tmp_path / "sweep"
-    small = [s for s in SMALL if "max_epochs" not in s]
+    small = without(SMALL, "trainer.max_epochs")
     options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", f"hydra.sweep.dir={sweep}"]
     command = Command(tmp_path, *small, *options, "trainer.max_epochs=5000", "trainer.devices=2")
     command.wait_for(lambda: len(list(sweep.rglob("metrics.csv"))) == 2)
