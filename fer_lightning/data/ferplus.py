@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_lightning.data.labels import class_name, split_name
-from fer_lightning.data.readers.streams import found, reading, shown
+from fer_lightning.data.readers.streams import reading
 from fer_lightning.data.table import FER_CLASSES, SPLITS, UNLABELLED, FaceTable, merge_classes
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, printable, quoted
 
 VOTES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
 """Columns of the file, and of `FaceTable.votes`; NF is "not a face"."""
@@ -49,7 +49,7 @@ def attach(faces: FaceTable, path: str | os.PathLike[str], named: str = "data.vo
             f"{named}: {faces.source} does not number its images by the rows of fer2013.csv, as FER+ does its "
             f"votes: give that CSV as the data, or leave {named} out"
         )
-    where = shown(path)
+    where = printable(path)
     split, votes = _read(Path(path), where, named)
     if len(votes) != len(faces):
         raise UserError(
@@ -164,13 +164,13 @@ def _read(path: Path, where: str, named: str) -> tuple[NDArray[np.int8], NDArray
     if (unknown := split < 0).any():
         row = int(unknown.argmax())
         raise UserError(
-            f"{where}, row {row}: Usage {found(usage[row])} is not Training, PublicTest or PrivateTest: correct it"
+            f"{where}, row {row}: Usage {quoted(usage[row])} is not Training, PublicTest or PrivateTest: correct it"
         )
     columns: Any = frame[[name.lower() for name in VOTES]]
     votes = columns.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     wrong = ~((votes >= 0) & (votes <= 255) & (votes % 1 == 0))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        text = found(str(columns.iat[row, column]))
+        text = quoted(str(columns.iat[row, column]))
         raise UserError(f"{where}, row {row}: {VOTES[column]} {text} is no number of votes, 0 to 255: correct it")
     return split, votes.astype(np.uint8)

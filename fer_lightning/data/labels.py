@@ -8,9 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.data.readers.streams import found
 from fer_lightning.data.table import FER_CLASSES, SPLITS, UNLABELLED
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, quoted
 
 MAX_CLASSES = 1000
 """More names than this in a column are not classes."""
@@ -92,10 +91,10 @@ class LabelColumn:
         if self.numeric:
             if text not in _FER_LABELS:
                 known = ", ".join(f"{i} {name}" for i, name in enumerate(FER_CLASSES))
-                raise UserError(f"{where}: emotion {found(text)} is none of {known}: correct or remove the row")
+                raise UserError(f"{where}: emotion {quoted(text)} is none of {known}: correct or remove the row")
             return int(text)
         if is_number or not text:
-            raise UserError(f"{where}: emotion {found(text)} is no class name, as in the rows before: correct the row")
+            raise UserError(f"{where}: emotion {quoted(text)} is no class name, as in the rows before: correct the row")
         name = class_name(text)
         if name not in self._names:
             self._names.append(name)
@@ -117,7 +116,7 @@ class UsageColumn:
             text = _text(field, where)
             name = split_name(text)
             if name is None:
-                raise UserError(f"{where}: Usage {found(text)} is not Training, PublicTest or PrivateTest: correct it")
+                raise UserError(f"{where}: Usage {quoted(text)} is not Training, PublicTest or PrivateTest: correct it")
             split = self._splits[field] = SPLITS.index(name)
         return split
 
@@ -126,4 +125,4 @@ def _text(field: bytes, where: str) -> str:
     try:
         return field.decode().strip()
     except UnicodeDecodeError:
-        raise UserError(f"{where}: {found(field)} is not UTF-8: save the file as UTF-8") from None
+        raise UserError(f"{where}: {quoted(field)} is not UTF-8: save the file as UTF-8") from None

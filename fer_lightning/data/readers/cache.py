@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.data.readers.members import Stamp
-from fer_lightning.data.readers.streams import shown
+from fer_lightning.data.readers.archive import Stamp
 from fer_lightning.data.table import FaceTable
+from fer_lightning.errors import printable
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Cache:
         built = memo.with_name(f".{uuid.uuid4().hex}")
         try:
             memo.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"path": shown(path), "listing": stamp.listing, "digest": digest})
+            text = json.dumps({"path": printable(path), "listing": stamp.listing, "digest": digest})
             built.write_text(text, encoding="utf-8")
             built.replace(memo)
         except OSError as error:

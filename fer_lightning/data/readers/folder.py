@@ -12,12 +12,12 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from fer_lightning.data.labels import class_name, class_order, split_name
+from fer_lightning.data.readers.archive import Archive
 from fer_lightning.data.readers.flaws import Flaws, noted
 from fer_lightning.data.readers.images import decode_sized
-from fer_lightning.data.readers.members import Archive
-from fer_lightning.data.readers.streams import found, overlapped, shown
+from fer_lightning.data.readers.streams import map_threaded
 from fer_lightning.data.table import FER_CLASSES, SIDE, SPLITS, FaceTable
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, printable, quoted
 
 MAX_IMAGE_BYTES = 64 << 20
 """Size of the largest image file that is read."""
@@ -61,7 +61,7 @@ def find_layout(archive: Archive) -> Layout | None:
         if _in_split(parts, 3):
             faces.setdefault((parts[0], parts[1]), []).append(name)
         elif _in_split(parts, 2) and name.lower().endswith(_IMAGE_ENDINGS):
-            target = f"{shown(parts[0])}/<class>/{shown(parts[1])}"
+            target = f"{printable(parts[0])}/<class>/{printable(parts[1])}"
             raise UserError(f"{archive.where(name)} lies in no class folder: move it to {target}")
     split_of = _unambiguous(archive, root, {folder: str(split_name(folder)) for folder, _ in faces})
     class_of = _class_names({folder for _, folder in faces})
@@ -118,7 +118,7 @@ def read(archive: Archive, layout: Layout, fingerprint: str, flaws: Flaws | None
                 if flaws is not None and min(size) < SIDE:
                     flaws.small[row] = size
 
-    for _ in overlapped(decode, batches()):
+    for _ in map_threaded(decode, batches()):
         pass
     return FaceTable(
         images=images,
@@ -126,7 +126,7 @@ def read(archive: Archive, layout: Layout, fingerprint: str, flaws: Flaws | None
         split=np.array(layout.splits, dtype=np.int8),
         ids=np.array([name.encode(errors="backslashreplace") for name in layout.names]),
         classes=layout.classes,
-        source=str(archive.path),
+        source=archive.label,
         fingerprint=fingerprint,
     )
 
@@ -155,7 +155,7 @@ def _find_root(archive: Archive) -> str | None:
     first, *others = sorted(root for root in roots if root.count("/") == least)
     if others:
         raise UserError(
-            f"{shown(archive.path)} holds several data sets, {shown(first)} and {shown(others[0])}: give data.path one"
+            f"{archive.label} holds several data sets, {printable(first)} and {printable(others[0])}: give data.path one"
         )
     return first
 
@@ -175,7 +175,7 @@ def _unambiguous(archive: Archive, root: str, meanings: dict[str, str]) -> dict[
     for meaning, same in folders.items():
         if len(same) > 1:
             where = archive.where(root + same[0])
-            raise UserError(f"{where} and {shown(same[1])} both mean {found(meaning)}: merge them, or rename one")
+            raise UserError(f"{where} and {printable(same[1])} both mean {quoted(meaning)}: merge them, or rename one")
     return meanings
 
 

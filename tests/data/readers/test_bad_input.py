@@ -144,7 +144,7 @@ FEWER = PIXELS.rsplit(" ", 4)[0]
         (with_row(usage=""), ["row 13", "Usage ''"]),
         (csv_bytes(GOOD) + b"0,1 2 3\n", ["row 14", "2 values", "names 3"]),
         (csv_bytes(GOOD) + b'0,"1 2 3', ["row 14", "quotes"]),
-        (csv_bytes(GOOD) + b'0,"1 2 3\n' + (b"0," + b"1 " * 500 + b"\n") * 1100, ["row 14", "quote is left open"]),
+        (csv_bytes(GOOD) + b'0,"1 2 3\n' + (b"0," + b"1 " * 500 + b"\n") * 1100, ["row 14", "left open"]),
         (csv_bytes(GOOD) + b"0," + b"1 " * (1 << 20), ["row 14", "longer than"]),
         (csv_bytes(GOOD)[:-3000], ["row 13"]),
         (csv_bytes(GOOD).replace(b"PublicTest", b"Public\xfftest"), ["row 7", "not UTF-8"]),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fer_lightning.data.readers import cache as cache_module
-from fer_lightning.data.readers import csvfile, folder, members
+from fer_lightning.data.readers import archive, csvfile, folder
 from fer_lightning.data.readers.sources import load
 from fer_lightning.errors import UserError
 from tests.data.conftest import csv_bytes, faces, fer_rows, folder_files, write_folder, write_zip
@@ -39,9 +39,9 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for module in (csvfile, folder):
         read = module.read
 
-        def counted(archive: members.Archive, *rest: object, read: object = read) -> object:
-            calls.append(archive.path.name)
-            return read(archive, *rest)  # type: ignore[operator]
+        def counted(source: archive.Archive, *rest: object, read: object = read) -> object:
+            calls.append(source.path.name)
+            return read(source, *rest)  # type: ignore[operator]
 
         monkeypatch.setattr(module, "read", counted)
     return calls
@@ -51,13 +51,13 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files whose content was read to know them."""
     calls: list[str] = []
-    sha256 = members._sha256
+    sha256 = archive._sha256
 
-    def counted(path: Path) -> str:
+    def counted(path: Path, where: str) -> str:
         calls.append(path.name)
-        return sha256(path)
+        return sha256(path, where)
 
-    monkeypatch.setattr(members, "_sha256", counted)
+    monkeypatch.setattr(archive, "_sha256", counted)
     return calls
 
 
