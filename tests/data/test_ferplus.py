@@ -330,9 +330,15 @@ def test_bad_options(
     assert not (run.folder / "metrics.csv").exists()
 
 
-def test_target_and_votes_are_for_real_faces(train: Train) -> None:
-    assert "use data=ferplus with it" in train("data=synthetic", "data.target=crossentropy").err
-    assert "whose faces have no votes" in train("data=synthetic", "data.votes=votes.csv").err
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.target=crossentropy", "data.target=crossentropy contradicts data=synthetic"),
+        ("data.votes=votes.csv", "synthetic does not number its images by the rows of fer2013.csv"),
+    ],
+)
+def test_synthetic_faces_have_no_votes(train: Train, override: str, message: str) -> None:
+    assert message in train("data=synthetic", override).err
 
 
 def damaged(text: str, what: str) -> str:
@@ -377,7 +383,7 @@ def test_votes_that_do_not_belong(
 
 def test_damaged_votes_and_folders(source: tuple[Path, Path, NDArray[np.int64]], tmp_path: Path) -> None:
     (tmp_path / "votes.csv.gz").write_bytes(source[1].read_bytes()[:500])
-    with pytest.raises(UserError, match=r"votes.csv.gz is damaged or cut short"):
+    with pytest.raises(UserError, match=r"votes.csv.gz is damaged or truncated"):
         ferplus.attach(sources.load(source[0]), tmp_path / "votes.csv.gz")
     folder = sources.load(write_folder(tmp_path / "mine", folder_files()))
     with pytest.raises(UserError, match=r"does not number its images .* leave data.votes out"):

@@ -144,7 +144,7 @@ class Archive:
                 contents.add_tar(stream)
                 return contents
         contents.is_single = True
-        contents.files[self.path.name] = partial(self.path.open, "rb", 0)
+        contents.files[self.path.name] = partial(io.FileIO, self.path)
         return contents
 
 
@@ -179,7 +179,7 @@ class _Contents:
         with reading(self.label):
             self.stats |= {name: (root / name).stat() for name in only or ()}
         self.stats = dict(sorted(self.stats.items()))
-        self.files = {name: partial((root / name).open, "rb", 0) for name in self.stats}
+        self.files = {name: partial(io.FileIO, root / name) for name in self.stats}
 
     def add_zip(self, archive: zipfile.ZipFile) -> None:
         infos = sorted(archive.infolist(), key=lambda info: info.header_offset)

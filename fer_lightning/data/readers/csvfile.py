@@ -221,8 +221,8 @@ def _parse_row(field: bytes, where: str) -> list[int]:
             raise UserError(f"{where}: pixel {quoted(token)} is not in 0 to 255: correct or remove the row")
     if len(tokens) != _PIXELS:
         raise UserError(
-            f"{where}: {len(tokens)} pixels, not {_PIXELS} ({SIDE} by {SIDE}): the file is truncated or its images have "
-            "another size; download it again"
+            f"{where}: {len(tokens)} pixels, not {_PIXELS} ({SIDE} by {SIDE}): the file is truncated, or its images "
+            "have another size; download it again"
         )
     return [int(token) for token in tokens]
 

@@ -155,7 +155,8 @@ def _find_root(archive: Archive) -> str | None:
     first, *others = sorted(root for root in roots if root.count("/") == least)
     if others:
         raise UserError(
-            f"{archive.label} holds several data sets, {printable(first)} and {printable(others[0])}: give data.path one"
+            f"{archive.label} holds several data sets, {printable(first)} and {printable(others[0])}: set data.path to "
+            "one of them"
         )
     return first
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 MAX_BYTES = 16 << 30
 """Size of the largest file that is downloaded."""
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 
 # What file systems report that changes with the content: HTTP servers, S3 and GCS, Azure, FTP and SFTP.
 _VERSION = ("size", "ETag", "Last-Modified", "LastModified", "Content-MD5", "etag", "last_modified", "modify", "mtime")

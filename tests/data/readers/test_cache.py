@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fer_lightning.data.readers import cache as cache_module
 from fer_lightning.data.readers import archive, csvfile, folder
+from fer_lightning.data.readers import cache as cache_module
 from fer_lightning.data.readers.sources import load
 from fer_lightning.errors import UserError
 from tests.data.conftest import csv_bytes, faces, fer_rows, folder_files, write_folder, write_zip
