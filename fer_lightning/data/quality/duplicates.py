@@ -21,11 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from fer_lightning.data.quality.blank import is_blank
 from fer_lightning.data.table import SIDE, FaceTable
@@ -99,6 +96,9 @@ def near_twins(faces: FaceTable, cache_root: Path) -> tuple[NDArray[np.int64], N
     Two rows share a group where they are identical, near-duplicates, or joined by a chain of such. Identical images
     stand in the pairs by the first of them. Pairs are kept on disk by the images' digests, since they take long.
     """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     _, first, group = np.unique(faces.digests, return_index=True, return_inverse=True)
     pairs = _recalled(faces, first, cache_root)
     edges = group[pairs.first], group[pairs.second]
@@ -127,6 +127,8 @@ def _recalled(faces: FaceTable, first: NDArray[np.int64], cache_root: Path) -> N
 
 
 def _without_blur(image: NDArray[np.uint8], sigma: float) -> NDArray[np.float32]:
+    import cv2  # here and below: most runs look for no near-duplicates
+
     grey = image.astype(np.float32)
     return grey - cv2.GaussianBlur(grey, (0, 0), sigma)
 
@@ -151,6 +153,8 @@ def _candidates(images: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.int64], 
 
 def _thumbnails(coarse: Sequence[NDArray[np.float32]], y: int, x: int) -> NDArray[np.float32]:
     """Standardised thumbnails of crops (y, x) pixels off the centre: float32 (N, 144) of length 1 and mean 0."""
+    import cv2
+
     rows, columns = ((SIDE - _CROP) // 2 + offset for offset in (y, x))
     crops = [np.ascontiguousarray(c[rows : rows + _CROP, columns : columns + _CROP]) for c in coarse]
     size = (_THUMBNAIL, _THUMBNAIL)
@@ -170,5 +174,7 @@ def _similarity(a: NDArray[np.float32], b: NDArray[np.float32], mirrored: bool) 
 
 
 def _slid(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    import cv2
+
     centre = np.ascontiguousarray(b[SHIFT : SIDE - SHIFT, SHIFT : SIDE - SHIFT])
     return float(cv2.matchTemplate(a, centre, cv2.TM_CCOEFF_NORMED).max())
