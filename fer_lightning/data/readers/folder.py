@@ -1,4 +1,4 @@
-"""Folders of faces: train/<class>/<image>, test/<class>/<image>, and perhaps a validation folder."""
+"""Folders of faces: train/<class>/<image>, test/<class>/<image>, and optionally a validation folder."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from fer_lightning.errors import UserError, printable, quoted
 MAX_IMAGE_BYTES = 64 << 20
 """Size of the largest image file that is read."""
 
-_BATCH = 64  # images decoded at once: one alone costs less than handing it to a thread
-_SMALL = 1 << 17  # bytes of an image that goes into such a batch
+_BATCH = 64  # images decoded together: decoding one costs less than passing it to a thread
+_SMALL = 1 << 17  # bytes of the largest image in such a batch
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which image means what.
+    """The images with their labels and splits.
 
     Attributes:
-        names: the archive's members that are images, sorted.
-        labels: of each, the index into `classes`.
-        splits: of each, the index into `faces.SPLITS`.
+        names: members of the archive that are images, sorted.
+        labels: of each image, the index into `classes`.
+        splits: of each image, the index into `SPLITS`.
         classes: class names in label order.
     """
 
@@ -45,10 +45,10 @@ class Layout:
 
 
 def find_layout(archive: Archive) -> Layout | None:
-    """The layout of the class folders in `archive`; None if there is no train folder with folders inside.
+    """The layout of the class folders in `archive`; None if there is no train folder with class folders.
 
     Raises:
-        UserError: there are several data sets, a class is empty or not in train, or an image lies in no class folder.
+        UserError: there are several data sets, a class is empty or not in train, or an image is in no class folder.
     """
     root = _find_root(archive)
     if root is None:
@@ -62,7 +62,7 @@ def find_layout(archive: Archive) -> Layout | None:
             faces.setdefault((parts[0], parts[1]), []).append(name)
         elif _in_split(parts, 2) and name.lower().endswith(_IMAGE_ENDINGS):
             target = f"{printable(parts[0])}/<class>/{printable(parts[1])}"
-            raise UserError(f"{archive.where(name)} lies in no class folder: move it to {target}")
+            raise UserError(f"{archive.where(name)} is in no class folder: move it to {target}")
     split_of = _unambiguous(archive, root, {folder: str(split_name(folder)) for folder, _ in faces})
     class_of = _class_names({folder for _, folder in faces})
     for split_folder in split_of:
@@ -72,7 +72,7 @@ def find_layout(archive: Archive) -> Layout | None:
     for (split_folder, folder), names in faces.items():
         where = archive.where(f"{root}{split_folder}/{folder}")
         if not names and split_of[split_folder] == "train":
-            raise UserError(f"{where} holds no images: fill it, or remove it here and from the other splits")
+            raise UserError(f"{where} contains no images: add some, or remove the class from all splits")
         if names and class_of[folder] not in trained:
             raise UserError(f"{where} has no counterpart in train/: add images of it there, or remove it")
     classes = class_order(trained)
@@ -90,12 +90,12 @@ def read(archive: Archive, layout: Layout, fingerprint: str, flaws: Flaws | None
 
     Args:
         archive: where they are.
-        layout: what they mean.
+        layout: their labels and splits.
         fingerprint: of the content.
-        flaws: takes note of what is wrong with single files, so that it is no error.
+        flaws: records the faults of single files, which are then no errors.
 
     Raises:
-        UserError: a member is no image, damaged, or too large, and there is nowhere to note it.
+        UserError: a member is no image, damaged or too large, and `flaws` is not given.
     """
     row_of = {name: row for row, name in enumerate(layout.names)}
     images = np.zeros((len(row_of), SIDE, SIDE), dtype=np.uint8)
@@ -133,19 +133,19 @@ def read(archive: Archive, layout: Layout, fingerprint: str, flaws: Flaws | None
 
 def _content(stream: io.BufferedReader, where: str) -> bytes:
     data = stream.read(_SMALL)
-    if len(data) == _SMALL:  # asked for at once, the largest would be allocated for every face
+    if len(data) == _SMALL:  # a single read of the maximum would allocate it for every face
         data += stream.read(MAX_IMAGE_BYTES)
     if len(data) > MAX_IMAGE_BYTES:
-        raise UserError(f"{where} is larger than {MAX_IMAGE_BYTES:,} bytes: no face; remove it")
+        raise UserError(f"{where} is larger than {MAX_IMAGE_BYTES:,} bytes: this is no face; remove it")
     return data
 
 
 def _find_root(archive: Archive) -> str | None:
-    """The folder that train/ lies in, with a slash at the end: "" or "fer2013/"."""
+    """The folder that contains train/, with a slash at the end: "" or "fer2013/"."""
     roots = set()
     for path in (*archive.folders, *(name.rpartition("/")[0] for name in archive.names)):
         parts = path.split("/")
-        for depth, part in enumerate(parts[:-1]):  # what follows is the class folder
+        for depth, part in enumerate(parts[:-1]):  # the next part is the class folder
             if split_name(part) == "train":
                 roots.add("".join(f"{p}/" for p in parts[:depth]))
                 break
@@ -181,7 +181,7 @@ def _unambiguous(archive: Archive, root: str, meanings: dict[str, str]) -> dict[
 
 
 def _class_names(folders: set[str]) -> dict[str, str]:
-    """What each class folder means; 0 to 6 are FER-2013's labels where there are no other folders."""
+    """The class of each class folder; 0 to 6 are the labels of FER-2013 if there are no other folders."""
     names = {folder: class_name(folder) for folder in folders}
     if all(re.fullmatch("[0-6]", name) for name in names.values()):
         return {folder: FER_CLASSES[int(name)] for folder, name in names.items()}
@@ -189,7 +189,7 @@ def _class_names(folders: set[str]) -> dict[str, str]:
 
 
 def _split_test(names: list[str], splits: list[int]) -> list[int]:
-    """`splits` with "test" divided into "public" and "private", if every test image is named for its part."""
+    """`splits` with "test" divided into "public" and "private" if the name of every test image begins with its part."""
     parts: dict[int, int] = {}
     for row, split in enumerate(splits):
         if split == SPLITS.index("test"):

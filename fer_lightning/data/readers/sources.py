@@ -1,4 +1,4 @@
-"""One FaceTable from every form that FER-2013, or a folder of one's own faces, comes in."""
+"""Data sources: FER-2013 in all of its formats, FER+, and folders of other faces."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def load(path: str | os.PathLike[str] | None, *, cache_dir: str | os.PathLike[st
         table = cache.open(known, source) if known else None
         if table is not None:
             return table
-        layout = _look(archive) if archive.is_directory else None  # of many files, which count
+        layout = _look(archive) if archive.is_directory else None  # which of many files to read
         digest = archive.digest(layout.names if layout else ())
         table = cache.open(digest, source)
         if table is None:
@@ -151,7 +151,7 @@ def survey(path: str | os.PathLike[str], *, votes: Path | None = None, cache_dir
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which members make the table, and how: as CSV files or as class folders."""
+    """The members that make the table, as CSV files or as class folders."""
 
     csv: list[csvfile.CsvMember] | None
     folders: folder.Layout | None
@@ -188,7 +188,7 @@ def _locate(path: str | os.PathLike[str] | None, cache_root: Path) -> tuple[Path
 
 
 def _near(path: Path) -> str:
-    """Names in the same folder that `path` may have been meant to be."""
+    """A hint with similar names in the same folder."""
     try:
         names = os.listdir(path.parent)
     except OSError:
@@ -209,7 +209,7 @@ def _open(path: Path, source: str) -> Archive:
 
 
 def _look(archive: Archive) -> _Layout:
-    """CSV files if there are any with faces, since their pixels are the original ones; else class folders."""
+    """CSV files if there are any with faces, since their pixels are the original ones; otherwise class folders."""
     folders = folder.find_layout(archive)
     members = csvfile.choose(archive, sole=folders is None)
     if members is None and folders is None:
