@@ -143,7 +143,7 @@ def test_merged_labels_and_bad_merges() -> None:
     for merge, message in (
         ({"contempt": "disgust"}, "has no class 'contempt', only angry"),
         ({"fear": "joy"}, "no class 'joy'"),
-        ({"fear": "sad", "sad": "neutral"}, "fear cannot become sad, which is merged itself"),
+        ({"fear": "sad", "sad": "neutral"}, "fear is merged into sad, which is merged itself"),
     ):
         with pytest.raises(UserError, match=f"data.merge: .*{message}"):
             plain.merged(merge)
@@ -156,7 +156,7 @@ def test_labels_count_as_the_class_they_were_merged_into() -> None:
     assert others.as_known_by(known, {"disgust": "angry"}).counts().tolist() == [
         (others.labels == others.classes.index(name)).sum() for name in ["disgust", *known[1:]]
     ]
-    with pytest.raises(UserError, match="has images of disgust; the run knows only angry, fear"):
+    with pytest.raises(UserError, match="has images of disgust, but the run was trained on angry, fear"):
         others.as_known_by(known)
 
 
@@ -363,11 +363,11 @@ def damaged(text: str, what: str) -> str:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("row", "has 199 rows and .*fer2013.csv 200: FER.* votes go with the whole fer2013.csv, row by row"),
+        ("row", "has 199 rows and .*fer2013.csv 200: FER.* votes belong to the complete fer2013.csv, row by row"),
         ("usage", "row 5 is of the split 'public', and .*fer2013.csv, row 5 of 'train'"),
         ("split", "row 5: Usage 'Tuning' is not Training"),
-        ("votes", "row 2: NF 'many' is no number of votes"),
-        ("short", "row 2: NF '' is no number of votes"),
+        ("votes", "row 2: NF 'many' is not a number of votes"),
+        ("short", "row 2: NF '' is not a number of votes"),
         ("column", "has no column contempt: get fer2013new.csv"),
         ("all", "has no column Usage"),
     ],

@@ -120,7 +120,7 @@ def relabel(
         faces: the table.
         parts: its partition by the original labels.
         path: a CSV with the columns `image`, an id as in predictions.csv or an audit's findings.csv, and `new_label`: a
-            class, "none" to remove the image, or empty. A column `pixel_digest`, if there is one as in findings.csv, must
+            class, "none" to remove the image, or empty. The column `pixel_digest`, if it exists, must
             match the image. Other columns are ignored.
         merge: classes that are merged into others, see `data.merge`.
         known_digest: the digest that the file must have, if any.

@@ -38,12 +38,12 @@ class Mix:
 
     def __post_init__(self) -> None:
         if self.alpha <= 0:
-            raise ValueError(f"alpha={self.alpha}: must be above 0")
+            raise ValueError(f"alpha must be above 0, not {self.alpha}")
         for name, value in (("p", self.p), ("tau", self.tau)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value}: must be from 0 to 1")
+                raise ValueError(f"{name} must be from 0 to 1, not {value}")
         if self.kappa is not None and self.kappa < 1:
-            raise ValueError(f"kappa={self.kappa}: must be 1 or more, a ratio of class sizes")
+            raise ValueError(f"kappa must be 1 or more, a ratio of class sizes, not {self.kappa}")
 
     def __call__(self, images: Tensor, targets: Tensor, draws: Draws, class_counts: Tensor) -> tuple[Tensor, Tensor]:
         """Mix a batch.

@@ -114,7 +114,7 @@ class ClassSampling:
     def __post_init__(self) -> None:
         for name, value, top in (("q", self.q, 1.0), ("after", self.after, 0.999)):
             if not 0 <= value <= top:
-                raise ValueError(f"{name}={value}: must be from 0 to {top:g}")
+                raise ValueError(f"{name} is a fraction, from 0 to {top:g}, not {value}")
 
     def probabilities(self, class_counts: NDArray[np.int64]) -> NDArray[np.float64]:
         """The probability of each class, float (C,); 0 for one without images."""

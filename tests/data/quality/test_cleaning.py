@@ -151,7 +151,7 @@ def test_copies_of_the_same_pixels_get_the_label_too(faces: FaceTable, tmp_path:
     after, parts, words = relabelled(faces, tmp_path / "fixed.csv", f"image,new_label\n{name(faces, 12)},none\n")
     assert words == "0 training images relabelled, 1 left out"
     assert 13 in parts.train and 12 not in parts.train
-    with pytest.raises(UserError, match=r"line 3: .* is pixel for pixel the image of line 2, and gets another label"):
+    with pytest.raises(UserError, match=r"line 3: .* is a duplicate of the image of line 2, but has another label"):
         relabelled(faces, tmp_path / "x.csv", f"image,new_label\n{name(faces, 12)},sad\n{name(faces, 13)},fear\n")
 
 
@@ -168,7 +168,7 @@ def test_an_image_is_known_by_its_pixels_where_they_are_noted(faces: FaceTable, 
     pixels = faces.pixel_digests(np.arange(3))
     text = f"image,new_label,pixel_digest\n{name(faces, 0)},none,{pixels[0]}\n{name(faces, 1)},none,\n"
     assert relabelled(faces, tmp_path / "fixed.csv", text)[2].endswith("2 left out")
-    with pytest.raises(UserError, match=r"line 4: .* is not the image that was meant, the data have changed since"):
+    with pytest.raises(UserError, match=r"line 4: .* has other pixels than its digest, so the data has changed"):
         relabelled(faces, tmp_path / "fixed.csv", f"{text}{name(faces, 2)},sad,{pixels[1]}\n")
 
 
@@ -220,14 +220,14 @@ def test_targets_become_certain(faces: FaceTable, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("picture,new_label\na,sad\n", "no column 'image'; it has picture, new_label"),
+        ("picture,new_label\na,sad\n", "no column 'image', only picture, new_label"),
         ("image,label\na,sad\n", "no column 'new_label'"),
         ("image,new_label\nface 9999,sad\n", "line 2: .* has no image 'face 9999'"),
-        ("image,new_label\n{0},sad\n{1},joy\n", "line 3: no class 'joy'; there are angry, disgust"),
-        ("image,new_label\n{0},sad\n{1},sad\n{0},happy\n", "line 4: '.*' gets another label in line 2"),
-        ("image,new_label\n{0}\n", "line 2: not as many values as the header names"),
-        ("image,new_label\n{0},sad,\n", "line 2: not as many values as the header names"),
-        ("", "no column 'image'; it has nothing"),
+        ("image,new_label\n{0},sad\n{1},joy\n", "line 3: unknown class 'joy'; use angry, disgust"),
+        ("image,new_label\n{0},sad\n{1},sad\n{0},happy\n", "line 4: '.*' has another label in line 2"),
+        ("image,new_label\n{0}\n", "line 2: the number of values differs from the header"),
+        ("image,new_label\n{0},sad,\n", "line 2: the number of values differs from the header"),
+        ("", "no column 'image', only nothing"),
     ],
 )
 def test_files_that_do_not_fit(faces: FaceTable, tmp_path: Path, text: str, message: str) -> None:
@@ -281,7 +281,7 @@ def test_a_run_cleans_tells_and_is_scored_again(train: Train, csv: Path, tmp_pat
     assert (~scored(run.folder, "val")["clean"]).sum() == 1
     assert scored(run.folder, "val", twins="exact", name="val-exact")["clean"].all()
     fixed.write_text("image,new_label\nrow 1,none\n")
-    with pytest.raises(UserError, match="not the one this run was started with"):
+    with pytest.raises(UserError, match="the file has changed since this run was started"):
         evaluate(run.folder, split="train")
     again = train(*ON_CSV, *options, "trainer.max_epochs=2", f"resume={run.folder}", folder=run.folder)
     assert "data.relabel_digest: " in again.err
@@ -376,7 +376,7 @@ def test_bad_options(train: Train, csv: Path) -> None:
         ("data.drop=[duplicate]", r"data.drop.*duplicate.*expected one of \[duplicates, near_duplicates"),
         ("data.twins=similar", r"data.twins: Invalid value 'similar', expected one of \[exact, near\]"),
         ("data.relabel=gone.csv", "data.relabel=.*gone.csv: No such file"),
-        ("data.drop=[nonface]", "data.drop=.nonface. goes by the votes of FER"),
+        ("data.drop=[nonface]", "data.drop=.nonface. needs the votes of FER"),
     ):
         run = train(*ON_CSV, f"data.path={csv}", option)
         assert run.code == 1

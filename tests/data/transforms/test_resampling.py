@@ -85,7 +85,7 @@ def test_bad_transforms_are_named(transforms: list[dict[str, object]], message: 
 
 def test_a_pipeline_must_keep_shape_and_type() -> None:
     pipeline = Pipeline([{"name": "Resize", "height": 32, "width": 32}], key="augment.transforms")
-    with pytest.raises(UserError, match="leave out steps like Resize"):
+    with pytest.raises(UserError, match="remove steps like Resize"):
         pipeline(np.zeros((48, 48, 1), np.uint8), 0)
 
 
