@@ -95,7 +95,7 @@ class LabelColumn:
             return int(text)
         if is_number or not text:
             raise UserError(
-                f"{where}: emotion {quoted(text)} is not a class name, unlike in the rows before: correct the row"
+                f"{where}: emotion {quoted(text)} is no class name, unlike in the rows before: correct the row"
             )
         name = class_name(text)
         if name not in self._names:
