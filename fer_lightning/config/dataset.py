@@ -65,13 +65,13 @@ def _filled(node: Any, data: Mapping[str, Any], key: str) -> Any:
 
 
 def with_twins(faces: FaceTable, data: Mapping[str, Any]) -> FaceTable:
-    """The table with the twins that the `data` group asks for."""
+    """A copy of the table in which near-duplicates count as the same image if `data.twins` is "near"."""
     near = data["twins"] == "near"
     return replace(faces, near=near_twins(faces, cache_root(data))[0] if near else None)
 
 
 def cache_root(data: Mapping[str, Any]) -> Path:
-    """Where the `data` group keeps what it has read."""
+    """The cache folder of the `data` group."""
     return Path(data["cache_dir"]) if data["cache_dir"] else default_root()
 
 
@@ -79,8 +79,8 @@ class Loaded(NamedTuple):
     """A table and its partition.
 
     Attributes:
-        cleaned: what was done to the training images, in words.
-        digests: of the images and labels of each part before anything was done, and of those trained on after that.
+        cleaned: a description of how the training set was cleaned.
+        digests: of the images and labels of each part before cleaning, and of the training set after it.
     """
 
     faces: FaceTable
@@ -90,11 +90,11 @@ class Loaded(NamedTuple):
 
 
 def load_parts(settings: Settings, *, cleaned: bool = True) -> Loaded:
-    """The table of a config and its partition, training images cleaned as `data.relabel` and `data.drop` say, unless
-    only others are of interest.
+    """The table of a config and its partition, with the training set cleaned by `data.relabel` and `data.drop` if
+    `cleaned`.
 
     Raises:
-        UserError: the source, the protocol or what cleans it cannot be.
+        UserError: the source, the protocol or the cleaning is invalid.
     """
     faces, data = load_faces(settings), settings["data"]
     parts = partition(faces, **settings["protocol"])
@@ -115,7 +115,7 @@ def load_parts_of(run_dir: Path, settings: Settings, *, cleaned: bool = True, wa
     """`load_parts` for a run that has been trained.
 
     Raises:
-        UserError: as there; or the data are not those that the run was started with, and `way_out`.
+        UserError: as there; or the data has changed since the run was started, with the remedy `way_out`.
     """
     loaded = load_parts(settings, cleaned=cleaned)
     folder.compare_partition(run_dir, loaded.faces.source, loaded.digests, way_out)
@@ -126,7 +126,7 @@ def load_data(settings: Settings) -> FERDataModule:
     """The data module of a config.
 
     Raises:
-        UserError: the source, the protocol, what cleans it or the resampling cannot be.
+        UserError: the source, the protocol, the cleaning or the resampling is invalid.
     """
     faces, parts, cleaned, digests = load_parts(settings)
     data = settings["data"]

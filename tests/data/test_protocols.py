@@ -11,7 +11,7 @@ from fer_lightning.errors import UserError
 
 
 def table(**images: int) -> FaceTable:
-    """Random faces of three classes (60/30/10 %), with the given number per split; every fourth duplicates the third."""
+    """Random faces of three classes (60/30/10 %), so many per split; every fourth duplicates its predecessor."""
     rng = np.random.default_rng(0)
     n = sum(images.values())
     faces = rng.integers(0, 256, (n, 48, 48), dtype=np.uint8)
