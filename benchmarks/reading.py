@@ -2,7 +2,7 @@
 
     python benchmarks/reading.py PATH [--rounds 5]
 
-Each read is a process of its own, with imports left out of the time and a fresh cache for each first read.
+Each read is a process of its own; its time excludes imports, and each first read has a new cache.
 """
 
 from __future__ import annotations

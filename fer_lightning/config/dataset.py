@@ -1,19 +1,21 @@
-"""From a config to its data: the table, its partition, what is cleaned, the data module."""
+"""From a config to its data: the table, its partition, the cleaned training set, the data module."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fer_lightning.config import instantiate
 from fer_lightning.data import ferplus
 from fer_lightning.data.protocols import Partition, partition
 from fer_lightning.data.quality.cleaning import drop, relabel
 from fer_lightning.data.quality.duplicates import near_twins
 from fer_lightning.data.readers.cache import default_root
-from fer_lightning.data.synthetic import synthetic
 from fer_lightning.data.table import FaceTable
+from fer_lightning.errors import UserError
 from fer_lightning.runs import folder
 
 Settings = Mapping[str, Any]
@@ -21,36 +23,54 @@ Settings = Mapping[str, Any]
 
 
 def load_faces(settings: Settings) -> FaceTable:
-    """The table that the `data` group names.
+    """The table that `data.source` returns, with the votes and classes that the `data` group asks for.
+
+    A source that takes `votes` or `merge` itself applies them itself.
 
     Raises:
-        UserError: the source or the votes are missing or faulty, or have no such classes.
+        UserError: the source or the votes are missing or invalid, or there are no such classes.
     """
     data = settings["data"]
-    if data["name"] == "synthetic":
-        faces = synthetic(**data["synthetic"])
-    else:
-        from fer_lightning.data.readers import sources
-
-        faces = sources.load(data["path"] or "", cache_dir=cache_root(data))
-    if data.get("votes"):
+    faces: FaceTable | None = instantiate.node("data.source", _filled(data["source"], data, "data.source"))
+    if faces is None:
+        raise UserError("data.source is empty: choose data=fer2013, ferplus or synthetic, or name a _target_")
+    if data.get("votes") and "votes" not in data["source"]:
         faces = ferplus.attach(faces, data["votes"])
-    if data["name"] == "ferplus":
-        faces = ferplus.relabelled(faces, data["target"], data["merge"])
-    elif data.get("merge"):
+    if data.get("merge") and "merge" not in data["source"]:
         faces = faces.merged(data["merge"])
     faces = faces.only(data["classes"]) if data["classes"] else faces
     return with_twins(faces, data)
 
 
+def _filled(node: Any, data: Mapping[str, Any], key: str) -> Any:
+    """`node` with the values of the keys that it refers to as `${data.<key>}`.
+
+    Nothing else is interpolated, since the node may come from a run folder of somebody else: OmegaConf's resolvers read
+    environment variables, for example.
+    """
+    if isinstance(node, Mapping):
+        return {name: _filled(item, data, f"{key}.{name}") for name, item in node.items()}
+    if isinstance(node, list):
+        return [_filled(item, data, key) for item in node]
+    if not isinstance(node, str) or "${" not in node:
+        return node
+    value: Any = data
+    match = re.fullmatch(r"\$\{data\.([\w.]+)\}", node)
+    for name in match[1].split(".") if match else [None]:
+        if not isinstance(value, Mapping) or name not in value:
+            raise UserError(f"{key}: {node} is not ${{data.<key>}} with a key that is set: correct it")
+        value = value[name]
+    return value
+
+
 def with_twins(faces: FaceTable, data: Mapping[str, Any]) -> FaceTable:
-    """The table with the twins that the `data` group asks for."""
+    """A copy of the table in which near-duplicates count as the same image if `data.twins` is "near"."""
     near = data["twins"] == "near"
     return replace(faces, near=near_twins(faces, cache_root(data))[0] if near else None)
 
 
 def cache_root(data: Mapping[str, Any]) -> Path:
-    """Where the `data` group keeps what it has read."""
+    """The cache folder of the `data` group."""
     return Path(data["cache_dir"]) if data["cache_dir"] else default_root()
 
 
@@ -58,8 +78,8 @@ class Loaded(NamedTuple):
     """A table and its partition.
 
     Attributes:
-        cleaned: what was done to the training images, in words.
-        digests: of the images and labels of each part before anything was done, and of those trained on after that.
+        cleaned: a description of how the training set was cleaned.
+        digests: of the images and labels of each part before cleaning, and of the training set after it.
     """
 
     faces: FaceTable
@@ -69,11 +89,11 @@ class Loaded(NamedTuple):
 
 
 def load_parts(settings: Settings, *, cleaned: bool = True) -> Loaded:
-    """The table of a config and its partition, training images cleaned as `data.relabel` and `data.drop` say, unless
-    only others are of interest.
+    """The table of a config and its partition, with the training set cleaned by `data.relabel` and `data.drop` if
+    `cleaned`.
 
     Raises:
-        UserError: the source, the protocol or what cleans it cannot be.
+        UserError: the source, the protocol or the cleaning is invalid.
     """
     faces, data = load_faces(settings), settings["data"]
     parts = partition(faces, **settings["protocol"])
@@ -94,7 +114,7 @@ def load_parts_of(run_dir: Path, settings: Settings, *, cleaned: bool = True, wa
     """`load_parts` for a run that has been trained.
 
     Raises:
-        UserError: as there; or the data are not those that the run was started with, and `way_out`.
+        UserError: as there; or the data has changed since the run was started, with the remedy `way_out`.
     """
     loaded = load_parts(settings, cleaned=cleaned)
     folder.compare_partition(run_dir, loaded.faces.source, loaded.digests, way_out)

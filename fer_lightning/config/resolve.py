@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from fer_lightning.config import devices
 from fer_lightning.config.precision import AUTO, FP16, choose_precision
 from fer_lightning.data.quality.cleaning import digest
+from fer_lightning.data.readers.remote import is_url
 
 
 def resolve(cfg: DictConfig, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -29,8 +30,10 @@ def resolve(cfg: DictConfig, kept: Mapping[str, Any] | None = None) -> dict[str,
     for key in ("path", "votes", "relabel"):
         if data[key] == "" and key != "path":
             data[key] = None
-        if data[key] is not None:  # so that the run can be evaluated from another folder
+        if data[key] is not None and not is_url(data[key]):  # so that the run can be evaluated from another folder
             data[key] = os.path.abspath(Path(data[key]).expanduser())
+    # The source keeps its references to other keys of `data`, so that each value is in a run's config.yaml only once.
+    data["source"] = OmegaConf.to_container(cfg.data.source, resolve=False)
     # So that a run whose file has changed since is not resumed with other labels.
     data["relabel_digest"] = digest(data["relabel"]) if data["relabel"] else None
     if trainer["precision"] == AUTO:

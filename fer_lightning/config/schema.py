@@ -56,6 +56,7 @@ class Fault(Enum):
 @dataclass
 class Data:
     name: str = MISSING
+    source: dict[str, Any] = field(default_factory=dict)
     path: Optional[str] = None
     votes: Optional[str] = None
     target: Optional[Target] = None

@@ -11,7 +11,6 @@ import torch
 
 from fer_lightning.config import devices
 from fer_lightning.config.precision import BF16, FP16, has_native_bf16
-from fer_lightning.data.ferplus import HOW_TO_GET
 from fer_lightning.distributed.ranks import Ranks
 from fer_lightning.errors import UserError
 from fer_lightning.metrics.scores import by_name
@@ -30,9 +29,7 @@ def check(settings: Mapping[str, Any], place: Ranks | None = None) -> None:
         UserError: the first thing found.
     """
     data, trainer = settings["data"], settings["trainer"]
-    if data["name"] == "synthetic" and data["path"] is not None:
-        raise UserError(f"data.path={data['path']} contradicts data=synthetic, which draws its faces: leave one out")
-    _check_votes(data)
+    _check_source(data)
     _check_cleaning(data)
     if trainer["max_epochs"] < 1 and trainer["max_steps"] < 1:
         raise UserError(f"trainer.max_epochs={trainer['max_epochs']}: 1 at least is needed")
@@ -48,20 +45,17 @@ def check(settings: Mapping[str, Any], place: Ranks | None = None) -> None:
     _check_devices(settings, place)
 
 
-def _check_votes(data: Mapping[str, Any]) -> None:
-    name, votes, target, merge = data["name"], data.get("votes"), data.get("target"), data.get("merge")
+def _check_source(data: Mapping[str, Any]) -> None:
+    for key in ("path", "target"):
+        if data.get(key) is not None and key not in data["source"]:
+            raise UserError(
+                f"data.{key}={data[key]} contradicts data={data['name']}, whose source does not take it: leave one out"
+            )
+    merge = data.get("merge")
     if merge is not None and not (
         isinstance(merge, Mapping) and all(isinstance(text, str) for pair in merge.items() for text in pair)
     ):
         raise UserError(f"data.merge={merge}: null, or names of classes like {{contempt: disgust}}")
-    if name == "ferplus" and votes is None:
-        raise UserError(f"data.votes is not set, and data=ferplus has its labels from there: {HOW_TO_GET}")
-    if name == "ferplus" and target is None:
-        raise UserError("data.target=null: data=ferplus needs one of majority, probability, crossentropy")
-    if name != "ferplus" and target is not None:
-        raise UserError(f"data.target={target} is for taggers' votes: use data=ferplus with it, or leave it out")
-    if name == "synthetic" and votes is not None:
-        raise UserError(f"data.votes={votes} contradicts data=synthetic, whose faces have no votes: leave one out")
 
 
 def _check_cleaning(data: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The LightningDataModule: one table, partitioned, balanced, and served from the device."""
+"""The LightningDataModule: one table, partitioned and resampled, with its images on the device."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from fer_lightning.errors import UserError
 
 
 class FERDataModule(L.LightningDataModule):
-    """Serves a partitioned table.
+    """Data loaders of a partitioned table.
 
     Args:
         faces: every image of the source.
         parts: which of them train, validate and test.
         resample: changes the training set, see `fer_lightning.data.transforms.resampling`; validation and test images
             are never changed.
-        sampler: how often images are shown, see `fer_lightning.data.transforms.resampling`.
+        sampler: how often images are drawn, see `fer_lightning.data.transforms.resampling`.
         sampled_from: the first epoch, counted from 0, in which `sampler` is in force.
         augment: applied to each training batch.
         mix: applied to each training batch after that.
-        batch_size: images a batch of training, over all devices: each gets an equal part.
-        eval_batch_size: images a batch of validation and test, on each device.
+        batch_size: images per training batch over all devices, of which each gets an equal part.
+        eval_batch_size: images per validation and test batch on each device.
         seed: of the order of batches and of augmentation.
-        draw_labels: where the table has targets, train on a label drawn from them anew in each epoch.
-        cleaned: what was done to the training images beforehand, in words.
-        digests: of the images and labels of each part before that, see `fer_lightning.config.dataset.Loaded`.
+        draw_labels: if the table has targets, train on a label drawn from them in each epoch.
+        cleaned: a description of how the training set was cleaned.
+        digests: of the images and labels of each part before cleaning, see `fer_lightning.config.dataset.Loaded`.
 
     Raises:
-        UserError: batch sizes that cannot be, or fewer than two training images.
+        UserError: an invalid batch size, or fewer than two training images.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class FERDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if batch_size < 2:
-            raise UserError(f"data.batch_size={batch_size}: batch norm needs 2 images at least")
+            raise UserError(f"data.batch_size={batch_size}: batch norm needs at least 2 images; raise it")
         if eval_batch_size < 1:
-            raise UserError(f"data.eval_batch_size={eval_batch_size}: 1 at least is needed")
+            raise UserError(f"data.eval_batch_size={eval_batch_size}: must be at least 1")
         self.faces, self.parts, self.draw_labels, self.cleaned = faces, parts, draw_labels, cleaned
         self.digests = digests or parts.digests(faces)
         self.sampler, self.sampled_from, self.augment, self.mix = sampler, sampled_from, augment, mix
@@ -72,13 +72,13 @@ class FERDataModule(L.LightningDataModule):
         training = TrainingSet(faces.images[rows], faces.training_labels[rows], rows, copied, targets)
         self.training = training if resample is None else resample(training, faces.classes)
         if len(self.training) < 2:
-            raise UserError(f"{faces.source}: {len(self.training)} training image; 2 at least are needed")
+            raise UserError(f"{faces.source}: {len(self.training)} training image; at least 2 are needed")
 
         self._loader: FaceLoader | None = None
         self._skip = 0
 
     def state_dict(self) -> dict[str, int]:
-        """How many images of the epoch have been trained on: Lightning keeps it in checkpoints."""
+        """How many images of the epoch have been used for training; Lightning stores it in checkpoints."""
         within_epoch = self._loader is not None and self.trainer is not None and not self.trainer.is_last_batch
         return {"images": self._loader.served if within_epoch else 0}  # type: ignore[union-attr]
 
@@ -87,19 +87,21 @@ class FERDataModule(L.LightningDataModule):
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
-        """Images per class of what is trained on, after resampling: int64 (C,). With a sampler that is in force from
-        the start, as many as an epoch is expected to show."""
+        """Images per class of the training set after resampling, int64 (C,). With a sampler that is active from the
+        start, the expected number in an epoch."""
         counts = self.training.counts(len(self.faces.classes))
         if self.sampler is None or self.sampled_from:
             return counts
-        shown = self.sampler.probabilities(counts) * counts.sum()
-        return np.where(counts > 0, np.maximum(shown.round(), 1), 0).astype(np.int64)
+        expected = self.sampler.probabilities(counts) * counts.sum()
+        return np.where(counts > 0, np.maximum(expected.round(), 1), 0).astype(np.int64)
 
     def train_dataloader(self) -> FaceLoader:
         training = self.training
-        rank, world = _place(self.trainer)
+        rank, world = _rank(self.trainer)
         if len(training) < 2 * world:
-            raise UserError(f"{self.faces.source}: {len(training)} training images are too few for {world} devices")
+            raise UserError(
+                f"{self.faces.source}: {len(training)} training images are too few for {world} devices; use fewer"
+            )
         order = TrainingOrder(len(training), self.batch_size, seed=self.seed, rank=rank, world=world, **self._drawn())
         skip, self._skip = self._skip, 0
         self._loader = FaceLoader(
@@ -118,7 +120,7 @@ class FERDataModule(L.LightningDataModule):
         return self._loader
 
     def _drawn(self) -> dict[str, Any]:
-        """What the sampler makes of the training order."""
+        """The arguments of the training order that follow from the sampler."""
         if self.sampler is None:
             return {}
         counts = self.training.counts(len(self.faces.classes))
@@ -138,13 +140,13 @@ class FERDataModule(L.LightningDataModule):
 
 
 def evaluation_loader(faces: FaceTable, rows: Rows, batch_size: int, trainer: L.Trainer | None) -> FaceLoader:
-    """The images of `rows`, in order, those of the trainer's rank, on the trainer's device."""
-    rank, world = _place(trainer)
+    """The images of `rows` that the rank of the trainer scores, in order, on its device."""
+    rank, world = _rank(trainer)
     order = EvaluationOrder(len(rows), batch_size, rank=rank, world=world)
     return FaceLoader(faces.images[rows], faces.labels[rows], rows, order, _device(trainer))
 
 
-def _place(trainer: L.Trainer | None) -> tuple[int, int]:
+def _rank(trainer: L.Trainer | None) -> tuple[int, int]:
     return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
 
 

@@ -1,4 +1,4 @@
-"""FER+: what ten taggers see in each image of FER-2013 (Barsoum et al. 2016, arXiv:1608.01041), and labels from that.
+"""FER+: votes of ten taggers for each image of FER-2013 (Barsoum et al. 2016, arXiv:1608.01041), and labels from them.
 
 The rules are those of the authors' code (github.com/microsoft/FERPlus, src/ferplus.py).
 """
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_lightning.data.labels import class_name, split_name
-from fer_lightning.data.readers.streams import found, reading, shown
+from fer_lightning.data.readers.streams import reading
 from fer_lightning.data.table import FER_CLASSES, SPLITS, UNLABELLED, FaceTable, merge_classes
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, printable, quoted
 
 VOTES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
 """Columns of the file, and of `FaceTable.votes`; NF is "not a face"."""
@@ -34,47 +34,47 @@ _COLUMNS = [[class_name(name) for name in VOTES].index(name) for name in CLASSES
 
 
 def attach(faces: FaceTable, path: str | os.PathLike[str], named: str = "data.votes") -> FaceTable:
-    """`faces` with the votes of the file at `path`, which has a row for each of theirs.
+    """A copy of `faces` with the votes of the file at `path`, which has a row for each image.
 
     Args:
-        faces: the table of FER-2013's own CSV, complete and in its order.
+        faces: the table of fer2013.csv, complete and in its order.
         path: fer2013new.csv, also compressed.
-        named: what `path` was given as, for messages.
+        named: the option that `path` was given as, for messages.
 
     Raises:
-        UserError: the file is not there or faulty, or belongs to other images.
+        UserError: the file does not exist, is invalid, or belongs to other images.
     """
     if not np.strings.startswith(faces.ids, b"row ").all():
         raise UserError(
-            f"{named}: {faces.source} does not number its images by the rows of fer2013.csv, as FER+ does its "
-            f"votes: give that CSV as the data, or leave {named} out"
+            f"{named}: {faces.source} does not number its images by the rows of fer2013.csv, as the votes "
+            f"of FER+ are: use that CSV as the data, or leave {named} out"
         )
-    where = shown(path)
+    where = printable(path)
     split, votes = _read(Path(path), where, named)
     if len(votes) != len(faces):
         raise UserError(
-            f"{named}: {where} has {len(votes):,} rows and {faces.source} {len(faces):,}: FER+ votes go with the "
-            "whole fer2013.csv, row by row"
+            f"{named}: {where} has {len(votes):,} rows and {faces.source} {len(faces):,}: FER+ votes belong "
+            "to the complete fer2013.csv, row by row: use that file"
         )
     if (differ := split != faces.split).any():
         row = int(differ.argmax())
         raise UserError(
             f"{named}: {where}, row {row} is of the split '{SPLITS[split[row]]}', and {faces.source}, row {row} "
-            f"of '{SPLITS[faces.split[row]]}': FER+ votes go with fer2013.csv in its original order"
+            f"of '{SPLITS[faces.split[row]]}': FER+ votes belong to fer2013.csv in its original order: use that file"
         )
     return replace(faces, votes=votes)
 
 
 def relabelled(faces: FaceTable, target: Target, merge: Mapping[str, str] | None = None) -> FaceTable:
-    """`faces` with the classes and labels of FER+ in place of their own.
+    """A copy of `faces` with the classes and labels of FER+ instead of their own.
 
-    Labels are those of `majority`, whatever the target: validation and test images are scored against them. An image
-    without one, because too few taggers agree or because they see no emotion or no face, is unlabelled.
+    Labels are those of `majority` for every target: validation and test images are scored by them. An image without
+    one, because too few taggers agree or because they see no emotion or no face, is unlabelled.
 
     Args:
         faces: a table with votes.
-        target: what is learned. `majority`: the label. `crossentropy`: the distribution of votes, see `distribution`.
-            `probability`: a label drawn from it, anew in each epoch.
+        target: the training target. `majority`: the label. `crossentropy`: the distribution of votes, see
+            `distribution`. `probability`: a label drawn from it in each epoch.
         merge: classes whose votes count for another class, see `merge_classes`.
 
     Raises:
@@ -94,14 +94,14 @@ def relabelled(faces: FaceTable, target: Target, merge: Mapping[str, str] | None
 
 
 def majority(votes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The emotion with more than half of the votes, once single ones are left out as outliers.
+    """The emotion with more than half of the votes, where single votes are ignored as outliers.
 
     Args:
         votes: int64 (N, C + 2): emotions, unknown, not a face.
 
     Returns:
         int64 (N,), `UNLABELLED` where there is none. Of the real file, 25,060 training, 3,199 PublicTest and 3,153
-        PrivateTest images have one: the numbers that papers on FER+ give (from memory; none was at hand to cite).
+        PrivateTest images have one.
     """
     votes = _without_outliers(votes)
     winner = votes.argmax(1)
@@ -110,18 +110,18 @@ def majority(votes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def distribution(votes: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The shares of the emotions that most taggers see, once single votes are left out as outliers.
+    """The shares of the emotions with the most votes, where single votes are ignored as outliers.
 
-    Emotions are taken by their number of votes, those of equally many together, until three quarters of the votes are
-    covered, three emotions are taken, or unknown or not-a-face has as many votes as the next. An image of which half
-    the votes or fewer are covered then, or by more than three emotions, is left out.
+    Emotions are added in the order of their votes, ties together, until three quarters of the votes are covered, three
+    emotions are included, or unknown or not-a-face has as many votes as the next. An image with half of its votes or
+    fewer covered, or with more than three emotions, is left out.
 
     Args:
         votes: int64 (N, C + 2): emotions, unknown, not a face.
 
     Returns:
-        float32 (N, C), rows with the sum 1; 0 throughout for an image that is left out. Of the real file's training
-        images 27,956 remain.
+        float32 (N, C), rows with the sum 1; all 0 for an image that is left out. Of the training images of the real
+        file 27,956 remain.
     """
     left = _without_outliers(votes)
     total = left.sum(1)
@@ -140,7 +140,7 @@ def distribution(votes: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def nonface(votes: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Where most taggers see no face: votes uint8 (N, 10), see `VOTES`, to bool (N,)."""
+    """Whether most taggers see no face, bool (N,), from votes uint8 (N, 10), see `VOTES`."""
     return np.asarray(2 * votes[:, -1].astype(np.int64) > votes.sum(1, dtype=np.int64))
 
 
@@ -164,13 +164,15 @@ def _read(path: Path, where: str, named: str) -> tuple[NDArray[np.int8], NDArray
     if (unknown := split < 0).any():
         row = int(unknown.argmax())
         raise UserError(
-            f"{where}, row {row}: Usage {found(usage[row])} is not Training, PublicTest or PrivateTest: correct it"
+            f"{where}, row {row}: Usage {quoted(usage[row])} is not Training, PublicTest or PrivateTest: correct it"
         )
     columns: Any = frame[[name.lower() for name in VOTES]]
     votes = columns.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     wrong = ~((votes >= 0) & (votes <= 255) & (votes % 1 == 0))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        text = found(str(columns.iat[row, column]))
-        raise UserError(f"{where}, row {row}: {VOTES[column]} {text} is no number of votes, 0 to 255: correct it")
+        text = quoted(str(columns.iat[row, column]))
+        raise UserError(
+            f"{where}, row {row}: {VOTES[column]} {text} is not a number of votes from 0 to 255: correct it"
+        )
     return split, votes.astype(np.uint8)

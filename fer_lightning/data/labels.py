@@ -1,4 +1,4 @@
-"""Class and split names as people write them, turned into this project's names and numbers."""
+"""Class and split names in their various spellings, converted to those of this project."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.data.readers.streams import found
 from fer_lightning.data.table import FER_CLASSES, SPLITS, UNLABELLED
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, quoted
 
 MAX_CLASSES = 1000
-"""More names than this in a column are not classes."""
+"""A column with more different names than this does not contain classes."""
 
 _FER_LABELS = [str(label) for label in range(len(FER_CLASSES))]
 
@@ -48,13 +47,13 @@ _SPLIT_SYNONYMS = {
 
 
 def class_name(text: str) -> str:
-    """The name of a class however it is written: "Happiness " -> "happy"; names FER-2013 has not are lower-cased."""
-    name = text.encode(errors="backslashreplace").decode().strip().lower()  # a file name may be no valid UTF-8
+    """The canonical name of a class: "Happiness " -> "happy"; names that FER-2013 does not have are lower-cased."""
+    name = text.encode(errors="backslashreplace").decode().strip().lower()  # a file name may be invalid UTF-8
     return _CLASS_SYNONYMS.get(name, name)
 
 
 def split_name(text: str) -> str | None:
-    """The member of `faces.SPLITS` that a Usage value or a folder name stands for: "Public_Test" -> "public"."""
+    """The member of `SPLITS` that a Usage value or a folder name means: "Public_Test" -> "public"; None if none."""
     return _SPLIT_SYNONYMS.get(re.sub(r"[\s_-]", "", text.lower()))
 
 
@@ -65,7 +64,7 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 class LabelColumn:
-    """The emotion column, of which numbers mean FER-2013's classes and anything else is a class name."""
+    """The emotion column: numbers are the classes of FER-2013, anything else is a class name."""
 
     def __init__(self) -> None:
         self.numeric = True
@@ -73,14 +72,14 @@ class LabelColumn:
         self._codes: dict[bytes, int] = {}
 
     def code(self, field: bytes, where: str) -> int:
-        """A stand-in for the label, until all are known."""
+        """A provisional number for the label, see `resolve`."""
         code = self._codes.get(field)
         if code is None:
             code = self._codes[field] = self._learn(_text(field, where), where)
         return code
 
     def resolve(self) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-        """The classes, and the label of each code; the last serves code -1."""
+        """The classes, and the label of each code; the last one is for code -1."""
         classes = FER_CLASSES if self.numeric else class_order(self._names)
         labels = [classes.index(name) for name in (classes if self.numeric else self._names)]
         return classes, np.array([*labels, UNLABELLED], dtype=np.int64)
@@ -92,10 +91,12 @@ class LabelColumn:
         if self.numeric:
             if text not in _FER_LABELS:
                 known = ", ".join(f"{i} {name}" for i, name in enumerate(FER_CLASSES))
-                raise UserError(f"{where}: emotion {found(text)} is none of {known}: correct or remove the row")
+                raise UserError(f"{where}: emotion {quoted(text)} is not one of {known}: correct or remove the row")
             return int(text)
         if is_number or not text:
-            raise UserError(f"{where}: emotion {found(text)} is no class name, as in the rows before: correct the row")
+            raise UserError(
+                f"{where}: emotion {quoted(text)} is no class name, unlike in the rows before: correct the row"
+            )
         name = class_name(text)
         if name not in self._names:
             self._names.append(name)
@@ -105,7 +106,7 @@ class LabelColumn:
 
 
 class UsageColumn:
-    """The Usage column, which says to which split a row belongs."""
+    """The Usage column: the split of each row."""
 
     def __init__(self) -> None:
         self._splits: dict[bytes, int] = {}
@@ -117,7 +118,7 @@ class UsageColumn:
             text = _text(field, where)
             name = split_name(text)
             if name is None:
-                raise UserError(f"{where}: Usage {found(text)} is not Training, PublicTest or PrivateTest: correct it")
+                raise UserError(f"{where}: Usage {quoted(text)} is not Training, PublicTest or PrivateTest: correct it")
             split = self._splits[field] = SPLITS.index(name)
         return split
 
@@ -126,4 +127,4 @@ def _text(field: bytes, where: str) -> str:
     try:
         return field.decode().strip()
     except UnicodeDecodeError:
-        raise UserError(f"{where}: {found(field)} is not UTF-8: save the file as UTF-8") from None
+        raise UserError(f"{where}: {quoted(field)} is not UTF-8: save the file as UTF-8") from None

@@ -1,4 +1,4 @@
-"""Batches from images that live on the device."""
+"""Batches from images that are stored on the device."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fer_lightning.data.transforms.augment import Draws
 
 
 class Batch(NamedTuple):
-    """images float (B, 1, H, W) in [0, 1]; labels int64 (B,); rows int64 (B,), where each came from in its source;
-    targets float (B, C), probabilities to learn where they are more than the label."""
+    """images float (B, 1, H, W) in [0, 1]; labels int64 (B,); rows int64 (B,), the row of each in the
+    table; targets float (B, C), probabilities to learn instead of the label, if there are any."""
 
     images: Tensor
     labels: Tensor
@@ -36,7 +36,7 @@ class MixImages(Protocol):
 
 
 def draw_labels(targets: NDArray[np.float32], rows: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """A class for each image, drawn from its distribution; it follows from (seed, epoch, row) and nothing else.
+    """A class for each image, drawn from its distribution; it depends on (seed, epoch, row) only.
 
     Args:
         targets: float (N, C), rows with the sum 1.
@@ -54,20 +54,20 @@ def draw_labels(targets: NDArray[np.float32], rows: NDArray[np.int64], *, seed: 
 
 
 class TrainingOrder:
-    """Which images one rank trains on in one epoch, and in which order.
+    """The images that one rank trains on in one epoch, in their order.
 
-    Every rank draws the same order of (seed, epoch) and cuts it into the same batches; of each batch it takes its part.
-    A batch thus holds the same images on any number of devices. What is left over at the end of an epoch, less than a
-    batch, is left out; another epoch leaves out others.
+    Every rank draws the same permutation from (seed, epoch), divides it into the same batches and takes its part of
+    each. A batch thus has the same images on any number of devices. What remains at the end of an epoch, less than a
+    batch, is dropped; another epoch drops other images.
 
-    Lightning calls `set_epoch` on whatever a loader carries as `sampler`.
+    Lightning calls `set_epoch` on the `sampler` attribute of a loader.
 
     Args:
         n: images in the training set.
-        batch_size: images a batch, over all ranks; fewer only if there are fewer altogether.
-        seed, rank, world: of the shuffle, this rank and how many there are.
-        probabilities: float (n,), draw each image with its own instead of showing every one once.
-        drawn_from: the first epoch, from 0, in which they are in force.
+        batch_size: images per batch over all ranks; reduced if there are fewer images.
+        seed, rank, world: of the permutation; this rank and the number of ranks.
+        probabilities: float (n,), of drawing each image, with replacement, instead of a permutation.
+        drawn_from: the first epoch, from 0, in which they apply.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class TrainingOrder:
         return self.n // self.batch_size
 
     def batch(self, number: int) -> NDArray[np.int64]:
-        """This rank's positions in the data set of a batch of the epoch, int64 (batch_size / world,)."""
+        """Indices into the training set of this rank's part of a batch, int64 (batch_size / world,)."""
         if self._shuffled is None or self._shuffled[0] != self.epoch:
             rng = np.random.default_rng([self.seed, self.epoch])
             drawn = self.probabilities is not None and self.epoch >= self.drawn_from
@@ -106,16 +106,16 @@ class TrainingOrder:
         return self._shuffled[1][number * self.batch_size : (number + 1) * self.batch_size][self.shard]
 
     def draws(self, number: int) -> Draws:
-        """The random numbers of a batch of the epoch."""
+        """The random numbers of a batch."""
         seed = np.random.SeedSequence([self.seed, self.epoch, number]).generate_state(1, np.uint64)[0]
         return Draws(int(seed % 2**63), self.batch_size, self.shard)
 
 
 class EvaluationOrder:
-    """Which images one rank scores: whole batches in turn, so that a batch, and with it every rounding, is the same on
-    any number of devices.
+    """The images that one rank scores. Ranks take complete batches in turn, so that a batch, and with it all rounding,
+    is the same on any number of devices.
 
-    Every rank gets equally many batches, since ranks wait for each other; where they run out, an empty one.
+    Every rank gets the same number of batches, since ranks wait for each other; the last may be empty.
     """
 
     def __init__(self, n: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
@@ -125,31 +125,31 @@ class EvaluationOrder:
         return math.ceil(self.n / (self.batch_size * self.world))
 
     def batch(self, number: int) -> NDArray[np.int64]:
-        """This rank's positions in the data set, int64, at most `batch_size`; none is given to two ranks."""
+        """Indices of a batch of this rank, int64, at most `batch_size`; no image goes to two ranks."""
         start = (number * self.world + self.rank) * self.batch_size
         return np.arange(start, max(start, min(start + self.batch_size, self.n)))
 
 
 class FaceLoader:
-    """Iterates batches gathered from one uint8 tensor on the training device; there are no workers to feed it.
+    """Iterates batches gathered from one uint8 tensor on the training device, without workers.
 
     Args:
         images: uint8 (N, H, W).
         labels, rows: int64 (N,).
-        order: which of them, in which order; augmentation needs a TrainingOrder.
-        device: where the images are put, once.
+        order: the images and their order; augmentation needs a TrainingOrder.
+        device: the device that the images are copied to, once.
         augment: applied to each batch.
         mix: applied to each batch after that.
         class_counts: training images per class, int64 (C,); for `mix`.
-        skip: images of the first epoch to leave out: a run that is gone on with has seen them.
-        targets: float (N, C), distributions to learn in place of the labels.
-        draw_labels: learn a label that is drawn from them, see `draw_labels`, in each epoch of a TrainingOrder.
+        skip: images of the first epoch to skip, since a resumed run has seen them.
+        targets: float (N, C), distributions to learn instead of the labels.
+        draw_labels: learn a label that is drawn from them in each epoch of a TrainingOrder, see `draw_labels`.
 
     Attributes:
-        served: images of the epoch that have been handed out, by all ranks.
+        served: images of the epoch that have been served by all ranks.
     """
 
-    batch_sampler = None  # Lightning asks for one wherever it finds a `sampler`
+    batch_sampler = None  # Lightning reads it of every loader with a `sampler`
 
     def __init__(
         self,
@@ -213,8 +213,8 @@ class FaceLoader:
         return self.labels
 
     def state_dict(self) -> dict[str, int]:
-        """Nothing; that there is one tells Lightning that training can go on within an epoch."""
+        """Empty; its existence makes Lightning resume within an epoch."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Nothing: the data module keeps the place, since Lightning restores loaders only if it made them late."""
+        """Nothing to restore: the data module stores the position, since Lightning restores loaders too late."""

@@ -1,4 +1,4 @@
-"""Who trains, who validates, who tests."""
+"""Protocols: which images train, validate and test."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Partition:
     """Row numbers into a FaceTable, each ascending and disjoint from the others.
 
     Attributes:
-        train: images with something to learn, see `FaceTable.training_labels`.
+        train: images with a label or a distribution to learn, see `FaceTable.training_labels`.
         val: labelled images.
-        test: images to score; unlabelled ones among them are predicted but count in no score.
-        clean: bool (N,), one for each image of the table: false where it, or a twin of it, is among the images
-            that `seen` names.
+        test: images to score; unlabelled ones among them are predicted, but not scored.
+        clean: bool (N,), one for each image of the table: false where it, or an image that counts as the same (see
+            `FaceTable.twins`), is among those that `seen` returns.
     """
 
     train: Rows
@@ -37,14 +37,14 @@ class Partition:
     clean: NDArray[np.bool_]
 
     def digests(self, faces: FaceTable) -> dict[str, str]:
-        """Digests of the images that train, validate and test, with their labels: others where anything is."""
-        found = {}
+        """Digests of the images and labels of each part, which change if anything in it does."""
+        digests = {}
         for name in ("train", "val", "test"):
             rows: Rows = getattr(self, name)
             content = faces.digests[rows].tobytes() + faces.labels[rows].tobytes()
             content += b"" if faces.targets is None else faces.targets[rows].tobytes()
-            found[name] = hashlib.blake2b(content, digest_size=16).hexdigest()
-        return found
+            digests[name] = hashlib.blake2b(content, digest_size=16).hexdigest()
+        return digests
 
 
 def partition(
@@ -61,9 +61,9 @@ def partition(
     `kaggle` is Training / PublicTest / PrivateTest. `report` is Training less a hold-out / that hold-out / PublicTest
     and PrivateTest together, the student report's 7,178. `kfold` divides Training and PublicTest into `folds` parts,
     validates on part number `fold` and tests on PrivateTest. Where a source has no validation or labelled test images
-    of its own, a hold-out of its training images takes their place.
+    of its own, a hold-out of its training images replaces them.
 
-    Hold-outs and folds are stratified by class, and twins, see `FaceTable.twins`, stay on one side.
+    Hold-outs and folds are stratified by class; images that count as the same, see `FaceTable.twins`, stay together.
 
     Args:
         faces: the table.
@@ -77,19 +77,17 @@ def partition(
         UserError: an option out of range, no training images, or a class without a training image.
     """
     if not 0 < holdout < 0.5:
-        raise UserError(f"protocol.holdout={holdout}: a fraction above 0 and below 0.5 is needed")
+        raise UserError(f"protocol.holdout={holdout}: must be above 0 and below 0.5")
     if folds < 2 or not 0 <= fold < folds:
         raise UserError(
-            f"protocol.fold={fold} of protocol.folds={folds}: folds count from 0, and 2 at least are needed"
+            f"protocol.fold={fold} of protocol.folds={folds}: folds are numbered from 0, and there must be 2 or more"
         )
 
     labelled = faces.labels != UNLABELLED
     pool = faces.rows(*_pool(name))
     pool = pool[faces.training_labels[pool] != UNLABELLED]
     if len(pool) == 0:
-        raise UserError(
-            f"{faces.source}: no training images; a folder train/<class>/ or rows with Usage=Training hold them"
-        )
+        raise UserError(f"{faces.source}: no training images; add a folder train/<class>/ or rows with Usage=Training")
 
     test = faces.rows(*(("public", "private", "test") if name == "report" else ("private", "test")))
     unlabelled_test = test[~labelled[test]]
@@ -114,17 +112,19 @@ def partition(
 
     need_every_class(faces, train)
     if not len(val):
-        raise UserError(f"{faces.source}: {len(pool)} training images are too few for a hold-out of {holdout:g}")
+        raise UserError(
+            f"{faces.source}: {len(pool)} training images are too few for protocol.holdout={holdout:g}; raise it"
+        )
 
     test = np.union1d(test, unlabelled_test)
     return Partition(train, val, test, clean=~np.isin(faces.twins, faces.twins[seen(faces, name, test)]))
 
 
 def seen(faces: FaceTable, name: ProtocolName, test: Rows) -> Rows:
-    """The images that runs of a protocol may train on, less `test`.
+    """The images that runs of a protocol may train on, without `test`.
 
-    Those held out for validation, in another fold, and those left out of training are among them: the same test images
-    are clean in every run.
+    They include those held out for validation, those of other folds and those removed by cleaning, so that the
+    same test images are clean in every run.
     """
     return np.setdiff1d(faces.rows(*_pool(name)), test)
 
@@ -134,24 +134,25 @@ def _pool(name: ProtocolName) -> tuple[str, ...]:
 
 
 def need_every_class(faces: FaceTable, train: Rows, way_out: str | None = None) -> None:
-    """Raises UserError, with the way out, where a class has no image among the rows to train on."""
+    """Raise UserError with the remedy `way_out` if a class has no image among the rows `train`."""
     empty = [c for c, n in zip(faces.classes, faces.counts(train, training=True), strict=True) if n == 0]
     if empty:
-        kept = ",".join(c for c in faces.classes if c not in empty)
-        way_out = way_out or f"add some, or name the classes to keep with data.classes=[{kept}]"
+        remaining = ",".join(c for c in faces.classes if c not in empty)
+        way_out = way_out or f"add some, or name the classes to keep with data.classes=[{remaining}]"
         raise UserError(f"{faces.source}: no training image of {', '.join(empty)}; {way_out}")
 
 
 def _held_out(faces: FaceTable, rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """`rows` less a hold-out, and the hold-out."""
+    """`rows` without a hold-out, and the hold-out."""
     held = _positions(faces, rows, seed) < fraction
     return rows[~held], rows[held]
 
 
 def _positions(faces: FaceTable, rows: Rows, seed: int) -> NDArray[np.float64]:
-    """Places each row in [0, 1) so that any interval of length f holds about f of each class, and twins lie together.
+    """A position in [0, 1) for each row: any interval of length f contains about a fraction f of each class, and images
+    that count as the same have the same position.
 
-    Twins with conflicting labels count as the class of the first of them.
+    Of those with different labels, the label of the first counts.
     """
     _, first, group = np.unique(faces.twins[rows], return_index=True, return_inverse=True)
     size = np.bincount(group)

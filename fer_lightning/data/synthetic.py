@@ -1,7 +1,7 @@
 """Faces drawn by code: FER-2013's classes and imbalance, with nothing to download.
 
-A face is a set of numbers: who it is (head, hair, skin, glasses, ...), how it was photographed (pose, light, sharpness,
-noise) and what it expresses. Expressions vary in strength and lean towards a neighbouring one, so that classes overlap
+A face is a set of numbers: the person (head, hair, skin, glasses, ...), the photograph (pose, light, sharpness, noise)
+and the expression. Expressions vary in strength and lean towards a neighbouring one, so that classes overlap
 as they do in FER-2013 and no network reaches 100 %.
 
 The images are the same bytes everywhere: the only random numbers are PCG64's uniform ones, and every operation is an
@@ -23,10 +23,10 @@ from fer_lightning.errors import UserError
 Floats = NDArray[np.float64]
 
 FORMAT = 2
-"""Counts up when the same parameters come to mean other images, so that nothing cached is mistaken for them."""
+"""Increase this whenever the same parameters produce other images, so that cached results are not mistaken for them."""
 
 TRAINING_COUNTS = (3995, 436, 4097, 7215, 4830, 3171, 4965)
-"""FER-2013's Training images per class; every split is divided in this proportion."""
+"""FER-2013's Training images per class; every split has these proportions."""
 
 MIN_PER_CLASS = 3
 CHUNK = 4  # faces drawn at once: from 6 on, malloc hands their arrays back each time, and page faults double the time
@@ -41,7 +41,7 @@ EXPRESSION = {
     "surprise": (0.18, 0.05, 0.165, 0.230, 0.25, 0.00, 0.15, 0.00, 0.00, -0.03),
     "neutral": (0.00, 0.00, 0.100, 0.000, 0.32, 0.00, 0.10, 0.00, 0.10, 0.00),
 }
-"""What a full expression looks like.
+"""The shape of a full expression.
 
 In half face widths: how far the brows are raised, how much higher their inner ends are, half the eye opening, the mouth
 opening, half the mouth width, how far its corners are raised. In 0–1: how much of an open mouth is teeth, how wrinkled
@@ -60,24 +60,22 @@ NEIGHBOURS = {
     "surprise": ("fear", "happy", "fear"),
     "neutral": ("sad", "angry", "happy"),
 }
-"""The classes that an expression may lean towards."""
+"""The classes that an expression may resemble."""
 
 
 def synthetic(*, n_train: int, n_val: int, n_test: int, seed: int = 0) -> FaceTable:
     """Drawn faces in the splits `train`, `public` (`n_val`) and `private` (`n_test`), so that every protocol works.
 
-    A split depends on its own size and the seed alone. Three thousand faces take about a second.
+    A split depends only on its own size and the seed. Three thousand faces take about a second.
 
     Raises:
         UserError: a split too small for one face of each class (validation and test may be empty), or a negative seed.
     """
     for key, n, allowed_empty in (("n_train", n_train, False), ("n_val", n_val, True), ("n_test", n_test, True)):
         if n < len(FER_CLASSES) and not (allowed_empty and n == 0):
-            raise UserError(
-                f"data.synthetic.{key}={n}: at least {len(FER_CLASSES)} faces are needed, one of each class"
-            )
+            raise UserError(f"data.synthetic.{key}={n}: must be at least {len(FER_CLASSES)}, one face of each class")
     if seed < 0:
-        raise UserError(f"data.synthetic.seed={seed}: a seed of 0 or more is needed")
+        raise UserError(f"data.synthetic.seed={seed}: must be 0 or more")
 
     sizes = {"train": n_train, "public": n_val, "private": n_test}
     drawn = [_draw_split(n, seed, SPLITS.index(name)) for name, n in sizes.items()]
@@ -104,7 +102,7 @@ def _draw_split(n: int, seed: int, stream: int) -> tuple[NDArray[np.uint8], NDAr
 
 
 def _class_counts(n: int) -> list[int]:
-    """`n` faces divided as FER-2013's Training, with at least a few of each class where `n` allows."""
+    """`n` divided in the proportions of FER-2013's Training, with at least a few of each class if `n` allows."""
     total = sum(TRAINING_COUNTS)
     counts = [max(n * count // total, min(MIN_PER_CLASS, n // len(FER_CLASSES))) for count in TRAINING_COUNTS]
     counts[TRAINING_COUNTS.index(max(TRAINING_COUNTS))] += n - sum(counts)
@@ -140,7 +138,7 @@ class _Uniform:
 
 @dataclass(frozen=True)
 class _Canvas:
-    """Faces being drawn, or a band of rows of them, with the place of each pixel in the face.
+    """Faces being drawn, or a band of rows of them, with the position of each pixel in the face.
 
     Lengths are in half face widths, from a point between eyes and nose. Shapes are signed distances, negative inside.
     Tones run from 0, black, to 1.
@@ -161,7 +159,7 @@ class _Canvas:
     sharpness: Floats
 
     def paint(self, distance: Floats, tone: Floats, strength: Floats | float = 1.0) -> None:
-        """Lays `tone` over what is inside the shape."""
+        """Paint `tone` over the inside of the shape."""
         cover = distance * -self.sharpness
         cover += 0.5
         np.maximum(cover, 0.0, out=cover)
@@ -172,7 +170,7 @@ class _Canvas:
         np.add(self.tone, change, out=self.tone)
 
     def rows(self, top: int, bottom: int) -> _Canvas:
-        """A band that small features keep to; the rest of the picture costs no time."""
+        """A band of rows, for small features: the rest of the image costs no time."""
         pixels = {
             name: getattr(self, name)[:, top * SIDE : bottom * SIDE] for name in ("tone", "x_head", "x", "y", "side")
         }
@@ -286,13 +284,13 @@ def _mouth(
     lips = np.abs(middle) - half * (1 + draw(0.03, 0.08) / np.maximum(0.5 * gape, 0.02))
     on.paint(np.maximum(lips, beside), skin * draw(0.6, 0.9))
     on.paint(np.maximum(np.abs(middle) - half - 0.018, beside), skin * draw(0.15, 0.4))
-    shown = np.minimum(np.maximum(teeth, 0.0), 1.0) * gape
-    row = np.maximum(np.abs(middle) - half + 0.01, middle + 0.5 * gape - shown)
-    on.paint(np.maximum(row, beside), np.minimum(skin + 0.3, 0.95), np.minimum(shown / 0.03, 1.0))
+    visible = np.minimum(np.maximum(teeth, 0.0), 1.0) * gape
+    row = np.maximum(np.abs(middle) - half + 0.01, middle + 0.5 * gape - visible)
+    on.paint(np.maximum(row, beside), np.minimum(skin + 0.3, 0.95), np.minimum(visible / 0.03, 1.0))
 
 
 def _ellipse(x: Floats, y: Floats, half_width: Floats | float, half_height: Floats | float) -> Floats:
-    """The signed distance from an axis-parallel ellipse: nearly right at the edge, half the right one at the centre."""
+    """The signed distance from an axis-parallel ellipse: nearly exact at the edge, half of it at the centre."""
     x, y = x * (1 / half_width), y * (1 / half_height)
     x *= x
     y *= y

@@ -1,4 +1,9 @@
-"""FaceTable: the one form that every source of faces is turned into."""
+"""FaceTable: the table of faces that every data source returns.
+
+Two images are *duplicates* if their pixels are identical, and *near-duplicates* if they show the same photograph, see
+`fer_lightning.data.quality.duplicates`. `data.twins` chooses whether near-duplicates, too, count as the same image: in
+hold-outs, folds and the scores of clean test images.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +27,15 @@ SIDE = 48
 UNLABELLED = -1
 
 SPLITS = ("train", "val", "public", "private", "test")
-"""Where a source says an image belongs; `FaceTable.split` holds indices into this tuple.
+"""The splits that a source assigns images to; `FaceTable.split` holds indices into this tuple.
 
-`public` and `private` are Kaggle's PublicTest and PrivateTest; `test` is a test set that is not divided so.
+`public` and `private` are Kaggle's PublicTest and PrivateTest; `test` is a test set that is not divided in two.
 """
 
 
 @dataclass(frozen=True)
 class FaceTable:
-    """Faces with what is known of each.
+    """Faces and their labels.
 
     Attributes:
         images: uint8 (N, 48, 48), grey, often a read-only memory map.
@@ -38,12 +43,12 @@ class FaceTable:
         split: int8 (N,), indices into `SPLITS`.
         ids: bytes (N,), UTF-8: the file inside a folder or archive, or "row 17" of a CSV (row 0 follows the header).
         classes: class names in label order.
-        source: what the user named, for messages and reports.
+        source: the path or name that the user gave, for messages and reports.
         fingerprint: hex digest of the content the table was read from.
-        votes: uint8 (N, 10), taggers' votes for what `fer_lightning.data.ferplus.VOTES` names, if there are any.
-        targets: float32 (N, C), distributions over the classes to train on in place of labels, if there are any; 0
-            throughout for an image that is not trained on.
-        near: group number of each image, int64 (N,), where near-duplicates count as twins; else None.
+        votes: uint8 (N, 10), taggers' votes in the order of `fer_lightning.data.ferplus.VOTES`, if there are any.
+        targets: float32 (N, C), distributions over the classes to train on instead of labels, if there are any; all 0
+            for an image that is not in the training set.
+        near: group number of each image, int64 (N,), if near-duplicates count as the same image; otherwise None.
     """
 
     images: NDArray[np.uint8]
@@ -74,103 +79,102 @@ class FaceTable:
 
     @cached_property
     def training_labels(self) -> NDArray[np.int64]:
-        """What an image is trained as, int64 (N,): its label or, where there are targets, the class it is most, the
-        first of several; `UNLABELLED` if it is not trained on."""
+        """Labels for training, int64 (N,): with targets, the class of the largest share (the first of equals), and
+        `UNLABELLED` for an image that is not in the training set; otherwise `labels`."""
         if self.targets is None:
             return self.labels
         return np.where(self.targets.any(1), self.targets.argmax(1), UNLABELLED)
 
     def counts(self, rows: NDArray[Any] | None = None, *, training: bool = False) -> NDArray[np.int64]:
-        """Labelled images per class, int64 (C,), of all rows or of `rows`; `training` goes by what they are trained
-        as."""
+        """Labelled images per class, int64 (C,), of all rows or of `rows`; by `training_labels` if `training`."""
         labels = self.training_labels if training else self.labels
         labels = labels if rows is None else labels[rows]
         return np.bincount(labels[labels != UNLABELLED], minlength=len(self.classes))
 
     @cached_property
     def digests(self) -> NDArray[np.void]:
-        """A 16-byte digest of each image's pixels, (N,): equal exactly where the pixels are."""
+        """A 16-byte digest of the pixels of each image, (N,)."""
         images = np.ascontiguousarray(self.images).reshape(len(self), SIDE * SIDE)
         return np.array([hashlib.blake2b(row.data, digest_size=16).digest() for row in images], dtype="V16")
 
     def pixel_digests(self, rows: NDArray[np.int64]) -> list[str]:
-        """Digests of the pixels of `rows` (M,), for files: M texts that no spreadsheet takes for numbers."""
+        """Digests of the pixels of `rows` (M,), for files: M strings that no spreadsheet mistakes for numbers."""
         return [f"b2:{digest.tobytes().hex()[:16]}" for digest in self.digests[rows]]
 
     @cached_property
     def identical(self) -> NDArray[np.int64]:
-        """Group number of each image, int64 (N,): two rows share one exactly when their pixels are identical."""
+        """Group number of each image, int64 (N,): duplicates share one."""
         return np.unique(self.digests, return_inverse=True)[1].astype(np.int64)
 
     @property
     def twins(self) -> NDArray[np.int64]:
-        """Group number of each image, int64 (N,): two rows share one when they count as the same image."""
+        """Group number of each image, int64 (N,): images that count as the same share one."""
         return self.identical if self.near is None else self.near
 
     def with_labels(self, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> FaceTable:
-        """The table with other labels (M,) for the images in `rows` (M,); their targets become certain."""
+        """A copy with `labels` (M,) for the images in `rows` (M,); their targets become one-hot."""
         all_labels, targets = self.labels.copy(), self.targets
         all_labels[rows] = labels
         if targets is not None:
-            one_hot = np.eye(len(self.classes) + 1, dtype=np.float32)[:, :-1]  # the last row serves UNLABELLED, -1
+            one_hot = np.eye(len(self.classes) + 1, dtype=np.float32)[:, :-1]  # the last row is for UNLABELLED, -1
             targets = targets.copy()
             targets[rows] = one_hot[labels]
         return replace(self, labels=all_labels, targets=targets)
 
     def without(self, rows: NDArray[np.int64]) -> FaceTable:
-        """The table less `rows` (M,)."""
+        """A copy without `rows` (M,)."""
         return self if not len(rows) else self._rows(~np.isin(np.arange(len(self)), rows))
 
     def only(self, classes: Sequence[str]) -> FaceTable:
-        """The table with just `classes`, in that order; unlabelled images stay.
+        """A copy with only `classes`, in that order; unlabelled images stay.
 
         Raises:
-            UserError: a name is not among the table's classes, or is given twice.
+            UserError: a name is not among the classes of the table, or is given twice.
         """
         for name in classes:
             if name not in self.classes:
                 raise UserError(f"data.classes: {self.source} has no class '{name}', only {', '.join(self.classes)}")
         if len(set(classes)) != len(classes):
-            raise UserError(f"data.classes: a class is named twice in {list(classes)}")
+            raise UserError(f"data.classes={list(classes)}: a class is named twice; name each once")
         table = self._relabelled(classes)
         keep = (table.labels != UNLABELLED) | (self.labels == UNLABELLED)
         return table._rows(keep)
 
     def merged(self, merge: Mapping[str, str]) -> FaceTable:
-        """The table with classes taken for others, see `merge_classes`."""
+        """A copy with some classes merged into others, see `merge_classes`."""
         classes, onto = merge_classes(self.classes, merge, self.source)
         targets = None if self.targets is None else self.targets @ np.eye(len(classes), dtype=np.float32)[onto]
         return replace(self, labels=np.append(onto, UNLABELLED)[self.labels], classes=classes, targets=targets)
 
     def as_known_by(self, classes: Sequence[str], merge: Mapping[str, str] | None = None) -> FaceTable:
-        """The same images with labels that count in `classes`, those a network was trained on.
+        """A copy with labels that index `classes`, those of a trained network.
 
         Args:
             classes: names in label order.
-            merge: classes that were taken for others in training; those others need not be here.
+            merge: classes that were merged into others in training; those others need not exist here.
 
         Raises:
-            UserError: labelled images are of a class that is not among them.
+            UserError: there are labelled images of another class.
         """
         learned = tuple((merge or {}).get(name, name) for name in self.classes)
         counts = zip(self.classes, learned, self.counts(), strict=True)
-        strange = [name for name, known, n in counts if n and known not in classes]
-        if strange:
+        unknown = [name for name, known, n in counts if n and known not in classes]
+        if unknown:
             raise UserError(
-                f"{self.source} has images of {', '.join(strange)}; the run knows only {', '.join(classes)}"
+                f"{self.source} has images of {', '.join(unknown)}, but the run was trained on {', '.join(classes)}"
             )
         return replace(self, classes=learned)._relabelled(classes)
 
     def _relabelled(self, classes: Sequence[str]) -> FaceTable:
-        """Labels that count in `classes`; images of other classes become unlabelled, and distributions are of what
-        remains."""
-        new = np.full(len(self.classes) + 1, UNLABELLED, dtype=np.int64)  # the extra last one serves UNLABELLED, -1
+        """A copy with labels that index `classes`; images of other classes become unlabelled, and distributions are
+        renormalised."""
+        new = np.full(len(self.classes) + 1, UNLABELLED, dtype=np.int64)  # the last one is for UNLABELLED, -1
         for i, name in enumerate(self.classes):
             if name in classes:
                 new[i] = list(classes).index(name)
         targets = self.targets
         if targets is not None:
-            targets = targets @ np.eye(len(classes) + 1, dtype=np.float32)[new[:-1], :-1]  # row -1 serves UNLABELLED
+            targets = targets @ np.eye(len(classes) + 1, dtype=np.float32)[new[:-1], :-1]  # row -1 is for UNLABELLED
             targets[new[self.training_labels] == UNLABELLED] = 0
             targets /= np.maximum(targets.sum(1, keepdims=True), np.finfo(np.float32).tiny)
         return replace(self, labels=new[self.labels], classes=tuple(classes), targets=targets)
@@ -184,24 +188,26 @@ class FaceTable:
 def merge_classes(
     classes: Sequence[str], merge: Mapping[str, str], source: str
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """What remains of `classes` where some are taken for others.
+    """Merge some of `classes` into others.
 
     Args:
         classes: names in label order.
-        merge: names of classes, and what each is taken for.
-        source: whose classes they are, for messages.
+        merge: maps the name of a class to the class it is merged into.
+        source: the data set they belong to, for messages.
 
     Returns:
-        The remaining names in their order, and the index into them of each class, int64 (C,).
+        The remaining names in their order, and for each class its index into them, int64 (C,).
 
     Raises:
-        UserError: a name is not among the classes, or a class is taken for one that is merged itself.
+        UserError: a name is not among the classes, or a class is merged into one that is merged itself.
     """
     for old, new in merge.items():
         for name in (old, new):
             if name not in classes:
                 raise UserError(f"data.merge: {source} has no class '{name}', only {', '.join(classes)}")
         if new in merge:
-            raise UserError(f"data.merge: {old} cannot become {new}, which is merged itself: name the last of them")
+            raise UserError(
+                f"data.merge: {old} is merged into {new}, which is merged itself: name the final class for both"
+            )
     left = tuple(name for name in classes if name not in merge)
     return left, np.array([left.index(merge.get(name, name)) for name in classes], dtype=np.int64)

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from fer_lightning.config import instantiate
-from fer_lightning.config.dataset import cache_root, load_faces, load_parts_of, with_twins
+from fer_lightning.config.dataset import cache_root, load_parts_of, with_twins
 from fer_lightning.data.protocols import Rows, seen
 from fer_lightning.data.quality.duplicates import near_twins
+from fer_lightning.data.readers import sources
 from fer_lightning.data.table import SPLITS, FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.inference.predictor import Predictor
@@ -79,11 +80,8 @@ def evaluate(
             known = seen(faces, settings["protocol"]["name"], parts.test)
             clean = ~np.isin(twinned.twins, twinned.twins[known])
     else:
-        own = settings["data"]
-        other = dict.fromkeys(("classes", "votes", "target", "merge"))
-        other |= {"name": "fer2013", "path": str(data), "twins": "exact"}
-        faces = load_faces(settings | {"data": own | other})
-        faces = faces.as_known_by(classes, own.get("merge"))
+        faces = sources.load(data, cache_dir=cache_root(settings["data"]))
+        faces = faces.as_known_by(classes, settings["data"].get("merge"))
         rows = _rows_of(faces, split)
         clean = _unseen(faces, run_dir, settings, twins)
     name = (f"{data.name}-{split}" if data else split) + (f"-{twins}" if twins != own_twins else "")

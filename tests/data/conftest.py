@@ -1,4 +1,4 @@
-"""Small made-up data sets, in every form."""
+"""Small generated data sets, in every format."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pixel_text(face: NDArray[np.uint8]) -> str:
 
 
 def csv_bytes(rows: list[dict[str, object]], columns: str = "emotion,pixels,Usage", end: str = "\n") -> bytes:
-    """A CSV whose values are found by the columns' stripped, lower-cased names."""
+    """A CSV with values by the stripped, lower-cased names of the columns."""
     lines = [",".join(str(row[c.strip().lower()]) for c in columns.split(",")) for row in rows]
     return (end.join([columns, *lines]) + end).encode()
 
@@ -52,7 +52,7 @@ def image_bytes(face: NDArray[np.uint8], kind: str = "PNG") -> bytes:
 
 
 def folder_files(classes: Mapping[str, int] | None = None, splits: tuple[str, ...] = ("train", "test")) -> Files:
-    """<split>/<class>/<i>.png, so many of each class."""
+    """<split>/<class>/<i>.png, with the given number per class."""
     classes = {"happy": 2, "sad": 1, "angry": 1} if classes is None else classes
     names = [f"{s}/{c}/{i}.png" for s in splits for c, n in classes.items() for i in range(n)]
     return {name: image_bytes(face) for name, face in zip(names, faces(len(names)), strict=True)}

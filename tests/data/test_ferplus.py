@@ -1,4 +1,4 @@
-"""FER+: labels and distributions by the published rules, votes that belong to their rows, targets through training."""
+"""FER+: labels and distributions by the published rules, votes that match their rows, and training on targets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NAMES = {
     "angry": "anger", "disgust": "disgust", "fear": "fear", "happy": "happiness", "sad": "sadness",
     "surprise": "surprise", "neutral": "neutral", "contempt": "contempt",
 }  # fmt: skip
-"""Our name of each class, and the file's."""
+"""The name of each class here and in the file."""
 
 FAST = (
     "data=ferplus", "model._target_=tests.interruptions.SmallNetwork", "model=resnet18", "data.batch_size=16",
@@ -44,8 +44,8 @@ FAST = (
 
 
 def by_the_rules(votes: Sequence[int], mode: str) -> list[float] | None:
-    """What the published rules make of one image, step by step: shares of the eight emotions in the file's order, or
-    None where it is left out."""
+    """The published rules for one image, step by step: shares of the eight emotions in the order of the file, or None
+    if it is left out."""
     counts = [n if n > 1 else 0 for n in votes]
     total = sum(counts)
     if mode == "majority":
@@ -71,7 +71,7 @@ def by_the_rules(votes: Sequence[int], mode: str) -> list[float] | None:
 
 
 def random_votes(n: int, seed: int = 0) -> NDArray[np.int64]:
-    """Ten votes an image, from unanimous to evenly spread, and images with any number of votes and many ties."""
+    """Ten votes per image, from unanimous to evenly spread, and images with any number of votes and many ties."""
     rng = np.random.default_rng(seed)
     shares = np.concatenate([rng.dirichlet(np.full(10, alpha), n // 4) for alpha in (0.1, 0.5, 3.0)])
     return np.concatenate([rng.multinomial(10, shares), rng.integers(0, 5, (n // 4, 10)) * 2]).astype(np.int64)
@@ -86,7 +86,7 @@ def table(votes: NDArray[np.int64], split: str = "train") -> FaceTable:
 
 
 def expected(votes: NDArray[np.int64], mode: str) -> NDArray[np.float64]:
-    """`by_the_rules` of every image in our order of classes, 0 where it is left out."""
+    """`by_the_rules` of every image in the order of classes here, 0 if it is left out."""
     columns = [ferplus.VOTES.index(NAMES[name]) for name in ferplus.CLASSES]
     rows = (by_the_rules(v, mode) for v in votes.tolist())
     return np.array([np.zeros(8) if shares is None else np.array(shares)[columns] for shares in rows])
@@ -126,7 +126,7 @@ def test_distributions(votes: list[int], shares: dict[str, float] | None) -> Non
     assert {c: round(float(p), 6) for c, p in zip(made.classes, made.targets[0], strict=True) if p} == (shares or {})
 
 
-def test_merged_votes_count_before_the_rules() -> None:
+def test_votes_are_merged_before_the_rules_apply() -> None:
     votes = np.array([[4, 0, 0, 0, 0, 3, 0, 3, 0, 0], [8, 0, 0, 0, 0, 1, 0, 1, 0, 0]])
     made = ferplus.relabelled(table(votes), "crossentropy", {"contempt": "disgust"})
     assert made.classes == FER_CLASSES
@@ -135,7 +135,7 @@ def test_merged_votes_count_before_the_rules() -> None:
     np.testing.assert_allclose(made.targets[:, [1, 6]], [[0.6, 0.4], [0, 1]], rtol=1e-6)
 
 
-def test_merged_labels_and_bad_merges() -> None:
+def test_merged_labels_and_invalid_merges() -> None:
     plain = table(random_votes(40))
     merged = plain.merged({"angry": "disgust"})
     assert merged.classes == FER_CLASSES[1:]
@@ -143,24 +143,24 @@ def test_merged_labels_and_bad_merges() -> None:
     for merge, message in (
         ({"contempt": "disgust"}, "has no class 'contempt', only angry"),
         ({"fear": "joy"}, "no class 'joy'"),
-        ({"fear": "sad", "sad": "neutral"}, "fear cannot become sad, which is merged itself"),
+        ({"fear": "sad", "sad": "neutral"}, "fear is merged into sad, which is merged itself"),
     ):
         with pytest.raises(UserError, match=f"data.merge: .*{message}"):
             plain.merged(merge)
 
 
-def test_labels_count_as_the_class_they_were_merged_into() -> None:
+def test_labels_of_other_data_are_merged_as_in_training() -> None:
     drawn = synthetic(n_train=14, n_val=0, n_test=0, seed=1)
     others = drawn.only([name for name in drawn.classes if name != "angry"])  # has disgust, not what it is taken for
     known = drawn.merged({"disgust": "angry"}).classes
     assert others.as_known_by(known, {"disgust": "angry"}).counts().tolist() == [
         (others.labels == others.classes.index(name)).sum() for name in ["disgust", *known[1:]]
     ]
-    with pytest.raises(UserError, match="has images of disgust; the run knows only angry, fear"):
+    with pytest.raises(UserError, match="has images of disgust, but the run was trained on angry, fear"):
         others.as_known_by(known)
 
 
-def test_classes_that_are_left_out_take_their_share_along() -> None:
+def test_distributions_are_renormalised_without_removed_classes() -> None:
     votes = np.array([[6, 0, 0, 0, 0, 0, 0, 4, 0, 0], [4, 0, 0, 0, 0, 0, 0, 6, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0, 9, 1]])
     made = ferplus.relabelled(table(votes), "crossentropy").only(["neutral", "happy"])
     assert made.targets is not None and made.votes is not None
@@ -173,7 +173,7 @@ def test_classes_that_are_left_out_take_their_share_along() -> None:
 
 
 @pytest.mark.parametrize("name", ["kaggle", "report", "kfold"])
-def test_validation_is_scored_against_majority_whatever_is_learned(name: str) -> None:
+def test_validation_is_scored_by_majority_for_every_target(name: str) -> None:
     votes = random_votes(4000, seed=1)
     made = ferplus.relabelled(table(votes), "crossentropy")
     split = np.where(np.arange(4000) % 4 == 0, SPLITS.index("private"), SPLITS.index("train")).astype(np.int8)
@@ -202,7 +202,7 @@ def soft_loader(epoch: int = 0, rank: int = 0, world: int = 1, **options: object
     )  # type: ignore[arg-type]
 
 
-def test_distributions_go_with_their_images() -> None:
+def test_distributions_follow_their_images() -> None:
     training = soft_training()
     resampled = Resample({"a": 0.5, "c": 3}, [{"name": "HorizontalFlip", "p": 1.0}])(training, ("a", "b", "c", "d"))
     assert training.targets is not None and resampled.targets is not None
@@ -219,7 +219,7 @@ def test_distributions_go_with_their_images() -> None:
         assert not np.allclose(batch.targets, own)
 
 
-def test_drawn_labels_follow_from_seed_epoch_and_row_alone() -> None:
+def test_drawn_labels_depend_only_on_seed_epoch_and_row() -> None:
     def drawn(*loaders: FaceLoader) -> dict[int, int]:
         return {int(r): int(y) for loader in loaders for b in loader for r, y in zip(b.rows, b.labels, strict=True)}
 
@@ -242,7 +242,7 @@ def test_labels_are_drawn_in_proportion() -> None:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, NDArray[np.int64]]:
-    """A fer2013.csv, its votes, and those as an array: 120 images to train on, 40 each to validate and test."""
+    """A fer2013.csv, its votes, and those as an array: 120 training images, 40 for validation and test each."""
     folder = tmp_path_factory.mktemp("ferplus")
     rng = np.random.default_rng(0)
     seen = np.tile(np.arange(10), 20)  # unknown and not-a-face among them
@@ -296,7 +296,7 @@ def test_every_target_trains(train: Train, source: tuple[Path, Path, NDArray[np.
     assert [name for name in ferplus.CLASSES if f"test/f1/{name}" in metrics] == list(classes)
 
 
-def test_drawn_labels_are_learned_by_losses_of_one_true_class(
+def test_losses_for_one_true_class_learn_drawn_labels(
     train: Train, source: tuple[Path, Path, NDArray[np.int64]]
 ) -> None:
     small = [s for s in FAST if "SmallNetwork" not in s]
@@ -330,9 +330,15 @@ def test_bad_options(
     assert not (run.folder / "metrics.csv").exists()
 
 
-def test_target_and_votes_are_for_real_faces(train: Train) -> None:
-    assert "use data=ferplus with it" in train("data=synthetic", "data.target=crossentropy").err
-    assert "whose faces have no votes" in train("data=synthetic", "data.votes=votes.csv").err
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.target=crossentropy", "data.target=crossentropy contradicts data=synthetic"),
+        ("data.votes=votes.csv", "synthetic does not number its images by the rows of fer2013.csv"),
+    ],
+)
+def test_synthetic_faces_have_no_votes(train: Train, override: str, message: str) -> None:
+    assert message in train("data=synthetic", override).err
 
 
 def damaged(text: str, what: str) -> str:
@@ -357,16 +363,16 @@ def damaged(text: str, what: str) -> str:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("row", "has 199 rows and .*fer2013.csv 200: FER.* votes go with the whole fer2013.csv, row by row"),
+        ("row", "has 199 rows and .*fer2013.csv 200: FER.* votes belong to the complete fer2013.csv, row by row"),
         ("usage", "row 5 is of the split 'public', and .*fer2013.csv, row 5 of 'train'"),
         ("split", "row 5: Usage 'Tuning' is not Training"),
-        ("votes", "row 2: NF 'many' is no number of votes"),
-        ("short", "row 2: NF '' is no number of votes"),
+        ("votes", "row 2: NF 'many' is not a number of votes"),
+        ("short", "row 2: NF '' is not a number of votes"),
         ("column", "has no column contempt: get fer2013new.csv"),
         ("all", "has no column Usage"),
     ],
 )
-def test_votes_that_do_not_belong(
+def test_votes_of_other_images_are_rejected(
     source: tuple[Path, Path, NDArray[np.int64]], tmp_path: Path, what: str, message: str
 ) -> None:
     path = tmp_path / "votes.csv"
@@ -377,7 +383,7 @@ def test_votes_that_do_not_belong(
 
 def test_damaged_votes_and_folders(source: tuple[Path, Path, NDArray[np.int64]], tmp_path: Path) -> None:
     (tmp_path / "votes.csv.gz").write_bytes(source[1].read_bytes()[:500])
-    with pytest.raises(UserError, match=r"votes.csv.gz is damaged or cut short"):
+    with pytest.raises(UserError, match=r"votes.csv.gz is damaged or truncated"):
         ferplus.attach(sources.load(source[0]), tmp_path / "votes.csv.gz")
     folder = sources.load(write_folder(tmp_path / "mine", folder_files()))
     with pytest.raises(UserError, match=r"does not number its images .* leave data.votes out"):
@@ -385,9 +391,7 @@ def test_damaged_votes_and_folders(source: tuple[Path, Path, NDArray[np.int64]],
 
 
 @pytest.mark.slow
-def test_a_run_on_drawn_labels_that_was_killed_goes_on(
-    source: tuple[Path, Path, NDArray[np.int64]], tmp_path: Path
-) -> None:
+def test_killed_run_on_drawn_labels_resumes(source: tuple[Path, Path, NDArray[np.int64]], tmp_path: Path) -> None:
     settings = (
         *FAST, "data.target=probability", f"data.path={source[0]}", f"data.votes={source[1]}", "trainer.max_epochs=3",
         "trainer.log_every_n_steps=3", "logger=csv",
@@ -403,9 +407,8 @@ def test_a_run_on_drawn_labels_that_was_killed_goes_on(
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("merge", [None, {"contempt": "disgust"}])
-def test_the_real_file(real_csv: FaceTable, fer2013_dir: Path, merge: dict[str, str] | None) -> None:
-    """Every row by the rules, and the counts of docs/data.md. Those of majority, 25,060 / 3,199 / 3,153, are the ones
-    that papers on FER+ give (from memory; none was at hand to cite)."""
+def test_real_votes_file(real_csv: FaceTable, fer2013_dir: Path, merge: dict[str, str] | None) -> None:
+    """Every row by the rules, and the counts of docs/data.md. Those of majority are 25,060 / 3,199 / 3,153."""
     faces = ferplus.attach(real_csv, fer2013_dir / "fer2013new.csv")
     assert faces.votes is not None and (faces.labels == real_csv.labels).all()
     votes = faces.votes.astype(np.int64)

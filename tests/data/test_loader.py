@@ -1,4 +1,4 @@
-"""Order, shards and batches."""
+"""Order of images, parts of ranks, and batches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def training(n: int = 50, batch_size: int = 8, epoch: int = 0, rank: int = 0, wo
     return order
 
 
-def test_batches_carry_images_labels_and_rows_that_belong_together() -> None:
+def test_batches_have_matching_images_labels_and_rows() -> None:
     for batch in loader(training()):
         assert batch.images.shape[1:] == (1, 48, 48)
         index = batch.rows - 100
@@ -55,7 +55,7 @@ def test_epochs_are_shuffled_by_seed_and_epoch() -> None:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_a_training_batch_holds_the_same_images_on_any_number_of_devices(world: int) -> None:
+def test_training_batch_has_the_same_images_on_any_number_of_devices(world: int) -> None:
     alone = rows(loader(training(50, 12)))
     shards = [rows(loader(training(50, 12, rank=rank, world=world))) for rank in range(world)]
     assert {len(batch) for shard in shards for batch in shard} == {12 // world}
@@ -73,7 +73,7 @@ def test_every_image_is_scored_once_in_the_batches_of_one_device(n: int, batch_s
     assert list(chain(*alone)) == list(range(n))
 
 
-def test_nothing_to_score_is_no_batch() -> None:
+def test_no_images_to_score_give_no_batch() -> None:
     assert len(loader(EvaluationOrder(0, 4, rank=1, world=2))) == 0
 
 
@@ -87,7 +87,7 @@ def test_augmentation_differs_by_epoch_and_batch_and_repeats_with_them() -> None
     assert not torch.equal(offsets(0)[:4], offsets(0)[4:])
 
 
-def test_an_image_is_augmented_alike_on_any_number_of_devices() -> None:
+def test_image_is_augmented_equally_on_any_number_of_devices() -> None:
     augment = BatchAugment(rotate=20, scale=0.2, shift=0.1, brightness=0.2, erase=0.5)
 
     def by_row(rank: int, world: int) -> dict[int, torch.Tensor]:
@@ -100,7 +100,7 @@ def test_an_image_is_augmented_alike_on_any_number_of_devices() -> None:
         assert torch.equal(image, together[row])
 
 
-def test_an_epoch_that_was_broken_off_goes_on_behind_what_was_served() -> None:
+def test_interrupted_epoch_resumes_after_the_served_images() -> None:
     whole = loader(training(48))
     seen = []
     for batch in whole:
@@ -113,7 +113,7 @@ def test_an_epoch_that_was_broken_off_goes_on_behind_what_was_served() -> None:
     assert len(rows(rest)) == 6, "the next epoch is whole again"
 
 
-def test_drawn_images_come_in_the_proportion_asked_for() -> None:
+def test_drawn_images_follow_the_probabilities() -> None:
     probabilities = np.where(np.arange(1000) % 10 == 0, 0.5 / 100, 0.5 / 900)
     order = TrainingOrder(1000, 1000, seed=1, probabilities=probabilities)
     drawn = np.concatenate([_epoch(order, epoch) for epoch in range(20)])
@@ -121,7 +121,7 @@ def test_drawn_images_come_in_the_proportion_asked_for() -> None:
     assert np.array_equal(_epoch(order, 3), _epoch(order, 3)) and not np.array_equal(_epoch(order, 3), _epoch(order, 4))
 
 
-def test_drawing_starts_with_its_epoch() -> None:
+def test_drawing_starts_in_the_configured_epoch() -> None:
     order = TrainingOrder(1000, 1000, probabilities=np.full(1000, 1e-3), drawn_from=3)
     assert [len(set(_epoch(order, epoch).tolist())) == 1000 for epoch in range(5)] == [True] * 3 + [False] * 2
 
@@ -135,7 +135,7 @@ def test_first_epoch_after_a_fraction(after: float, epochs: int, first: int) -> 
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_a_batch_is_mixed_alike_on_any_number_of_devices(world: int) -> None:
+def test_batch_is_mixed_equally_on_any_number_of_devices(world: int) -> None:
     counts = np.array([17, 17, 16])
 
     def batches(rank: int, world: int) -> list[torch.Tensor]:

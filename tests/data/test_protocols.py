@@ -1,4 +1,4 @@
-"""Partitions: nothing in two places, stratified, twins together."""
+"""Partitions: disjoint, stratified, duplicates together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fer_lightning.errors import UserError
 
 
 def table(**images: int) -> FaceTable:
-    """Random faces of three classes (60/30/10 %), so many of each split; every fourth is a copy of its predecessor."""
+    """Random faces of three classes (60/30/10 %), so many per split; every fourth duplicates its predecessor."""
     rng = np.random.default_rng(0)
     n = sum(images.values())
     faces = rng.integers(0, 256, (n, 48, 48), dtype=np.uint8)
@@ -37,7 +37,7 @@ def test_parts_are_disjoint_and_sorted(name: str, images: dict[str, int]) -> Non
         assert (np.diff(rows) > 0).all()
 
 
-def test_kaggle_uses_the_splits_as_they_are() -> None:
+def test_kaggle_uses_the_official_splits() -> None:
     faces = table(**KAGGLE)
     parts = partition(faces, "kaggle")
     assert (parts.train == faces.rows("train")).all()
@@ -53,7 +53,7 @@ def test_report_tests_on_public_and_private() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3])
-def test_hold_out_is_stratified_and_keeps_twins_together(fraction: float) -> None:
+def test_hold_out_is_stratified_and_keeps_duplicates_together(fraction: float) -> None:
     faces = table(**KAGGLE)
     parts = partition(faces, "report", holdout=fraction)
     assert not np.isin(faces.twins[parts.val], faces.twins[parts.train]).any()
@@ -61,7 +61,7 @@ def test_hold_out_is_stratified_and_keeps_twins_together(fraction: float) -> Non
     assert share == pytest.approx([fraction] * 3, abs=0.025)
 
 
-def test_folds_cover_everything_once() -> None:
+def test_folds_cover_every_image_once() -> None:
     faces = table(**KAGGLE)
     folds = [partition(faces, "kfold", folds=4, fold=i) for i in range(4)]
     assert (np.sort(np.concatenate([f.val for f in folds])) == faces.rows("train", "public")).all()
@@ -70,14 +70,14 @@ def test_folds_cover_everything_once() -> None:
         assert (fold.test == faces.rows("private")).all()
 
 
-def test_the_seed_alone_decides_the_hold_out() -> None:
+def test_hold_out_depends_only_on_seed() -> None:
     faces = table(**KAGGLE)
     first, same, other = (partition(faces, "report", seed=s) for s in (0, 0, 1))
     assert (first.val == same.val).all()
     assert not np.array_equal(first.val, other.val)
 
 
-def test_clean_marks_images_without_a_twin_in_training() -> None:
+def test_clean_marks_images_without_duplicate_in_training() -> None:
     faces = table(train=400, private=40, public=40)
     images = faces.images.copy()
     images[405] = images[7]
@@ -87,7 +87,7 @@ def test_clean_marks_images_without_a_twin_in_training() -> None:
     assert not parts.clean[parts.train].any()
 
 
-def test_unlabelled_test_images_are_predicted_beside_a_labelled_hold_out() -> None:
+def test_unlabelled_test_images_are_predicted_with_a_labelled_hold_out() -> None:
     faces = table(train=1000, test=50)
     faces.labels[1000:] = -1
     parts = partition(faces, "kaggle")
@@ -104,12 +104,12 @@ def test_unlabelled_test_images_are_predicted_beside_a_labelled_hold_out() -> No
         ({"name": "kfold", "folds": 1}, "folds=1"),
     ],
 )
-def test_options_out_of_range_are_named(options: dict[str, float], named: str) -> None:
+def test_options_out_of_range_are_reported_by_name(options: dict[str, float], named: str) -> None:
     with pytest.raises(UserError, match=named):
         partition(table(**KAGGLE), **options)  # type: ignore[arg-type]
 
 
-def test_a_class_without_training_images_is_named() -> None:
+def test_class_without_training_images_is_named() -> None:
     faces = table(train=100, private=10)
     faces.labels[:100] %= 2
     with pytest.raises(UserError, match=r"no training image of c.*data\.classes=\[a,b\]"):

@@ -1,4 +1,4 @@
-"""Drawn faces: the same everywhere, imbalanced as FER-2013, learnable but not by a linear model."""
+"""Drawn faces: the same on every machine, imbalanced like FER-2013, learnable but not by a linear model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fer_lightning.data.table import FER_CLASSES, FaceTable
 from fer_lightning.errors import UserError
 
 GOLDEN = "4eb2bbd5d1dc0b189384c77110d808bc0afa876a37becc35357cb97676108807"
-"""Of 100 faces. If it must change, count FORMAT up, or caches and comparisons mix old faces with new ones."""
+"""Of 100 faces. If it must change, increase FORMAT, or caches and comparisons mix old faces with new ones."""
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,12 @@ def test_labels_follow_the_imbalance_of_fer2013(faces: FaceTable) -> None:
         np.testing.assert_allclose(counts / len(rows), share, atol=0.02)
 
 
-def test_labels_are_in_no_order(faces: FaceTable) -> None:
+def test_labels_are_shuffled(faces: FaceTable) -> None:
     first, second = np.array_split(faces.rows("train"), 2)
     np.testing.assert_allclose(faces.counts(first)[0], faces.counts(second)[0], rtol=0.4)
 
 
-def test_seed_decides_everything() -> None:
+def test_synthetic_faces_depend_only_on_seed() -> None:
     one, same, other = (synthetic(n_train=30, n_val=10, n_test=10, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.images, same.images)
     np.testing.assert_array_equal(one.labels, same.labels)
@@ -62,7 +62,7 @@ def test_training_faces_do_not_depend_on_the_other_splits() -> None:
     np.testing.assert_array_equal(small.images, large.images[:30])
 
 
-def test_no_face_is_drawn_twice(faces: FaceTable) -> None:
+def test_all_faces_differ(faces: FaceTable) -> None:
     assert len(np.unique(faces.twins)) == len(faces)
 
 
@@ -79,7 +79,7 @@ def test_seven_faces_are_one_of_each_class() -> None:
         ({"seed": -1}, "seed=-1"),
     ],
 )
-def test_impossible_parameters_are_named(wrong: dict[str, int], key: str) -> None:
+def test_invalid_parameters_are_reported_by_key(wrong: dict[str, int], key: str) -> None:
     with pytest.raises(UserError, match=f"data.synthetic.{key}:"):
         synthetic(**{"n_train": 20, "n_val": 20, "n_test": 20, **wrong})
 

@@ -1,4 +1,4 @@
-"""Images that show nothing, and those that show hardly more, such as a notice in the place of a photograph."""
+"""Blank images, and nearly blank ones such as a notice instead of a photograph."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLANK = 1.0
-"""Standard deviation of pixel values below which an image shows nothing that could be compared."""
+"""Standard deviation of the pixel values below which an image is blank."""
 
 FLAT = 0.55
 """Share of flat tiles from which an image is nearly blank.
@@ -20,17 +20,17 @@ _FLAT_SPAN = 8  # grey levels between the darkest and the brightest pixel of a f
 
 
 def is_blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which of images (N, 48, 48) show nothing, bool (N,)."""
+    """Whether images (N, 48, 48) are blank, bool (N,)."""
     return np.asarray(images.reshape(len(images), -1).std(1) < BLANK)
 
 
 def is_near_blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which of images (N, 48, 48) show hardly more than one tone and are not blank, bool (N,)."""
+    """Whether images (N, 48, 48) show hardly more than one tone without being blank, bool (N,)."""
     return (flat_share(images) >= FLAT) & ~is_blank(images)
 
 
 def flat_share(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Share of tiles that are of one tone, in images (N, 48, 48): float64 (N,), 0 to 1."""
+    """Fraction of the tiles of images (N, 48, 48) that have one tone, float64 (N,)."""
     n, height, width = images.shape
     tiles = images.reshape(n, height // _TILE, _TILE, width // _TILE, _TILE)
     return np.asarray((tiles.max((2, 4)) - tiles.min((2, 4)) <= _FLAT_SPAN).mean((1, 2)))

@@ -1,6 +1,6 @@
-"""Acting on faults of the training images: leaving some out, giving others another label.
+"""Cleaning the training set: removing images with faults, correcting labels.
 
-Validation and test images are never touched, so that scores stay comparable with those of runs that did not clean.
+Validation and test images are never changed, so that scores stay comparable with those of runs without cleaning.
 """
 
 from __future__ import annotations
@@ -23,37 +23,36 @@ from fer_lightning.data.table import UNLABELLED, FaceTable
 from fer_lightning.errors import UserError
 
 LEFT_OUT = "none"
-"""The new label of an image that is not to be trained on."""
+"""The new label of an image to remove from the training set."""
 
 
 def drop(
     faces: FaceTable, parts: Partition, faults: Sequence[str], cache_root: Path, given: Rows | None = None
 ) -> tuple[Partition, str]:
-    """`parts` less the training images that have any of `faults`, and how many those are, in words.
+    """`parts` without the training images that have any of `faults`, and a description with their number.
 
-    Copies are looked for last, among what the others leave: of each photograph that may stay one does, the first or the
-    first whose label a person has given (`given`). An image with several faults counts for the first of them.
+    Duplicates are removed last, among the remaining images, so that one image of each photograph stays: the first with
+    a corrected label (`given`), or else the first. An image with several faults counts for the first of them.
 
     Raises:
-        UserError: votes are needed and not there, or a class has no training image left.
+        UserError: votes are needed and missing, or a class has no training image left.
     """
     counts = []
     for fault in sorted(faults, key=lambda fault: fault.endswith("duplicates")):
         rows = dropped(faces, parts, fault, cache_root, given)
         counts.append(f"{fault.replace('_', ' ')} {len(rows):,}")
         parts = replace(parts, train=np.setdiff1d(parts.train, rows))
-    need_every_class(faces, parts.train, way_out=f"data.drop=[{','.join(faults)}] leaves none: name fewer faults")
+    need_every_class(faces, parts.train, way_out=f"data.drop=[{','.join(faults)}] leaves none; drop fewer faults")
     return parts, f"left out of training: {', '.join(counts)}"
 
 
 def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path, given: Rows | None = None) -> Rows:
     """The training images with a fault, as row numbers.
 
-    `duplicates` are images that are pixel for pixel the same as an earlier training image; `near_duplicates` those that
-    show the same photograph as an earlier one. `conflicts` are those whose twins in training have another label, all of
-    them; `leaks` those with a twin among the validation or test images; twins are what `data.twins` says. `blank` are
-    images that show nothing, `near_blank` those that show hardly more; `nonface` those that FER+ voters found not to
-    show a face.
+    `duplicates` are duplicates of an earlier training image, `near_duplicates` those and near-duplicates of one.
+    `conflicts` are all images that count as the same (see `FaceTable.twins`) and have different labels; `leaks` those
+    that count as the same as a validation or test image. `blank` and `near_blank`: see
+    `fer_lightning.data.quality.blank`. `nonface` are images in which most taggers of FER+ see no face.
     """
     train = parts.train
     if fault == "duplicates":
@@ -72,12 +71,12 @@ def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path, gi
         return train[is_near_blank(faces.images[train])]
     assert fault == "nonface", fault
     if faces.votes is None:
-        raise UserError("data.drop=[nonface] goes by the votes of FER+: name them with data.votes=fer2013new.csv")
+        raise UserError("data.drop=[nonface] needs the votes of FER+: set data.votes=fer2013new.csv")
     return train[nonface(faces.votes[train])]
 
 
 def _all_but_first(group: NDArray[np.int64], rows: Rows, given: Rows | None) -> Rows:
-    """Of each group's `rows` all but one: the first whose label was given, or the first."""
+    """The `rows` of each group except one: the first with a given label, or else the first."""
     if given is not None:
         rows = np.concatenate([np.intersect1d(rows, given), np.setdiff1d(rows, given)])
     return np.sort(np.delete(rows, np.unique(group[rows], return_index=True)[1]))
@@ -96,11 +95,11 @@ def digest(path: str) -> str:
 
 
 class Relabelled(NamedTuple):
-    """A table and a partition with labels that a person has given.
+    """A table and a partition with corrected labels.
 
     Attributes:
-        words: how many labels changed.
-        given: the rows that have one of these labels, ascending or not, those whose label it was before among them.
+        words: a description with the number of changes.
+        given: the rows with a label from the file, in no particular order, including those that had this label before.
     """
 
     faces: FaceTable
@@ -112,27 +111,27 @@ class Relabelled(NamedTuple):
 def relabel(
     faces: FaceTable, parts: Partition, path: str, merge: Mapping[str, str], known_digest: str | None = None
 ) -> Relabelled:
-    """Training images with the labels that a CSV gives them, and those of the same pixels with them.
+    """Apply the labels of a CSV to training images and their duplicates.
 
-    Hold-outs keep their distance: an image that was not trained on for want of a label stays out where it has a twin
-    among images that were held out.
+    Nothing leaks into hold-outs: an image that was not in the training set for lack of a label stays out if an image
+    that counts as the same, see `FaceTable.twins`, is held out.
 
     Args:
         faces: the table.
-        parts: its partition, made by the labels as they were.
+        parts: its partition by the original labels.
         path: a CSV with the columns `image`, an id as in predictions.csv or an audit's findings.csv, and `new_label`: a
-            class, "none" for an image to leave out, or nothing. Where it has `pixel_digest`, as findings.csv does, the
-            image has to be the one that was meant. Other columns are not looked at.
-        merge: classes that were taken for others, see `data.merge`.
-        known_digest: of the content that the file has to have.
+            class, "none" to remove the image, or empty. The column `pixel_digest`, if it exists, must
+            match the image. Other columns are ignored.
+        merge: classes that are merged into others, see `data.merge`.
+        known_digest: the digest that the file must have, if any.
 
     Raises:
-        UserError: the file cannot be read or has changed, names an image or class that is not there, another image than
-            was meant, or an image or its copy with different labels; or a class has no training image left.
+        UserError: the file cannot be read or has changed, names an image or class that does not exist or other pixels,
+            or gives an image or its duplicates different labels; or a class has no training image left.
     """
     where = f"data.relabel={path}"
     if known_digest is not None and digest(path) != known_digest:
-        raise UserError(f"{where}: the file is not the one this run was started with; bring that one back")
+        raise UserError(f"{where}: the file has changed since this run was started; restore it")
     row_of = {name.decode(): row for row, name in enumerate(faces.ids.tolist())}
     label_of = {LEFT_OUT: UNLABELLED} | {name: i for i, name in enumerate(faces.classes)}
     label_of |= {old: label_of[new] for old, new in merge.items()}
@@ -141,21 +140,21 @@ def relabel(
         if not label:
             continue
         if image not in row_of:
-            raise UserError(f"{where}, line {line}: {faces.source} has no image '{image}'")
+            raise UserError(f"{where}, line {line}: {faces.source} has no image '{image}'; correct the row")
         if label not in label_of:
             classes = ", ".join(faces.classes)
             raise UserError(
-                f"{where}, line {line}: no class '{label}'; there are {classes}, or {LEFT_OUT} to leave out"
+                f"{where}, line {line}: unknown class '{label}'; use {classes}, or {LEFT_OUT} to remove the image"
             )
         row = row_of[image]
         if known_by not in ("", *faces.pixel_digests(np.array([row]))):
             raise UserError(
-                f"{where}, line {line}: '{image}' is not the image that was meant, the data have changed since: audit "
-                "them again, and fill in that file"
+                f"{where}, line {line}: '{image}' has other pixels than its digest, so the data has changed: audit "
+                "it again, and fill in the new file"
             )
         before, as_before = asked.setdefault(row, (line, label_of[label]))
         if label_of[label] != as_before:
-            raise UserError(f"{where}, line {line}: '{image}' gets another label in line {before}: leave one empty")
+            raise UserError(f"{where}, line {line}: '{image}' has another label in line {before}: leave one empty")
 
     scored = np.union1d(parts.val, parts.test)
     may_train = set(np.setdiff1d(np.union1d(faces.rows("train"), parts.train), scored).tolist())
@@ -183,7 +182,7 @@ def relabel(
 def _with_copies(
     faces: FaceTable, train: Rows, wanted: Mapping[int, int], asked: Mapping[int, tuple[int, int]], where: str
 ) -> dict[int, int]:
-    """New labels by row, also for the images of `train` that have the same pixels as one that gets a class."""
+    """New labels by row, including those for duplicates in `train` of images that get a class."""
     of_pixels: dict[int, int] = {}
     for row, new in wanted.items():
         if new == UNLABELLED:
@@ -192,15 +191,15 @@ def _with_copies(
         if wanted[first] != new:
             line, before = asked[row][0], asked[first][0]
             raise UserError(
-                f"{where}, line {line}: '{faces.ids[row].decode()}' is pixel for pixel the image of line {before}, "
-                f"and gets another label: give both the same, or one of them {LEFT_OUT}"
+                f"{where}, line {line}: '{faces.ids[row].decode()}' is a duplicate of the image of line {before}, "
+                f"but has another label: give both the same label, or one of them {LEFT_OUT}"
             )
     copies = train[np.isin(faces.identical[train], list(of_pixels))]
     return {row: wanted[of_pixels[int(faces.identical[row])]] for row in copies.tolist()} | dict(wanted)
 
 
 def _kept_from_training(faces: FaceTable, parts: Partition, rows: Rows) -> set[int]:
-    """Those of `rows` that were not trained on and have a twin among images that were held out of the same splits."""
+    """Those of `rows` outside the training set that count as the same as an image held out of the same splits."""
     scored = np.union1d(parts.val, parts.test)
     held_out = scored[np.isin(faces.split[scored], faces.split[parts.train])]
     entering = np.setdiff1d(rows, parts.train)
@@ -208,18 +207,18 @@ def _kept_from_training(faces: FaceTable, parts: Partition, rows: Rows) -> set[i
 
 
 def _lines(path: str, where: str) -> Iterator[tuple[int, str, str, str]]:
-    """Line number, image, new label and digest of pixels of each row, the last empty where there is no such column."""
+    """Line number, image, new label and pixel digest of each row; the digest is empty if there is no such column."""
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, strict=True)
             for column in ("image", "new_label"):
                 if column not in (rows.fieldnames or []):
                     has = ", ".join(rows.fieldnames or []) or "nothing"
-                    raise UserError(f"{where}: no column '{column}'; it has {has}")
+                    raise UserError(f"{where}: no column '{column}', only {has}; add it")
             for row in rows:
                 if None in row or None in row.values():
                     raise UserError(
-                        f"{where}, line {rows.line_num}: not as many values as the header names: correct it"
+                        f"{where}, line {rows.line_num}: the number of values differs from the header: correct the line"
                     )
                 yield rows.line_num, row["image"], row["new_label"].strip(), row.get("pixel_digest", "").strip()
     except (OSError, ValueError, csv.Error) as error:

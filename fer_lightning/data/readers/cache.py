@@ -1,4 +1,4 @@
-"""Face tables kept on disk by the digest of their content, so that a source is parsed once and then mapped in."""
+"""Face tables cached on disk by the digest of their source, which is parsed once and then memory-mapped."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.data.readers.members import Stamp
-from fer_lightning.data.readers.streams import shown
+from fer_lightning.data.readers.archive import Stamp
 from fer_lightning.data.table import FaceTable
+from fer_lightning.errors import printable
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Raise this whenever a reader or the files below change: older entries are then left alone."""
+"""Increase this whenever a reader or the file format changes, so that older entries are ignored."""
 
 _ARRAYS = ("images", "labels", "split", "ids", "classes")
-_UNTRUSTED_NS = 1_000_000_000  # a file may change again unseen within the resolution of its time stamps
+_UNTRUSTED_NS = 1_000_000_000  # a file may change again unnoticed within the resolution of its time stamps
 _ABANDONED_S = 24 * 3600
 
 
 def default_root() -> Path:
-    """FER_LIGHTNING_CACHE, or else the user's cache folder; for a user without a home, a place that holds nothing."""
-    if given := os.environ.get("FER_LIGHTNING_CACHE"):
-        return Path(given).expanduser()
+    """FER_LIGHTNING_CACHE, or else the user's cache folder; without a home folder, a path that cannot be written."""
+    if folder := os.environ.get("FER_LIGHTNING_CACHE"):
+        return Path(folder).expanduser()
     from platformdirs import user_cache_path
 
-    with suppress(RuntimeError):  # older releases answer with a relative path instead
+    with suppress(RuntimeError):  # older releases return a relative path instead
         if (root := user_cache_path("fer-lightning")).is_absolute():
             return root
     return Path(os.devnull, "fer-lightning")
 
 
 class Cache:
-    """Tables under `root`/v<FORMAT>/tables/<digest>/, and under …/memos/ which digest a path had.
+    """Tables under `root`/v<FORMAT>/tables/<digest>/; …/memos/ map paths to digests.
 
-    Safe for processes that run at once: what is read was renamed into place whole, and carries checksums. Trouble with
-    writing costs one warning and nothing else.
+    Safe for concurrent processes: entries are renamed into place when complete, and have checksums. If the cache cannot
+    be written, there is one warning, and nothing else.
     """
 
     def __init__(self, root: Path) -> None:
@@ -58,7 +58,7 @@ class Cache:
         self._warned = False
 
     def recall(self, path: Path, stamp: Stamp) -> str | None:
-        """The digest of `path` if its files are as they were at `remember`."""
+        """The digest of `path` if its files have not changed since `remember`."""
         with suppress(OSError, ValueError, TypeError, KeyError):
             memo = json.loads(self._memo(path).read_text(encoding="utf-8"))
             if memo["listing"] == stamp.listing:
@@ -66,14 +66,14 @@ class Cache:
         return None
 
     def remember(self, path: Path, stamp: Stamp, digest: str, read_ns: int) -> None:
-        """Note the digest of `path`, whose content began to be read at `read_ns`, nanoseconds since the epoch."""
+        """Store the digest of `path`; reading its content began at `read_ns`, nanoseconds since the epoch."""
         if read_ns - stamp.newest_ns < _UNTRUSTED_NS:
             return
         memo = self._memo(path)
         built = memo.with_name(f".{uuid.uuid4().hex}")
         try:
             memo.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"path": shown(path), "listing": stamp.listing, "digest": digest})
+            text = json.dumps({"path": printable(path), "listing": stamp.listing, "digest": digest})
             built.write_text(text, encoding="utf-8")
             built.replace(memo)
         except OSError as error:
@@ -82,7 +82,7 @@ class Cache:
                 built.unlink(missing_ok=True)
 
     def open(self, digest: str, source: str) -> FaceTable | None:
-        """The table with that fingerprint, its images mapped from disk; None if there is none that is whole."""
+        """The table with that digest, its images memory-mapped; None if there is no valid one."""
         entry = self._tables / digest
         try:
             checksums = json.loads((entry / "table.json").read_text(encoding="utf-8"))["crc32"]
@@ -93,14 +93,14 @@ class Cache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
-            log.info("%s is damaged (%s): built anew", entry, error)
+            log.info("%s is damaged (%s): reading the source again", entry, error)
             return None
         return _frozen(
             FaceTable(np.asarray(images), labels, split, ids, tuple(c.decode() for c in classes), source, digest)
         )
 
     def store(self, table: FaceTable) -> FaceTable:
-        """`table`, from now on mapped from disk if that can be."""
+        """Store `table`; the result is memory-mapped if that succeeded, otherwise in memory."""
         built = self._tables / f".{uuid.uuid4().hex}"
         try:
             built.mkdir(parents=True)
@@ -118,7 +118,7 @@ class Cache:
         return self.open(table.fingerprint, table.source) or _frozen(table)
 
     def _install(self, built: Path, digest: str) -> None:
-        """Rename `built` into place, unless another process has put a whole entry there; replace a damaged one."""
+        """Rename `built` into place unless another process has stored a valid entry; replace a damaged one."""
         entry = self._tables / digest
         for attempts_left in (2, 1, 0):
             try:
@@ -135,7 +135,7 @@ class Cache:
                 shutil.rmtree(aside, ignore_errors=True)
 
     def _sweep(self) -> None:
-        """Remove what processes that were killed left behind."""
+        """Remove what killed processes left behind."""
         with suppress(OSError):
             for left in self._tables.glob(".*"):
                 if time.time() - left.stat().st_mtime > _ABANDONED_S:
@@ -146,7 +146,11 @@ class Cache:
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
-            log.warning("no cache in %s (%s), data is read anew each time: set FER_LIGHTNING_CACHE", self._root, error)
+            log.warning(
+                "no cache in %s (%s), so data is parsed in every run: set FER_LIGHTNING_CACHE to a writable folder",
+                self._root,
+                error,
+            )
             self._warned = True
 
 
@@ -159,7 +163,7 @@ def _crc32(file: Path) -> int:
 
 
 def _frozen(table: FaceTable) -> FaceTable:
-    """`table` with read-only arrays, so that it behaves alike from memory and from disk."""
+    """`table` with read-only arrays, so that it is the same from memory and from disk."""
     arrays: dict[str, Any] = {name: _read_only(getattr(table, name)) for name in _ARRAYS if name != "classes"}
     return replace(table, **arrays)
 

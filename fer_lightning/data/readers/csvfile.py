@@ -7,24 +7,26 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fer_lightning.data.labels import LabelColumn, UsageColumn
+from fer_lightning.data.readers.archive import Archive
 from fer_lightning.data.readers.flaws import Flaws, noted
-from fer_lightning.data.readers.members import Archive
-from fer_lightning.data.readers.pixels import parse_pixels
-from fer_lightning.data.readers.streams import found, overlapped, shown, unpacked
+from fer_lightning.data.readers.streams import decompressed, map_threaded
 from fer_lightning.data.table import SIDE, SPLITS, UNLABELLED, FaceTable
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, printable, quoted
 
 MAX_LINE = 1 << 20
-"""Bytes in the longest row that is read; 2,304 pixels take under 10,000."""
+"""Bytes in the longest line that is read; 2,304 pixels take under 10,000."""
 
-_BATCH = 64  # rows parsed at once: 0.5 MB of text, so that numpy's temporaries stay in the processor's cache
-_SNIFFED = 32  # CSV files that are looked into where there are many
+_PIXELS = SIDE * SIDE
+_BATCH = 64  # rows parsed together: 0.5 MB of text, so that numpy's temporaries stay in the processor's cache
+_SNIFFED = 32  # CSV files whose headers are read where there are many
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,11 @@ class CsvMember:
 
     @property
     def folder(self) -> str:
-        """The folder it lies in, inside the archive."""
+        """The folder inside the archive that contains it."""
         return str(PurePosixPath(self.name).parent)
 
     def has(self, *columns: str) -> bool:
-        """Whether every one of `columns` is there."""
+        """Whether it has all of `columns`."""
         return set(columns) <= set(self.columns)
 
 
@@ -85,9 +87,9 @@ def choose(archive: Archive, *, sole: bool) -> list[CsvMember] | None:
         if sole and len(names) == 1:
             raise _missing("pixels", archive, names[0], columns[names[0]])
         return None
-    whole = [m for m in members if m.has("emotion", "usage")]
-    if whole:
-        return [next((m for m in whole if m.stem == "fer2013"), whole[0])]
+    complete = [m for m in members if m.has("emotion", "usage")]
+    if complete:
+        return [next((m for m in complete if m.stem == "fer2013"), complete[0])]
     labelled = [m for m in members if m.has("emotion")]
     for train in labelled:
         if train.stem == "train":
@@ -96,8 +98,8 @@ def choose(archive: Archive, *, sole: bool) -> list[CsvMember] | None:
     if not labelled:
         raise _missing("emotion", archive, members[0].name, members[0].columns)
     if len(labelled) > 1:
-        several = ", ".join(shown(m.name) for m in labelled)
-        raise UserError(f"{shown(archive.path)} holds several CSV files with faces ({several}): give data.path one")
+        several = ", ".join(printable(m.name) for m in labelled)
+        raise UserError(f"{archive.label} holds several CSV files with faces ({several}): set data.path to one of them")
     return labelled
 
 
@@ -108,164 +110,164 @@ def read(archive: Archive, members: Sequence[CsvMember], fingerprint: str, flaws
         archive: where they are.
         members: one file, or train.csv and test.csv.
         fingerprint: of the content.
-        flaws: takes note of what is wrong with single rows, so that it is no error.
+        flaws: records what is wrong with single rows, so that it is no error.
 
     Raises:
-        UserError: a row is not 2,304 grey levels with a label and a split that are known, and there is nowhere to note
-            it; the message has its number, 0 for the first after the header. Or what is there is no such CSV at all.
+        UserError: a row is not 2,304 grey levels with a known label and split, and `flaws` is not given; the message
+            has its number, 0 for the first after the header. Or the file is no such CSV at all.
     """
-    # glibc gives freed memory back to the system and faults it in again for every batch, which takes as long as
-    # parsing; freeing one large block raises the size from which on it does so.
+    codes: list[int] = []
+    splits: list[int] = []
+    ids: list[bytes] = []
+    labels, usage = LabelColumn(), UsageColumn()
+
+    def pixels() -> Iterator[tuple[str, bytes]]:
+        """Of each row, where it is and its pixels column; the other columns go into the lists above."""
+        for member in members:
+            where = archive.where(member.name)
+            column = {name: member.columns.index(name) for name in member.columns}
+            default_split = SPLITS.index("test" if member.stem == "test" else "train")
+            prefix = "" if member is members[0] else f"{PurePosixPath(member.name).name} "
+            before = len(ids)
+            for _, stream in archive.members([member.name]):
+                for row, fields in enumerate(islice(_records(stream, where), 1, None)):
+                    here = f"{where}, row {row}"
+                    code, split, field = UNLABELLED, default_split, b""
+                    with noted(flaws, len(ids)):
+                        if len(fields) != len(member.columns):
+                            expected = f"but the header names {len(member.columns)}"
+                            raise UserError(f"{here}: {len(fields)} values, {expected}: correct the row")
+                        if "usage" in column:
+                            split = usage.split(fields[column["usage"]], here)
+                        if "emotion" in column:
+                            code = labels.code(fields[column["emotion"]], here)
+                        field = fields[column["pixels"]]
+                    codes.append(code)
+                    splits.append(split)
+                    ids.append(f"{prefix}row {row}".encode())
+                    yield here, field
+            if len(ids) == before:
+                raise UserError(f"{where} has a header and no rows: the file is truncated; download it again")
+
+    def batches() -> Iterator[tuple[list[tuple[str, bytes]], int]]:
+        rows = pixels()
+        while batch := list(islice(rows, _BATCH)):
+            yield batch, len(ids) - len(batch)
+
+    # glibc returns freed memory to the system and faults it in again for every batch, which takes as long as parsing;
+    # freeing one large block raises the size from which on it does so.
     np.empty(16 << 20, dtype=np.uint8)
-    by_name = {member.name: member for member in members}
-    labels = LabelColumn()
-    parts = {
-        name: _read_rows(archive, by_name[name], stream, labels, None if flaws is None else Flaws())
-        for name, stream in archive.members(list(by_name))
-    }
-    ordered = [parts[member.name] for member in members]
-    if flaws is not None:
-        for i, part in enumerate(ordered):
-            assert part.flaws is not None
-            flaws.add(part.flaws, sum(len(before.codes) for before in ordered[:i]))
-    ids = [f"row {i}" for i in range(len(ordered[0].codes))]
-    if len(members) == 2:
-        ids += [f"{PurePosixPath(members[1].name).name} row {i}" for i in range(len(ordered[1].codes))]
+    images = list(map_threaded(lambda batch: _parse_batch(*batch, flaws), batches()))
     classes, label_of_code = labels.resolve()
     table = FaceTable(
-        images=np.concatenate([batch for part in ordered for batch in part.images]),
-        labels=label_of_code[[code for part in ordered for code in part.codes]],
-        split=np.array([split for part in ordered for split in part.splits], dtype=np.int8),
-        ids=np.array([i.encode() for i in ids]),
+        images=np.concatenate(images).reshape(-1, SIDE, SIDE),
+        labels=label_of_code[codes],
+        split=np.array(splits, dtype=np.int8),
+        ids=np.array(ids),
         classes=classes,
-        source=str(archive.path),
+        source=archive.label,
         fingerprint=fingerprint,
     )
     where = archive.where(members[0].name)
     train = table.rows("train")
     if not len(train):
-        raise UserError(f"{where} has no training rows: Usage must be Training for those to train on")
+        raise UserError(f"{where} has no training rows: Usage must be Training for images of the training set")
     if not labels.numeric and not table.counts(train).all():
         name = classes[int(table.counts(train).argmin())]
-        raise UserError(f"{where}: no training row has the emotion {found(name)}, but others do: correct the label")
+        raise UserError(f"{where}: no training row has the emotion {quoted(name)}, but others do: correct the label")
     return table
 
 
-@dataclass
-class _Rows:
-    """What was read of one file: uint8 (n, 48, 48) arrays, and for each row a label code and an index into SPLITS."""
-
-    images: list[NDArray[np.uint8]]
-    codes: list[int]
-    splits: list[int]
-    flaws: Flaws | None
-
-
-def _read_rows(
-    archive: Archive, member: CsvMember, stream: io.BufferedReader, labels: LabelColumn, flaws: Flaws | None
-) -> _Rows:
-    where = archive.where(member.name)
-    column = {name: member.columns.index(name) for name in member.columns}
-    usage = UsageColumn()
-    default_split = SPLITS.index("test" if member.stem == "test" else "train")
-    rows = _Rows([], [], [], flaws)
-
-    def parsed(batch: list[bytes], first_row: int) -> NDArray[np.uint8]:
-        try:
-            return parse_pixels(batch, first_row, where)
-        except UserError:
-            if flaws is None:
-                raise
-        images = np.zeros((len(batch), SIDE, SIDE), dtype=np.uint8)
-        for i, field in enumerate(batch):
-            if first_row + i not in flaws.broken:
+def _parse_batch(rows: Sequence[tuple[str, bytes]], first_row: int, flaws: Flaws | None) -> NDArray[np.uint8]:
+    """Grey levels of consecutive rows, uint8 (B, 2304), each given by where it is and its pixels column."""
+    images = _parse_plain([field for _, field in rows])
+    if images is None:
+        images = np.zeros((len(rows), _PIXELS), dtype=np.uint8)
+        for i, (where, field) in enumerate(rows):
+            if flaws is None or first_row + i not in flaws.broken:
                 with noted(flaws, first_row + i):
-                    images[i] = parse_pixels([field], first_row + i, where)[0]
-        return images
-
-    def batches() -> Iterator[tuple[list[bytes], int]]:
-        records = _records(unpacked(stream, where), where)
-        next(records)  # the header
-        batch: list[bytes] = []
-        for row, fields in enumerate(records):
-            here = f"{where}, row {row}"
-            code, split, pixels = UNLABELLED, default_split, b""
-            with noted(flaws, row):
-                if len(fields) != len(member.columns):
-                    raise UserError(
-                        f"{here}: {len(fields)} values, but the header names {len(member.columns)}: correct it"
-                    )
-                if "usage" in column:
-                    split = usage.split(fields[column["usage"]], here)
-                if "emotion" in column:
-                    code = labels.code(fields[column["emotion"]], here)
-                pixels = fields[column["pixels"]]
-            rows.codes.append(code)
-            rows.splits.append(split)
-            batch.append(pixels)
-            if len(batch) == _BATCH:
-                yield batch, row + 1 - _BATCH
-                batch = []
-        if batch:
-            yield batch, len(rows.codes) - len(batch)
-
-    rows.images = list(overlapped(lambda batch: parsed(*batch), batches()))
-    if not rows.codes:
-        raise UserError(f"{where} has a header and no rows: it was cut short; download it again")
-    return rows
+                    images[i] = _parse_row(field, where)
+    return images
 
 
-def _records(lines: io.BufferedReader, where: str) -> Iterator[list[bytes]]:
-    """The fields of each record, the header first; blank lines are passed over, as pandas does."""
+def _parse_plain(fields: Sequence[bytes]) -> NDArray[np.uint8] | None:
+    """Grey levels, uint8 (B, 2304), if every field is 2,304 numbers of 1 to 3 digits with single spaces between them.
+
+    np.fromstring(sep=" "), which takes anything else as well, needs twice the time.
+    """
+    if any(field.count(b" ") != _PIXELS - 1 for field in fields):
+        return None
+    text = np.frombuffer(b"  " + b" ".join(fields) + b" ", dtype=np.uint8)
+    digit = text - np.uint8(ord("0"))  # wraps round, so that only digits are below 10
+    is_digit, is_space = digit < 10, text == ord(" ")
+    ends = np.flatnonzero(is_space)[2:]  # the space behind each number
+    spans = np.diff(ends, prepend=1)
+    if not (is_digit | is_space).all() or spans.min() < 2 or spans.max() > 4:
+        return None
+    digit *= is_digit
+    value = digit[2:].astype(np.uint16)  # at each byte, of a number that would end there: faster than gathering digits
+    value += digit[1:-1] * np.uint8(10)
+    value += digit[:-2] * is_digit[1:-1] * np.uint16(100)
+    value = value[ends - 3]
+    return value.astype(np.uint8).reshape(len(fields), _PIXELS) if value.max() <= 255 else None
+
+
+def _parse_row(field: bytes, where: str) -> list[int]:
+    tokens = field.split()
+    for token in tokens:
+        if not token.isdigit():
+            raise UserError(f"{where}: pixel {quoted(token)} is not a number from 0 to 255: correct or remove the row")
+        if len(token) > 9 or int(token) > 255:
+            raise UserError(f"{where}: pixel {quoted(token)} is not in 0 to 255: correct or remove the row")
+    if len(tokens) != _PIXELS:
+        raise UserError(
+            f"{where}: {len(tokens)} pixels, not {_PIXELS} ({SIDE} by {SIDE}): the file is truncated, or its images "
+            "have another size; download it again"
+        )
+    return [int(token) for token in tokens]
+
+
+def _records(file: io.BufferedReader, where: str) -> Iterator[list[bytes]]:
+    """The fields of each record, the header first; blank lines are skipped, as in pandas."""
+    stream = decompressed(file, where)
+    lines = iter(partial(stream.readline, MAX_LINE), b"")
     row = -1
-    while line := lines.readline(MAX_LINE):
-        quoted = b'"' in line
-        if quoted and line.count(b'"') % 2:
-            line += _to_closing_quote(lines, MAX_LINE - len(line))
+    for line in lines:
         here = f"{where}, " + (f"row {row}" if row >= 0 else "header")
-        if len(line) >= MAX_LINE:
-            raise UserError(f"{here} is longer than {MAX_LINE:,} bytes: no CSV of faces, or a quote is left open")
+        if len(line) == MAX_LINE:
+            raise UserError(f"{here} is longer than {MAX_LINE:,} bytes: this is no CSV of faces")
         if line.isspace():
             continue
-        if quoted:
+        if b'"' in line:  # the csv module takes the lines that it needs; it limits fields to 131,072 bytes
+            text = (part.decode("latin-1") for part in chain([line], lines))  # any bytes there and back
             try:
-                text = io.StringIO(line.decode("latin-1"), newline="")  # any bytes there and back
                 fields = next(csv.reader(text, skipinitialspace=True, strict=True))
             except csv.Error as error:
-                raise UserError(f"{here} is not a row of a CSV ({error}): correct its quotes") from error
+                raise UserError(
+                    f"{here} is not a valid CSV row ({error}): correct its quotes, or close one that is left open"
+                ) from error
             yield [field.encode("latin-1") for field in fields]
         else:
             yield line.rstrip(b"\r\n").split(b",")
         row += 1
 
 
-def _to_closing_quote(lines: io.BufferedReader, room: int) -> bytes:
-    """The lines of a record after its first, in which a quote is left open; at most `room` bytes."""
-    parts = []
-    while room > 0 and (line := lines.readline(room)):
-        parts.append(line)
-        room -= len(line)
-        if line.count(b'"') % 2:
-            break
-    return b"".join(parts)
-
-
 def _header(stream: io.BufferedReader, where: str) -> tuple[str, ...]:
     """Column names, lower-cased and stripped."""
-    fields = next(_records(unpacked(stream, where), where), None)
+    fields = next(_records(stream, where), None)
     if fields is None:
         raise UserError(f"{where} is empty: download it again")
     try:
         return tuple(field.removeprefix(codecs.BOM_UTF8).decode().strip().lower() for field in fields)
     except UnicodeDecodeError:
         raise UserError(
-            f"{where} begins with {found(fields[0])}, which is neither UTF-8 text nor a .zip or .tar: "
-            "give data.path a CSV saved as UTF-8, a folder or an archive"
+            f"{where} begins with {quoted(fields[0])}, which is neither UTF-8 text nor a .zip or .tar: "
+            "set data.path to a CSV saved as UTF-8, a folder or an archive"
         ) from None
 
 
 def _missing(column: str, archive: Archive, name: str, columns: Sequence[str]) -> UserError:
-    names = ", ".join(found(c) for c in columns[:8]) + (", …" if len(columns) > 8 else "")
+    names = ", ".join(quoted(c) for c in columns[:8]) + (", …" if len(columns) > 8 else "")
     return UserError(
         f"{archive.where(name)} has no column '{column}', only {names}: "
         "FER-2013's fer2013.csv has emotion, pixels and Usage"

@@ -1,4 +1,4 @@
-"""Folders of faces: train/<class>/<image>, test/<class>/<image>, and perhaps a validation folder."""
+"""Folders of faces: train/<class>/<image>, test/<class>/<image>, and optionally a validation folder."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from fer_lightning.data.labels import class_name, class_order, split_name
+from fer_lightning.data.readers.archive import Archive
 from fer_lightning.data.readers.flaws import Flaws, noted
 from fer_lightning.data.readers.images import decode_sized
-from fer_lightning.data.readers.members import Archive
-from fer_lightning.data.readers.streams import found, overlapped, shown
+from fer_lightning.data.readers.streams import map_threaded
 from fer_lightning.data.table import FER_CLASSES, SIDE, SPLITS, FaceTable
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, printable, quoted
 
 MAX_IMAGE_BYTES = 64 << 20
 """Size of the largest image file that is read."""
 
-_BATCH = 64  # images decoded at once: one alone costs less than handing it to a thread
-_SMALL = 1 << 17  # bytes of an image that goes into such a batch
+_BATCH = 64  # images decoded together: decoding one costs less than passing it to a thread
+_SMALL = 1 << 17  # bytes of the largest image in such a batch
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which image means what.
+    """The images with their labels and splits.
 
     Attributes:
-        names: the archive's members that are images, sorted.
-        labels: of each, the index into `classes`.
-        splits: of each, the index into `faces.SPLITS`.
+        names: members of the archive that are images, sorted.
+        labels: of each image, the index into `classes`.
+        splits: of each image, the index into `SPLITS`.
         classes: class names in label order.
     """
 
@@ -45,10 +45,10 @@ class Layout:
 
 
 def find_layout(archive: Archive) -> Layout | None:
-    """The layout of the class folders in `archive`; None if there is no train folder with folders inside.
+    """The layout of the class folders in `archive`; None if there is no train folder with class folders.
 
     Raises:
-        UserError: there are several data sets, a class is empty or not in train, or an image lies in no class folder.
+        UserError: there are several data sets, a class is empty or not in train, or an image is in no class folder.
     """
     root = _find_root(archive)
     if root is None:
@@ -61,8 +61,8 @@ def find_layout(archive: Archive) -> Layout | None:
         if _in_split(parts, 3):
             faces.setdefault((parts[0], parts[1]), []).append(name)
         elif _in_split(parts, 2) and name.lower().endswith(_IMAGE_ENDINGS):
-            target = f"{shown(parts[0])}/<class>/{shown(parts[1])}"
-            raise UserError(f"{archive.where(name)} lies in no class folder: move it to {target}")
+            target = f"{printable(parts[0])}/<class>/{printable(parts[1])}"
+            raise UserError(f"{archive.where(name)} is in no class folder: move it to {target}")
     split_of = _unambiguous(archive, root, {folder: str(split_name(folder)) for folder, _ in faces})
     class_of = _class_names({folder for _, folder in faces})
     for split_folder in split_of:
@@ -72,7 +72,7 @@ def find_layout(archive: Archive) -> Layout | None:
     for (split_folder, folder), names in faces.items():
         where = archive.where(f"{root}{split_folder}/{folder}")
         if not names and split_of[split_folder] == "train":
-            raise UserError(f"{where} holds no images: fill it, or remove it here and from the other splits")
+            raise UserError(f"{where} contains no images: add some, or remove the class from all splits")
         if names and class_of[folder] not in trained:
             raise UserError(f"{where} has no counterpart in train/: add images of it there, or remove it")
     classes = class_order(trained)
@@ -90,12 +90,12 @@ def read(archive: Archive, layout: Layout, fingerprint: str, flaws: Flaws | None
 
     Args:
         archive: where they are.
-        layout: what they mean.
+        layout: their labels and splits.
         fingerprint: of the content.
-        flaws: takes note of what is wrong with single files, so that it is no error.
+        flaws: records the faults of single files, which are then no errors.
 
     Raises:
-        UserError: a member is no image, damaged, or too large, and there is nowhere to note it.
+        UserError: a member is no image, damaged or too large, and `flaws` is not given.
     """
     row_of = {name: row for row, name in enumerate(layout.names)}
     images = np.zeros((len(row_of), SIDE, SIDE), dtype=np.uint8)
@@ -118,7 +118,7 @@ def read(archive: Archive, layout: Layout, fingerprint: str, flaws: Flaws | None
                 if flaws is not None and min(size) < SIDE:
                     flaws.small[row] = size
 
-    for _ in overlapped(decode, batches()):
+    for _ in map_threaded(decode, batches()):
         pass
     return FaceTable(
         images=images,
@@ -126,26 +126,26 @@ def read(archive: Archive, layout: Layout, fingerprint: str, flaws: Flaws | None
         split=np.array(layout.splits, dtype=np.int8),
         ids=np.array([name.encode(errors="backslashreplace") for name in layout.names]),
         classes=layout.classes,
-        source=str(archive.path),
+        source=archive.label,
         fingerprint=fingerprint,
     )
 
 
 def _content(stream: io.BufferedReader, where: str) -> bytes:
     data = stream.read(_SMALL)
-    if len(data) == _SMALL:  # asked for at once, the largest would be allocated for every face
+    if len(data) == _SMALL:  # a single read of the maximum would allocate it for every face
         data += stream.read(MAX_IMAGE_BYTES)
     if len(data) > MAX_IMAGE_BYTES:
-        raise UserError(f"{where} is larger than {MAX_IMAGE_BYTES:,} bytes: no face; remove it")
+        raise UserError(f"{where} is larger than {MAX_IMAGE_BYTES:,} bytes: this is no face; remove it")
     return data
 
 
 def _find_root(archive: Archive) -> str | None:
-    """The folder that train/ lies in, with a slash at the end: "" or "fer2013/"."""
+    """The folder that contains train/, with a slash at the end: "" or "fer2013/"."""
     roots = set()
     for path in (*archive.folders, *(name.rpartition("/")[0] for name in archive.names)):
         parts = path.split("/")
-        for depth, part in enumerate(parts[:-1]):  # what follows is the class folder
+        for depth, part in enumerate(parts[:-1]):  # the next part is the class folder
             if split_name(part) == "train":
                 roots.add("".join(f"{p}/" for p in parts[:depth]))
                 break
@@ -155,7 +155,8 @@ def _find_root(archive: Archive) -> str | None:
     first, *others = sorted(root for root in roots if root.count("/") == least)
     if others:
         raise UserError(
-            f"{shown(archive.path)} holds several data sets, {shown(first)} and {shown(others[0])}: give data.path one"
+            f"{archive.label} holds several data sets, {printable(first)} and {printable(others[0])}: set data.path to "
+            "one of them"
         )
     return first
 
@@ -175,12 +176,12 @@ def _unambiguous(archive: Archive, root: str, meanings: dict[str, str]) -> dict[
     for meaning, same in folders.items():
         if len(same) > 1:
             where = archive.where(root + same[0])
-            raise UserError(f"{where} and {shown(same[1])} both mean {found(meaning)}: merge them, or rename one")
+            raise UserError(f"{where} and {printable(same[1])} both mean {quoted(meaning)}: merge them, or rename one")
     return meanings
 
 
 def _class_names(folders: set[str]) -> dict[str, str]:
-    """What each class folder means; 0 to 6 are FER-2013's labels where there are no other folders."""
+    """The class of each class folder; 0 to 6 are the labels of FER-2013 if there are no other folders."""
     names = {folder: class_name(folder) for folder in folders}
     if all(re.fullmatch("[0-6]", name) for name in names.values()):
         return {folder: FER_CLASSES[int(name)] for folder, name in names.items()}
@@ -188,7 +189,7 @@ def _class_names(folders: set[str]) -> dict[str, str]:
 
 
 def _split_test(names: list[str], splits: list[int]) -> list[int]:
-    """`splits` with "test" divided into "public" and "private", if every test image is named for its part."""
+    """`splits` with "test" divided into "public" and "private" if the name of every test image begins with its part."""
     parts: dict[int, int] = {}
     for row, split in enumerate(splits):
         if split == SPLITS.index("test"):

@@ -1,4 +1,4 @@
-"""Any image file to a 48 by 48 grey face."""
+"""Decoding an image file to a 48 by 48 grey face."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 64_000_000
-"""Size of the largest image that is decoded, in pixels."""
+"""Number of pixels of the largest image that is decoded."""
 
-# Not all that Pillow knows: some of its readers start other programs (EPS) or are hardly ever tested.
+# Not all formats of Pillow: some of its readers start other programs (EPS) or are hardly tested.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
-# Where Pillow keeps metadata that may say which way up an image is.
-_TURNING = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
+# Keys of Pillow's metadata that may contain the orientation of an image.
+_ORIENTATION = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
 
 
 def decode_face(data: bytes, where: str) -> NDArray[np.uint8]:
@@ -30,13 +30,13 @@ def decode_face(data: bytes, where: str) -> NDArray[np.uint8]:
 
 
 def decode_sized(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """The face in the image file `data`, uint8 (48, 48), and the width and height that the file has.
+    """The face in the image file `data`, uint8 (48, 48), and the width and height of the image in the file.
 
-    Turned upright by its EXIF tag, made grey (16 bits scaled to 8, transparent parts white), scaled so that the shorter
-    side is 48, and cut to the middle of the longer side. A grey 48 by 48 image comes out as it is.
+    The image is rotated by its EXIF tag, converted to grey (16 bits scaled to 8, transparent parts white), scaled so
+    that the shorter side is 48, and cropped to the middle of the longer side. A grey 48 by 48 image is not changed.
 
     Args:
-        data: a JPEG, PNG, BMP, GIF, WebP, TIFF or PGM/PPM file; of an animation, the first frame counts.
+        data: a JPEG, PNG, BMP, GIF, WebP, TIFF or PGM/PPM file; of an animation, the first frame is used.
         where: the file, for messages.
 
     Raises:
@@ -44,7 +44,7 @@ def decode_sized(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int,
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    too_large = f"{where} has more than {MAX_PIXELS:,} pixels: no face, or a decompression bomb; remove it"
+    too_large = f"{where} has more than {MAX_PIXELS:,} pixels: this is no face, or a decompression bomb; remove it"
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -52,9 +52,9 @@ def decode_sized(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int,
             size = image.size
             image.draft(None, (4 * SIDE, 4 * SIDE))  # lets a large JPEG be decoded at a fraction of its size
             image.load()
-            if image.format == "TIFF" or not _TURNING.isdisjoint(
+            if image.format == "TIFF" or not _ORIENTATION.isdisjoint(
                 image.info
-            ):  # looking closer takes as long as decoding
+            ):  # reading the tag takes as long as decoding
                 ImageOps.exif_transpose(image, in_place=True)
             grey = _grey(image, where)
             if grey.size != (SIDE, SIDE):
@@ -63,7 +63,7 @@ def decode_sized(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int,
     except UserError:
         raise
     except UnidentifiedImageError:
-        raise UserError(f"{where} is not an image that can be read: remove it, or save it as PNG or JPEG") from None
+        raise UserError(f"{where} is not an image in a known format: remove it, or save it as PNG or JPEG") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(too_large) from None
     except Exception as error:  # Pillow's readers raise nearly anything on damaged data

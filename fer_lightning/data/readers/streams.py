@@ -1,4 +1,4 @@
-"""Byte streams that do no harm: a failure to read is a UserError, and no stream is longer than it can honestly be."""
+"""Byte streams for files that nobody has vetted: errors become UserErrors, and decompression is bounded."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import IO, Any, Protocol, TypeVar
+from functools import cached_property, partial
+from typing import IO, Any, TypeVar
 
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, flat
 
 FREE_BYTES = 64 << 20
-"""Content up to this size may be packed as tightly as it likes."""
+"""Up to this size, decompressed content may have any ratio to the compressed."""
 
 MAX_RATIO = 50
-"""Beyond `FREE_BYTES`, unpacked content may be this many times the packed; FER-2013 itself reaches 4."""
+"""Largest ratio of decompressed to compressed content beyond `FREE_BYTES`; FER-2013 reaches 4."""
+
+BUFFER = 1 << 17
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-# What the decompressors and archive modules raise on damaged bytes. Some of it is plain: ValueError, IndexError,
-# OverflowError and MemoryError (an absurd declared size), RecursionError (chained long names in a tar).
+# What decompressors and archive modules raise on damaged bytes. ValueError, LookupError, OverflowError, MemoryError (an
+# absurd declared size) and RecursionError (chained long names in a tar) are among it.
 _DAMAGE = (
     EOFError,
     zlib.error,
@@ -44,125 +47,110 @@ _DAMAGE = (
     RecursionError,
 )
 
-
-class _Readable(Protocol):
-    def read(self, size: int = ..., /) -> bytes: ...
-
-
-def shown(name: str | os.PathLike[str]) -> str:
-    """`name` for a message of one line: as it is where that can be printed, escaped where it cannot."""
-    text = os.fspath(name)
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
-def found(value: str | bytes) -> str:
-    """A value out of a file for a message: quoted, escaped, and cut to 40 characters."""
-    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-    return ascii(text if len(text) <= 40 else text[:37] + "...")
+_DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], Any]] = {  # by the first bytes of the content
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    b"BZh": bz2.BZ2File,
+}
 
 
 @contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Turns what goes wrong while `where` is read into a UserError that names it."""
+    """Convert errors raised while `where` is read into a UserError that names it."""
     try:
         yield
     except PermissionError:
         raise UserError(f"{where} cannot be read: permission denied; make it readable (chmod u+r)") from None
     except FileNotFoundError:
-        raise UserError(f"{where} does not exist (any more), or is a link to nothing: put it back") from None
+        raise UserError(f"{where} does not exist (any more), or is a link to nothing: restore it") from None
     except NotImplementedError as error:
-        raise UserError(f"{where} is packed in a way that cannot be read ({_line(error)}): pack it again") from error
+        raise UserError(f"{where} is compressed by an unsupported method ({flat(error)}): pack it again") from error
     except OSError as error:
         if error.errno is not None:
             raise UserError(f"{where} cannot be read: {error.strerror}") from error
-        raise UserError(f"{where} is damaged ({_line(error)}): download or pack it again") from error
+        raise UserError(f"{where} is damaged ({flat(error)}): download or pack it again") from error
     except _DAMAGE as error:
-        raise UserError(f"{where} is damaged or cut short ({_line(error)}): download or pack it again") from error
-    except RuntimeError as error:  # zipfile's way to ask for a password
-        raise UserError(f"{where} cannot be unpacked ({_line(error)}): pack it without a password") from error
+        raise UserError(f"{where} is damaged or truncated ({flat(error)}): download or pack it again") from error
+    except RuntimeError as error:  # how zipfile asks for a password
+        raise UserError(f"{where} cannot be unpacked ({flat(error)}): pack it without a password") from error
 
 
-class _Guarded(io.RawIOBase):
-    def __init__(self, raw: _Readable, where: str, limit: Callable[[], int] | None) -> None:
-        self.done = 0
-        self._raw = raw
-        self._where = where
-        self._limit = limit
+class _Stream(io.RawIOBase):
+    """A file that is opened at the first read, so that one that cannot be opened fails like one that cannot be read."""
+
+    def __init__(self, open_: Callable[[], IO[bytes]], where: str, compressed: IO[bytes] | None) -> None:
+        self._open, self._where, self._compressed = open_, where, compressed
+
+    @cached_property
+    def _file(self) -> IO[bytes]:
+        with reading(self._where):
+            return self._open()
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
 
     def readinto(self, buffer: Any, /) -> int:
         with reading(self._where):
-            data = self._raw.read(len(buffer))
-        count = len(data)
-        buffer[:count] = data
-        self.done += count
-        if self._limit is not None and self.done > self._limit():
-            raise UserError(f"{self._where} unpacks to over {self._limit():,} bytes, as only a bomb does: not read on")
-        return count
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        if self._compressed is not None:
+            limit = max(FREE_BYTES, MAX_RATIO * self._compressed.tell())
+            if self._file.tell() > limit:
+                raise UserError(
+                    f"{self._where} decompresses to over {limit:,} bytes, as only a bomb does: remove this file"
+                )
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Seek forwards by reading, since what is skipped may be a bomb as well."""
+        assert whence == io.SEEK_SET
+        if offset < self.tell() or self._compressed is None:
+            with reading(self._where):
+                return self._file.seek(offset)
+        while self.tell() < offset and self.read(min(offset - self.tell(), 1 << 20)):
+            pass
+        return self.tell()
+
+    def close(self) -> None:
+        if "_file" in self.__dict__:
+            self._file.close()
+        super().close()
 
 
-def guarded(raw: _Readable, where: str, limit: Callable[[], int] | None = None) -> io.BufferedReader:
-    """`raw`, with failures turned into UserErrors that name `where`, and not one byte beyond `limit()`."""
-    return io.BufferedReader(_Guarded(raw, where, limit), 1 << 16)
+def opened(open_: Callable[[], IO[bytes]], where: str) -> io.BufferedReader:
+    """The file that `open_` returns; opening and reading it raise UserErrors that name `where`, at the first read."""
+    return io.BufferedReader(_Stream(open_, where, None), BUFFER)
 
 
-class _Unopened(io.RawIOBase):
-    def __init__(self, error: UserError) -> None:
-        self._error = error
+def decompressed(file: io.BufferedReader, where: str) -> io.BufferedReader:
+    """The content of a .gz, .xz or .bz2 file, recognised by its first bytes; any other file unchanged.
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, _buffer: Any, /) -> int:
-        raise self._error
-
-
-@contextmanager
-def opened(open_: Callable[[], IO[bytes]], where: str) -> Iterator[io.BufferedReader]:
-    """What `open_` opens, guarded; if that fails, a stream that fails when it is read, so that others still can be."""
-    failure = None
-    try:
-        with reading(where):
-            file = open_()
-    except UserError as error:
-        failure = error
-    if failure is not None:
-        yield io.BufferedReader(_Unopened(failure))
-        return
-    with file:
-        yield guarded(file, where)
+    Reading raises a UserError that names `where` if the content is damaged or a decompression bomb.
+    """
+    with reading(where):
+        start = file.peek(6)[:6]
+    for magic, decompressor in _DECOMPRESSORS.items():
+        if start.startswith(magic):
+            return io.BufferedReader(_Stream(partial(decompressor, file), where, file), BUFFER)
+    return file
 
 
-def unpacked(packed: _Readable, where: str) -> io.BufferedReader:
-    """What the .gz, .xz or .bz2 stream `packed` holds; the same bytes if its magic is none of these."""
-    counted = _Guarded(packed, where, None)
-    stream: io.BufferedReader = io.BufferedReader(counted, 1 << 16)
-    magic = stream.peek(6)[:6]
-
-    def limit() -> int:
-        return max(FREE_BYTES, MAX_RATIO * counted.done)
-
-    if magic.startswith(b"\x1f\x8b"):
-        return guarded(gzip.GzipFile(fileobj=stream), where, limit)
-    if magic == b"\xfd7zXZ\x00":
-        return guarded(lzma.LZMAFile(stream), where, limit)
-    if magic.startswith(b"BZh"):
-        return guarded(bz2.BZ2File(stream), where, limit)
-    return stream
-
-
-def check_ratio(unpacked_size: int, packed_size: int, where: str) -> None:
-    """Raise UserError when a declared size is one that only a bomb has."""
-    if unpacked_size > max(FREE_BYTES, MAX_RATIO * packed_size):
+def check_ratio(size: int, compressed_size: int, where: str) -> None:
+    """Raise UserError if the declared size is one that only a decompression bomb has."""
+    if size > max(FREE_BYTES, MAX_RATIO * compressed_size):
         raise UserError(
-            f"{where} claims to unpack from {packed_size:,} to {unpacked_size:,} bytes, as only a bomb does: not read"
+            f"{where} claims to decompress from {compressed_size:,} to {size:,} bytes, as only a bomb does: remove it"
         )
 
 
-def overlapped(work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """`map(work, items)` on a few threads, results in order; reading `items` goes on meanwhile, a few items ahead."""
+def map_threaded(work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """`map(work, items)` on a few threads, results in order, while `items` is read only a few items ahead."""
     workers = max(2, min(8, os.cpu_count() or 1))
     with ThreadPoolExecutor(workers, "fer-read") as pool:
         pending: deque[Future[_R]] = deque()
@@ -176,8 +164,3 @@ def overlapped(work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
         finally:
             for future in pending:
                 future.cancel()
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return shown(text[:120])

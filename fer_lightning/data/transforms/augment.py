@@ -1,7 +1,7 @@
-"""Training-time augmentation: batched on the device that trains, or a user's own albumentations pipeline.
+"""Augmentation: batched on the training device, or an albumentations pipeline.
 
-Every random number is drawn on the CPU, from a generator that the loader seeds by (seed, epoch, batch): the same faces
-come out on every kind and number of devices, and a resumed run sees what an uninterrupted one would have seen.
+Every random number is drawn on the CPU, from a generator that the loader seeds by (seed, epoch, batch): the images are
+the same on every kind and number of devices, and in a resumed run the same as in an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 
 
 class Draws:
-    """Random numbers, one for each image of a batch of which a rank may hold a part.
+    """Random numbers, one for each image of a batch of which a rank may have a part.
 
-    They are drawn for the whole batch and the rank takes its own, so that an image gets the same ones wherever it is.
+    They are drawn for the whole batch, and the rank takes its part, so that an image gets the same ones on any rank.
 
     Args:
         seed: of the batch.
         total: images in the batch, over all ranks.
-        mine: which of them this rank holds.
+        mine: the part of this rank.
     """
 
     def __init__(self, seed: int, total: int, mine: slice = slice(None)) -> None:
@@ -52,16 +52,16 @@ class BatchAugment:
     """Flip, rotate, scale, shift, brighten and erase a whole batch at once.
 
     Args:
-        flip: probability of mirroring left to right.
-        rotate: largest rotation, degrees, drawn uniformly from both directions.
+        flip: probability of a horizontal flip.
+        rotate: largest rotation in degrees, in both directions.
         scale: largest relative change of size: 0.1 draws factors from 0.9 to 1.1.
-        shift: largest shift along each axis, as a fraction of the side.
-        brightness: largest shift of brightness, as a fraction of the full range.
-        contrast: largest relative change of contrast around the image's mean.
+        shift: largest translation along each axis, as a fraction of the side.
+        brightness: largest change of brightness, as a fraction of the full range.
+        contrast: largest relative change of contrast around the mean of the image.
         erase: probability of erasing one rectangle (Zhong et al. 2020, arXiv:1708.04896) of `erase_area`.
         erase_area: smallest and largest area of the rectangle, as fractions of the image.
 
-    Pixels that come from outside the image repeat its border.
+    Pixels from outside the image repeat its border.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class BatchAugment:
                 raise ValueError(f"augment.{name} is a probability, from 0 to 1, not {p}")
         for name, amount in (("scale", scale), ("shift", shift), ("brightness", brightness), ("contrast", contrast)):
             if not 0 <= amount < 1:
-                raise ValueError(f"augment.{name} is a fraction, from 0 up to 1, not {amount}")
+                raise ValueError(f"augment.{name} is a fraction, at least 0 and below 1, not {amount}")
         if not (len(erase_area) == 2 and 0 < erase_area[0] <= erase_area[1] < 1):
             raise ValueError(f"augment.erase_area is a smallest and a largest fraction, not {list(erase_area)}")
         self.flip, self.rotate, self.scale, self.shift = (flip, math.radians(rotate), scale, shift)
@@ -88,7 +88,7 @@ class BatchAugment:
         self.erase, self.erase_area = erase, tuple(erase_area)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """Augment images (B, 1, H, W), float in [0, 1]; returns the like."""
+        """Augment images (B, 1, H, W), float in [0, 1]; the result has the same shape and range."""
         images = self._warp(images, draws)
         images = self._light(images, draws)
         return self._erase(images, draws)
@@ -134,7 +134,7 @@ class BatchAugment:
 
 
 class AlbumentationsAugment:
-    """An albumentations pipeline, given as its serialised form, applied image by image on the CPU.
+    """An albumentations pipeline, in its serialised form, applied image by image on the CPU.
 
     Args:
         transforms: the pipeline's steps, each a mapping with `name` (a class of albumentations) and its arguments.

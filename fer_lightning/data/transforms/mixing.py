@@ -1,4 +1,4 @@
-"""Training on mixtures of two faces, which the network is to recognise in proportion."""
+"""Mixup, CutMix and Remix: training on mixtures of two faces."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from fer_lightning.data.transforms.augment import Draws
 class Mix:
     """Mixes each image of a batch with its neighbour: 1st and 2nd with each other, 3rd and 4th, and so on.
 
-    Batches are in random order, so neighbours are; a rank holds whole pairs and needs no image of another one.
+    Batches are in random order, and so are neighbours; a rank has complete pairs and needs no image of another rank.
 
     Args:
-        alpha: λ, the image's own share, is drawn from Beta(alpha, alpha) for each image (mixup, Zhang et al. 2018,
-            arXiv:1710.09412).
-        cut: replace a rectangle of the share 1 − λ instead of blending (CutMix, Yun et al. 2019, arXiv:1905.04899).
+        alpha: λ, the weight of the image itself, is drawn from Beta(alpha, alpha) for each image (mixup, Zhang et al.
+            2018, arXiv:1710.09412).
+        cut: replace a rectangle of the area 1 − λ instead of blending (CutMix, Yun et al. 2019, arXiv:1905.04899).
         p: probability that an image is mixed at all.
-        kappa: Remix (Chou et al. 2020, arXiv:2007.03943): where one of the two classes has at least `kappa` times the
-            images of the other, the mixture is labelled as the rarer one, unless that makes up less than 1 − `tau` of
-            it, equation 7. None mixes labels as images.
-        tau: τ of Remix, the largest share of the common class that is still given to the rare one.
+        kappa: Remix (Chou et al. 2020, arXiv:2007.03943): if one of the two classes has at least `kappa` times the
+            images of the other, the mixture gets the label of the rarer one, unless its weight is below 1 − `tau`,
+            equation 7. None mixes labels like images.
+        tau: τ of Remix, the largest weight of the frequent class at which the label of the rare one is used.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: an argument is out of range.
     """
 
     alpha: float = 1.0
@@ -38,12 +38,12 @@ class Mix:
 
     def __post_init__(self) -> None:
         if self.alpha <= 0:
-            raise ValueError(f"alpha of the Beta distribution is above 0, not {self.alpha}")
+            raise ValueError(f"alpha must be above 0, not {self.alpha}")
         for name, value in (("p", self.p), ("tau", self.tau)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} is from 0 to 1, not {value}")
+                raise ValueError(f"{name} must be from 0 to 1, not {value}")
         if self.kappa is not None and self.kappa < 1:
-            raise ValueError(f"kappa is a ratio of class sizes, from 1, not {self.kappa}")
+            raise ValueError(f"kappa must be 1 or more, a ratio of class sizes, not {self.kappa}")
 
     def __call__(self, images: Tensor, targets: Tensor, draws: Draws, class_counts: Tensor) -> tuple[Tensor, Tensor]:
         """Mix a batch.
@@ -51,11 +51,11 @@ class Mix:
         Args:
             images: float (B, 1, H, W).
             targets: float (B, C), probabilities.
-            draws: of the batch.
+            draws: random numbers of the batch.
             class_counts: training images per class, (C,).
 
         Returns:
-            Mixed images and targets of the same shapes; the last of an odd number stays as it is.
+            Mixed images and targets of the same shapes; the last of an odd number is unchanged.
         """
         share = torch.where(draws.uniform() < self.p, draws.beta(self.alpha), torch.tensor(1.0))
         corner_y, corner_x = draws.uniform(), draws.uniform()
@@ -70,12 +70,12 @@ class Mix:
             images = own * images + (1 - own) * images[partner]
         share = share.to(targets)
         if self.kappa is not None:
-            share = self._for_the_rare(share, targets @ class_counts.to(targets), partner)
+            share = self._weight_for_remix(share, targets @ class_counts.to(targets), partner)
         own = share[:, None]
         return images, own * targets + (1 - own) * targets[partner]
 
-    def _for_the_rare(self, share: Tensor, sizes: Tensor, partner: Tensor) -> Tensor:
-        """The share of the image's own label, given the size of each image's class: 0, 1 or as the image's."""
+    def _weight_for_remix(self, share: Tensor, sizes: Tensor, partner: Tensor) -> Tensor:
+        """The weight of the image's own label, given the size of each image's class: 0, 1 or that of the image."""
         assert self.kappa is not None
         ratio = sizes / sizes[partner]
         share = torch.where((ratio >= self.kappa) & (share < self.tau), 0.0, share)
@@ -83,8 +83,8 @@ class Mix:
 
 
 def _rectangle(share: Tensor, y: Tensor, x: Tensor, size: torch.Size) -> Tensor:
-    """Which pixels are the partner's: bool (B, H, W), a rectangle of the image's shape around (y, x), cut off at the
-    border; all of them fractions of the side."""
+    """The pixels of the partner, bool (B, H, W): a rectangle with the proportions of the image around (y, x), clipped
+    at the border; `y` and `x` are fractions of the side."""
     height, width = size
     half = (1 - share).sqrt() / 2
     rows, columns = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width

@@ -1,7 +1,7 @@
-"""The one module that touches albumentations.
+"""The only module that uses albumentations.
 
 Version 2.0.8 is its last release under the MIT licence, and its own random state repeats in every worker and epoch:
-each image therefore gets a seed of its own.
+therefore each image has its own seed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from fer_lightning.errors import UserError
 
 
 class Pipeline:
-    """Transforms applied one after another to a grey face.
+    """Transforms applied in sequence to a grey face.
 
     Args:
         transforms: each a mapping with `name`, a class of albumentations, and the arguments of that class.
         key: the config key the transforms come from, for messages.
 
     Raises:
-        UserError: a transform or one of its arguments does not exist, or a value is refused.
+        UserError: a transform or one of its arguments does not exist, or a value is invalid.
     """
 
     def __init__(self, transforms: Sequence[Mapping[str, Any]], key: str) -> None:
@@ -36,7 +36,7 @@ class Pipeline:
         self._compose = albumentations.Compose([_transform(albumentations, t, key) for t in transforms])
 
     def __call__(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        """Transform an image (H, W, 1) with the random numbers of `seed` alone; the result has the same shape.
+        """Transform an image (H, W, 1) with random numbers that depend on `seed` only; the result has the same shape.
 
         Raises:
             UserError: the pipeline changed the image's shape or type.
@@ -46,7 +46,7 @@ class Pipeline:
         if result.shape != image.shape or result.dtype != image.dtype:
             raise UserError(
                 f"an albumentations pipeline must keep images {image.shape} {image.dtype}, "
-                f"but it made {tuple(result.shape)} {result.dtype}: leave out steps like Resize, Normalize, ToTensorV2"
+                f"but it returned {tuple(result.shape)} {result.dtype}: remove steps like Resize, Normalize, ToTensorV2"
             )
         return result
 
@@ -58,12 +58,12 @@ def _transform(albumentations: Any, spec: Mapping[str, Any], key: str) -> Any:
     if not (isinstance(cls, type) and issubclass(cls, albumentations.BasicTransform)):
         names = [n for n in dir(albumentations) if n[0].isupper()]
         near = difflib.get_close_matches(str(name), names, 3)
-        hint = f"; near it: {', '.join(near)}" if near else ""
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"{key}: '{name}' is not a transform of albumentations{hint}")
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # it only warns of arguments that do not exist
+        warnings.simplefilter("error", UserWarning)  # it only warns about unknown arguments
         try:
             return cls(**arguments)
         except Exception as error:  # pydantic, ValueError, TypeError, UserWarning: whatever the version raises
             reason = " ".join(str(error).split())
-            raise UserError(f"{key}: {name}({arguments}) is refused by albumentations: {reason}") from error
+            raise UserError(f"{key}: {name}({arguments}) is rejected by albumentations: {reason}") from error

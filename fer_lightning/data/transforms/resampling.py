@@ -1,4 +1,4 @@
-"""Meeting the imbalance by changing how many training images of each class there are, or how often they are shown."""
+"""Strategies against class imbalance: the number of training images per class, or how often they are drawn."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fer_lightning.errors import UserError
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What is trained on.
+    """The training set.
 
     Attributes:
         images: uint8 (N, 48, 48).
         labels: int64 (N,).
-        rows: int64 (N,), the row of the source table each image is, or was copied from.
-        copied: bool (N,), true for images made by augmentation.
-        targets: float32 (N, C), distributions to learn where they are more than the labels.
+        rows: int64 (N,), the row of the table that each image is, or was copied from.
+        copied: bool (N,), true for augmented copies.
+        targets: float32 (N, C), distributions to learn instead of the labels, if there are any.
     """
 
     images: NDArray[np.uint8]
@@ -42,20 +42,20 @@ class TrainingSet:
 class Resample:
     """Grow or shrink classes: the student report's "balanced data".
 
-    A class with factor f ends up with round(f × its images): for f < 1 a random part is dropped, for f > 1 all stay and
-    augmented copies are added, spread evenly over the originals.
+    A class of n images gets round(f · n): for f < 1 a random part is dropped, for f > 1 augmented copies are added,
+    distributed evenly over the originals.
 
     Args:
-        factors: factor by class name; 1 for classes that are not named.
-        transforms: the albumentations pipeline that makes the copies, see `Pipeline`.
-        seed: of what is dropped and how copies look.
+        factors: f by class name; 1 for classes that are not named.
+        transforms: the albumentations pipeline for the copies, see `Pipeline`.
+        seed: of the dropped images and the augmentation.
     """
 
     def __init__(self, factors: Mapping[str, float], transforms: Sequence[Mapping[str, Any]], seed: int = 0) -> None:
         self.factors, self.transforms, self.seed = dict(factors), list(transforms), seed
 
     def __call__(self, training: TrainingSet, classes: Sequence[str]) -> TrainingSet:
-        """The resampled training set: what is kept, in its old order, then the copies by class.
+        """The resampled training set: the remaining images in their order, then the copies by class.
 
         Raises:
             UserError: a factor names a class that the data does not have, is negative, or empties a class.
@@ -69,41 +69,43 @@ class Resample:
                 continue
             if name not in classes:
                 near = difflib.get_close_matches(name, classes, 1)
-                hint = f"did you mean '{near[0]}'?" if near else f"set it to 1; there are {', '.join(classes)}"
+                hint = f"did you mean '{near[0]}'?" if near else f"set it to 1; the classes are {', '.join(classes)}"
                 raise UserError(f"imbalance.resample.factors.{name}: the data has no class '{name}'; {hint}")
             members = np.flatnonzero(training.labels == classes.index(name))
             target = round(factor * int(n_images[classes.index(name)]))
             if target < 1:
-                raise UserError(f"imbalance.resample.factors.{name}={factor} leaves no training image of {name}")
+                raise UserError(
+                    f"imbalance.resample.factors.{name}={factor} leaves no training image of {name}; raise it"
+                )
             if target < len(members):
                 keep[rng.permutation(members)[target:]] = False
             else:
                 rounds = [rng.permutation(members) for _ in range(-(-target // len(members)) - 1)]
                 originals.append(np.concatenate([*rounds, members[:0]])[: target - len(members)])
-        kept = np.flatnonzero(keep)
-        source = np.concatenate([kept, *originals]).astype(np.int64)
+        remaining = np.flatnonzero(keep)
+        source = np.concatenate([remaining, *originals]).astype(np.int64)
         images = training.images[source]
-        if len(source) > len(kept):
+        if len(source) > len(remaining):
             pipeline = Pipeline(self.transforms, key="imbalance.resample.transforms")
-            for i in range(len(kept), len(source)):
+            for i in range(len(remaining), len(source)):
                 seed = int(np.random.SeedSequence([self.seed, i]).generate_state(1)[0]) % 2**31
                 images[i] = pipeline(images[i][..., None], seed)[..., 0]
-        copied = np.arange(len(source)) >= len(kept)
+        copied = np.arange(len(source)) >= len(remaining)
         targets = None if training.targets is None else training.targets[source]
         return TrainingSet(images, training.labels[source], training.rows[source], copied, targets)
 
 
 @dataclass(frozen=True)
 class ClassSampling:
-    """Shows images of a class of n images with a probability proportional to nᑫ (Kang et al. 2020, arXiv:1910.09217,
-    equation 1), each drawn anew: an epoch has as many images as before, some of them several times.
+    """Draws images with replacement, of a class of n images with a probability proportional to nᑫ (Kang et al. 2020,
+    arXiv:1910.09217, equation 1). The size of an epoch does not change.
 
     Args:
-        q: 0 shows all classes equally often, ½ by the square root of their size, 1 as the data has them.
-        after: in force after this fraction of the epochs.
+        q: 0 for all classes equally often, ½ for the square root of their size, 1 for the frequencies of the data.
+        after: fraction of the epochs after which it applies.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: an argument is out of range.
     """
 
     q: float = 0.0
@@ -115,7 +117,7 @@ class ClassSampling:
                 raise ValueError(f"{name} is a fraction, from 0 to {top:g}, not {value}")
 
     def probabilities(self, class_counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Of each class: float (C,), 0 for one without images."""
+        """The probability of each class, float (C,); 0 for one without images."""
         sizes: NDArray[np.float64] = np.where(class_counts > 0, np.maximum(class_counts, 1.0) ** self.q, 0.0)
         sizes /= sizes.sum()
         return sizes

@@ -1,4 +1,4 @@
-"""Cleaning: training images with planted faults are left out or relabelled, everything else stays."""
+"""Cleaning: training images with planted faults are removed or relabelled, everything else stays."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Train = Callable[..., Run]
 
 @pytest.fixture(scope="module")
 def faces() -> FaceTable:
-    """Drawn faces; among the training images, by row: 11 is 10 again, 13 is 12 with another label, 15 is the first test
-    image, 17 is blank, 19 is 18 in less light, 21 is a validation image in less light, 23 is a bar on white."""
+    """Drawn faces; of the training images, by row: 11 duplicates 10, 13 duplicates 12 with another label, 15 duplicates
+    the first test image, 17 is blank, 19 is a darker 18, 21 is a darker validation image, 23 is a bar on white."""
     drawn = synthetic(n_train=140, n_val=40, n_test=60)
     images, labels = drawn.images.copy(), drawn.labels.copy()
     assert drawn.split[:24].max() == 0
@@ -70,24 +70,24 @@ def left_out(faces: FaceTable, faults: list[str], cache: Path) -> tuple[list[int
         ([], []),
     ],
 )
-def test_what_is_named_is_left_out_of_training(
+def test_drop_removes_images_with_named_faults(
     faces: FaceTable, tmp_path: Path, faults: list[str], rows: list[int]
 ) -> None:
     assert left_out(faces, faults, tmp_path)[0] == rows
 
 
-def test_near_twins_leak_too_where_they_count(faces: FaceTable, tmp_path: Path) -> None:
+def test_near_duplicates_leak_only_with_twins_near(faces: FaceTable, tmp_path: Path) -> None:
     near = replace(faces, near=near_twins(faces, tmp_path)[0])
     assert left_out(near, ["leaks"], tmp_path)[0] == [15, 21]
     assert not partition(near, "report").clean[faces.rows("public")[0]]
 
 
-def test_an_image_with_two_faults_counts_once(faces: FaceTable, tmp_path: Path) -> None:
+def test_image_with_two_faults_counts_once(faces: FaceTable, tmp_path: Path) -> None:
     words = left_out(faces, ["duplicates", "near_duplicates", "conflicts"], tmp_path)[1]
     assert words == "left out of training: conflicts 2, duplicates 1, near duplicates 1"
 
 
-def test_nonfaces_need_votes_and_a_majority_of_them(faces: FaceTable, tmp_path: Path) -> None:
+def test_nonface_needs_votes_and_a_majority(faces: FaceTable, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.votes=fer2013new\.csv"):
         left_out(faces, ["nonface"], tmp_path)
     votes = np.zeros((len(faces), 10), dtype=np.uint8)
@@ -97,7 +97,7 @@ def test_nonfaces_need_votes_and_a_majority_of_them(faces: FaceTable, tmp_path: 
     assert left_out(replace(faces, votes=votes), ["nonface"], tmp_path)[0] == [6]
 
 
-def test_a_class_without_images_is_refused(faces: FaceTable, tmp_path: Path) -> None:
+def test_class_without_training_images_is_an_error(faces: FaceTable, tmp_path: Path) -> None:
     images = faces.images.copy()
     images[faces.labels == 1] = 7
     with pytest.raises(UserError, match=r"no training image of disgust; data\.drop=\[blank\] leaves none"):
@@ -116,7 +116,7 @@ def name(faces: FaceTable, row: int) -> str:
     return faces.ids[row].decode()
 
 
-def test_training_images_get_other_labels(faces: FaceTable, tmp_path: Path) -> None:
+def test_relabel_changes_only_training_images(faces: FaceTable, tmp_path: Path) -> None:
     test = int(faces.rows("private", "test")[0])
     other = [FER_CLASSES[(faces.labels[row] + 1) % 7] for row in (0, 1, test)]
     text = f"\ufeffimage,fault,new_label\n{name(faces, 0)},x,{other[0]}\n{name(faces, 1)},x,{other[1]}\n"
@@ -131,7 +131,7 @@ def test_training_images_get_other_labels(faces: FaceTable, tmp_path: Path) -> N
     assert np.setdiff1d(partition(faces).train, parts.train).tolist() == [2]
 
 
-def test_an_unlabelled_training_image_can_be_given_a_label(faces: FaceTable, tmp_path: Path) -> None:
+def test_relabel_adds_unlabelled_image_to_training_set(faces: FaceTable, tmp_path: Path) -> None:
     labels = faces.labels.copy()
     labels[5] = UNLABELLED
     some = replace(faces, labels=labels)
@@ -141,7 +141,7 @@ def test_an_unlabelled_training_image_can_be_given_a_label(faces: FaceTable, tmp
     assert FER_CLASSES[after.labels[5]] == "sad"
 
 
-def test_copies_of_the_same_pixels_get_the_label_too(faces: FaceTable, tmp_path: Path) -> None:
+def test_relabel_applies_to_duplicates(faces: FaceTable, tmp_path: Path) -> None:
     new = FER_CLASSES[(faces.labels[12] + 3) % 7]  # neither that of 12 nor that of 13
     after, parts, words = relabelled(faces, tmp_path / "fixed.csv", f"image,new_label\n{name(faces, 13)},{new}\n")
     assert words == "2 training images relabelled, 0 left out"
@@ -151,11 +151,11 @@ def test_copies_of_the_same_pixels_get_the_label_too(faces: FaceTable, tmp_path:
     after, parts, words = relabelled(faces, tmp_path / "fixed.csv", f"image,new_label\n{name(faces, 12)},none\n")
     assert words == "0 training images relabelled, 1 left out"
     assert 13 in parts.train and 12 not in parts.train
-    with pytest.raises(UserError, match=r"line 3: .* is pixel for pixel the image of line 2, and gets another label"):
+    with pytest.raises(UserError, match=r"line 3: .* is a duplicate of the image of line 2, but has another label"):
         relabelled(faces, tmp_path / "x.csv", f"image,new_label\n{name(faces, 12)},sad\n{name(faces, 13)},fear\n")
 
 
-def test_of_near_duplicates_the_corrected_one_is_kept(faces: FaceTable, tmp_path: Path) -> None:
+def test_drop_keeps_relabelled_near_duplicate(faces: FaceTable, tmp_path: Path) -> None:
     parts = partition(faces)
     kept = drop(faces, parts, ["near_duplicates"], tmp_path, given=np.array([19]))[0].train
     assert np.setdiff1d(parts.train, kept).tolist() == [11, 13, 18]
@@ -164,16 +164,16 @@ def test_of_near_duplicates_the_corrected_one_is_kept(faces: FaceTable, tmp_path
     assert given.tolist() == [19]  # a label that was right already is a person's now, too
 
 
-def test_an_image_is_known_by_its_pixels_where_they_are_noted(faces: FaceTable, tmp_path: Path) -> None:
+def test_relabel_checks_pixel_digest(faces: FaceTable, tmp_path: Path) -> None:
     pixels = faces.pixel_digests(np.arange(3))
     text = f"image,new_label,pixel_digest\n{name(faces, 0)},none,{pixels[0]}\n{name(faces, 1)},none,\n"
     assert relabelled(faces, tmp_path / "fixed.csv", text)[2].endswith("2 left out")
-    with pytest.raises(UserError, match=r"line 4: .* is not the image that was meant, the data have changed since"):
+    with pytest.raises(UserError, match=r"line 4: .* has other pixels than its digest, so the data has changed"):
         relabelled(faces, tmp_path / "fixed.csv", f"{text}{name(faces, 2)},sad,{pixels[1]}\n")
 
 
 @pytest.mark.parametrize("protocol", ["report", "kfold"])
-def test_an_image_with_a_twin_that_was_held_out_does_not_enter_training(
+def test_relabelled_duplicate_of_held_out_image_stays_out_of_training(
     faces: FaceTable, tmp_path: Path, protocol: Literal["report", "kfold"]
 ) -> None:
     labels = faces.labels.copy()
@@ -192,7 +192,7 @@ def test_an_image_with_a_twin_that_was_held_out_does_not_enter_training(
         assert not all(entered)
 
 
-def test_a_leak_between_official_splits_may_be_trained_on(faces: FaceTable, tmp_path: Path) -> None:
+def test_relabelled_leak_between_official_splits_is_trained_on(faces: FaceTable, tmp_path: Path) -> None:
     images, labels = faces.images.copy(), faces.labels.copy()
     images[5] = images[faces.rows("public")[0]]
     labels[5] = UNLABELLED
@@ -200,14 +200,14 @@ def test_a_leak_between_official_splits_may_be_trained_on(faces: FaceTable, tmp_
     assert 5 in relabelled(replace(faces, images=images, labels=labels), tmp_path / "fixed.csv", text)[1].train
 
 
-def test_new_labels_are_merged_as_old_ones_are(faces: FaceTable, tmp_path: Path) -> None:
+def test_relabel_applies_merge(faces: FaceTable, tmp_path: Path) -> None:
     merge = {"disgust": "angry"}
     text = f"image,new_label\n{name(faces, 0)},disgust\n"
     after, _, _ = relabelled(faces.merged(merge), tmp_path / "fixed.csv", text, merge)
     assert after.classes[after.labels[0]] == "angry"
 
 
-def test_targets_become_certain(faces: FaceTable, tmp_path: Path) -> None:
+def test_relabel_makes_targets_one_hot(faces: FaceTable, tmp_path: Path) -> None:
     soft = replace(faces, targets=(0.5 * np.eye(7)[faces.labels] + 0.5 / 7).astype(np.float32))
     text = f"image,new_label\n{name(faces, 3)},sad\n{name(faces, 4)},none\n"
     after, parts, _ = relabelled(soft, tmp_path / "fixed.csv", text)
@@ -220,17 +220,17 @@ def test_targets_become_certain(faces: FaceTable, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("picture,new_label\na,sad\n", "no column 'image'; it has picture, new_label"),
+        ("picture,new_label\na,sad\n", "no column 'image', only picture, new_label"),
         ("image,label\na,sad\n", "no column 'new_label'"),
         ("image,new_label\nface 9999,sad\n", "line 2: .* has no image 'face 9999'"),
-        ("image,new_label\n{0},sad\n{1},joy\n", "line 3: no class 'joy'; there are angry, disgust"),
-        ("image,new_label\n{0},sad\n{1},sad\n{0},happy\n", "line 4: '.*' gets another label in line 2"),
-        ("image,new_label\n{0}\n", "line 2: not as many values as the header names"),
-        ("image,new_label\n{0},sad,\n", "line 2: not as many values as the header names"),
-        ("", "no column 'image'; it has nothing"),
+        ("image,new_label\n{0},sad\n{1},joy\n", "line 3: unknown class 'joy'; use angry, disgust"),
+        ("image,new_label\n{0},sad\n{1},sad\n{0},happy\n", "line 4: '.*' has another label in line 2"),
+        ("image,new_label\n{0}\n", "line 2: the number of values differs from the header"),
+        ("image,new_label\n{0},sad,\n", "line 2: the number of values differs from the header"),
+        ("", "no column 'image', only nothing"),
     ],
 )
-def test_files_that_do_not_fit(faces: FaceTable, tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_relabel_files(faces: FaceTable, tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         relabelled(faces, tmp_path / "fixed.csv", text.format(name(faces, 0), name(faces, 1)))
 
@@ -259,7 +259,7 @@ def csv(faces: FaceTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
 ON_CSV = [setting for setting in TINY if not setting.startswith("data.synthetic") and setting != "data=synthetic"]
 
 
-def test_a_run_cleans_tells_and_is_scored_again(train: Train, csv: Path, tmp_path: Path) -> None:
+def test_run_with_cleaning_reports_it_and_can_be_evaluated(train: Train, csv: Path, tmp_path: Path) -> None:
     fixed = tmp_path / "fixed.csv"
     fixed.write_text("image,new_label\nrow 0,none\n")
     options = [f"data.path={csv}", "data.drop=[near_duplicates,blank]", "data.twins=near", f"data.relabel={fixed}"]
@@ -281,7 +281,7 @@ def test_a_run_cleans_tells_and_is_scored_again(train: Train, csv: Path, tmp_pat
     assert (~scored(run.folder, "val")["clean"]).sum() == 1
     assert scored(run.folder, "val", twins="exact", name="val-exact")["clean"].all()
     fixed.write_text("image,new_label\nrow 1,none\n")
-    with pytest.raises(UserError, match="not the one this run was started with"):
+    with pytest.raises(UserError, match="the file has changed since this run was started"):
         evaluate(run.folder, split="train")
     again = train(*ON_CSV, *options, "trainer.max_epochs=2", f"resume={run.folder}", folder=run.folder)
     assert "data.relabel_digest: " in again.err
@@ -291,8 +291,8 @@ def test_a_run_cleans_tells_and_is_scored_again(train: Train, csv: Path, tmp_pat
     assert np.isclose(float(other["test/clean/support/happy"]), expected_unseen(csv, "happy"))
 
 
-def test_data_that_have_changed_are_not_taken_for_those_of_the_run(train: Train, csv: Path, tmp_path: Path) -> None:
-    """One image less, and a hold-out is another one: it has images that were trained on."""
+def test_changed_data_is_rejected_on_resume_and_evaluation(train: Train, csv: Path, tmp_path: Path) -> None:
+    """One image less changes the hold-out, which then has images of the training set."""
     from fer_lightning.inference.evaluate import evaluate
 
     own = tmp_path / "own.csv"
@@ -302,28 +302,32 @@ def test_data_that_have_changed_are_not_taken_for_those_of_the_run(train: Train,
     evaluate(run.folder)
     lines = csv.read_text().splitlines(keepends=True)
     own.write_text("".join(lines[:5] + lines[6:]))
-    told = "the training, validation images of .*own.csv, or their labels, are not those that this run was started with"
-    with pytest.raises(UserError, match=f"{told}; .* --data"):
+    expected = (
+        "the training, validation images of .*own.csv, or their labels, are not those that this run was started with"
+    )
+    with pytest.raises(UserError, match=f"{expected}; .* --data"):
         evaluate(run.folder)
     metrics = evaluate(run.folder, data=csv, split="all")  # nobody knows which of them are clean
     assert "test/accuracy" in metrics and not any(key.startswith("test/clean") for key in metrics)
-    with pytest.raises(UserError, match=f"{told}; .* or name a run of the data as they are"):
+    with pytest.raises(UserError, match=f"{expected}; .* or name a run of the data as they are"):
         audit(own, near=False, runs=[run.folder], out=tmp_path / "audit")
 
     (run.folder / "metrics.json").unlink()
     again = train(f"resume={run.folder}", folder=run.folder)
     assert again.code == 1
-    assert re.search(f"^error: .*{told}; bring the data back as they were, or accept .*allow_changes=true$", again.err)
+    assert re.search(
+        f"^error: .*{expected}; bring the data back as they were, or accept .*allow_changes=true$", again.err
+    )
     again = train(f"resume={run.folder}", "allow_changes=true", folder=run.folder)
     assert again.code == 0, again.err
-    assert re.search(f"gone on with nevertheless: .*{told}", (run.folder / "train.log").read_text())
+    assert re.search(f"gone on with nevertheless: .*{expected}", (run.folder / "train.log").read_text())
     evaluate(run.folder)
     (run.folder / "metrics.json").unlink()
     own.write_bytes(csv.read_bytes())
     assert train(f"resume={run.folder}", folder=run.folder).code == 1  # what was allowed once is not for ever
 
 
-def test_votes_that_leave_out_others_are_noticed(train: Train, csv: Path, tmp_path: Path) -> None:
+def test_changed_votes_are_rejected_if_they_change_the_training_set(train: Train, csv: Path, tmp_path: Path) -> None:
     votes = pd.DataFrame(0, index=range(240), columns=["Usage", "Image name", *VOTES])
     votes["Usage"], votes["Image name"], votes["happiness"] = pd.read_csv(csv)["Usage"], "", 10
     votes.loc[4, ["happiness", "NF"]] = 0, 10
@@ -341,7 +345,7 @@ def test_votes_that_leave_out_others_are_noticed(train: Train, csv: Path, tmp_pa
     assert "the cleaned training images of" in again.err
 
 
-def test_clean_images_of_other_data_go_by_the_hold_out_of_the_run(train: Train, csv: Path, tmp_path: Path) -> None:
+def test_clean_images_of_other_data_depend_on_hold_out_of_the_run(train: Train, csv: Path, tmp_path: Path) -> None:
     from fer_lightning.inference.evaluate import evaluate
 
     own = tmp_path / "own.csv"
@@ -364,7 +368,7 @@ def scored(folder: Path, split: str, twins: str | None = None, name: str = "") -
 
 
 def expected_unseen(csv: Path, label: str) -> int:
-    """Images of a class without a near twin among the training images."""
+    """Images of a class without a near-duplicate in the training set."""
     table = load(csv)
     group: NDArray[np.int64] = near_twins(table, csv.parent)[0]
     unseen = ~np.isin(group, group[table.rows("train")])
@@ -376,7 +380,7 @@ def test_bad_options(train: Train, csv: Path) -> None:
         ("data.drop=[duplicate]", r"data.drop.*duplicate.*expected one of \[duplicates, near_duplicates"),
         ("data.twins=similar", r"data.twins: Invalid value 'similar', expected one of \[exact, near\]"),
         ("data.relabel=gone.csv", "data.relabel=.*gone.csv: No such file"),
-        ("data.drop=[nonface]", "data.drop=.nonface. goes by the votes of FER"),
+        ("data.drop=[nonface]", "data.drop=.nonface. needs the votes of FER"),
     ):
         run = train(*ON_CSV, f"data.path={csv}", option)
         assert run.code == 1

@@ -1,4 +1,4 @@
-"""Near-duplicates: what was planted is found, and nothing else."""
+"""Near-duplicates: planted pairs are found, and no others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from fer_lightning.data.quality import duplicates as twins
+from fer_lightning.data.quality import duplicates
 from fer_lightning.data.readers.sources import load
 from fer_lightning.data.synthetic import synthetic
 from fer_lightning.data.table import FaceTable
@@ -64,38 +64,38 @@ def made(image: Image, change: Callable[[Image], Image]) -> Image:
     return np.ascontiguousarray(change(image))
 
 
-def test_planted_pairs_are_found_and_no_other(faces: FaceTable) -> None:
-    pairs = twins.near_pairs(faces.images)
+def test_near_pairs_finds_only_planted_pairs(faces: FaceTable) -> None:
+    pairs = duplicates.near_pairs(faces.images)
     found = dict(zip(pairs.second.tolist(), pairs.first.tolist(), strict=True))
     assert found == {300 + i: i for i in range(50)}
     assert pairs.mirrored.nonzero()[0].tolist() == [i for i in range(50) if CHANGES[i % len(CHANGES)] is mirrored]
-    assert (pairs.similarity >= twins.SIMILAR).all() and (pairs.similarity <= 1 + 1e-5).all()
+    assert (pairs.similarity >= duplicates.SIMILAR).all() and (pairs.similarity <= 1 + 1e-5).all()
 
 
-def test_the_frames_of_a_film_are_joined_without_comparing_all_of_them(faces: FaceTable) -> None:
+def test_similar_frames_are_grouped_without_comparing_all_pairs(faces: FaceTable) -> None:
     noise = np.random.default_rng(0).normal(0, 4, (150, 48, 48))
     frames = np.clip(faces.images[0] + noise, 0, 255).astype(np.uint8)
-    pairs = twins.near_pairs(np.concatenate([frames, faces.images[1:20]]))
+    pairs = duplicates.near_pairs(np.concatenate([frames, faces.images[1:20]]))
     assert len(pairs.first) <= 64 * 150 < 150 * 149 / 2
     graph = coo_matrix((np.ones(len(pairs.first)), (pairs.first, pairs.second)), shape=(150, 150))
     assert connected_components(graph, directed=False)[0] == 1
 
 
-def test_a_copy_is_found_among_many_that_look_alike_from_afar(faces: FaceTable) -> None:
+def test_near_duplicate_is_found_among_similar_thumbnails(faces: FaceTable) -> None:
     noise = np.random.default_rng(0).normal(0, 20, (100, 48, 48))
     frames = np.clip(faces.images[0] + noise, 0, 255).astype(np.uint8)
-    pairs = twins.near_pairs(np.concatenate([frames, np.roll(frames[:1], 1, axis=2)]))
+    pairs = duplicates.near_pairs(np.concatenate([frames, np.roll(frames[:1], 1, axis=2)]))
     assert list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == [(0, 100)]
 
 
-def test_blank_images_are_like_nothing() -> None:
+def test_blank_images_have_no_near_duplicates() -> None:
     images = np.zeros((3, 48, 48), dtype=np.uint8)
     images[1] = 200
     images[2, 0, 0] = 1
-    assert len(twins.near_pairs(images).first) == 0
+    assert len(duplicates.near_pairs(images).first) == 0
 
 
-def test_groups_join_identical_and_near_images(faces: FaceTable, tmp_path: Path) -> None:
+def test_groups_join_duplicates_and_near_duplicates(faces: FaceTable, tmp_path: Path) -> None:
     again = replace(
         faces,
         **{
@@ -103,30 +103,30 @@ def test_groups_join_identical_and_near_images(faces: FaceTable, tmp_path: Path)
             for name in ("images", "labels", "split", "ids")
         },
     )
-    group, _ = twins.near_twins(again, tmp_path)
+    group, _ = duplicates.near_twins(again, tmp_path)
     assert len(np.unique(group)) == 300
     for i in range(50):
         assert group[i] == group[300 + i] == group[350 + i]
 
 
-def test_pairs_are_kept_on_disk(faces: FaceTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = twins.near_twins(faces, tmp_path)
-    monkeypatch.setattr(twins, "near_pairs", None)
-    assert np.array_equal(twins.near_twins(faces, tmp_path)[0], first)
+def test_pairs_are_cached_on_disk(faces: FaceTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = duplicates.near_twins(faces, tmp_path)
+    monkeypatch.setattr(duplicates, "near_pairs", None)
+    assert np.array_equal(duplicates.near_twins(faces, tmp_path)[0], first)
 
 
-def test_damaged_pairs_are_looked_for_anew(faces: FaceTable, tmp_path: Path) -> None:
-    first, _ = twins.near_twins(faces, tmp_path)
+def test_damaged_cache_of_pairs_is_recomputed(faces: FaceTable, tmp_path: Path) -> None:
+    first, _ = duplicates.near_twins(faces, tmp_path)
     [file] = tmp_path.glob("*/*.npz")
     file.write_bytes(file.read_bytes()[:100])
-    assert np.array_equal(twins.near_twins(faces, tmp_path)[0], first)
+    assert np.array_equal(duplicates.near_twins(faces, tmp_path)[0], first)
 
 
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_near_duplicates_of_fer2013(fer2013_dir: Path, tmp_path: Path) -> None:
     faces = load(fer2013_dir / "fer2013.csv.gz")
-    group, pairs = twins.near_twins(faces, tmp_path)
+    group, pairs = duplicates.near_twins(faces, tmp_path)
     assert len(pairs.first) == pytest.approx(5309, abs=25)  # OpenCV's releases round differently
     trained = group[faces.rows("train")]
     leaked = [int(np.isin(group[faces.rows(split)], trained).sum()) for split in ("public", "private")]

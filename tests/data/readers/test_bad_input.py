@@ -1,4 +1,4 @@
-"""Whatever is wrong with the input, one line says where, what and what to do, and nothing else is raised."""
+"""Invalid input: one line reports where, what is wrong and the remedy, and nothing else is raised."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.data.conftest import (
 
 
 def refused(path: Path, *parts: str) -> str:
-    """The message `path` is refused with: one line with all `parts` in it."""
+    """The error message for `path`: one line that contains all `parts`."""
     with pytest.raises(UserError) as caught:
         load(path)
     message = str(caught.value)
@@ -49,7 +49,7 @@ def refused(path: Path, *parts: str) -> str:
 # ---------------------------------------------------------------- paths
 
 
-def test_missing_path_tells_how_to_get_the_data_and_near_names(tmp_path: Path) -> None:
+def test_missing_path_reports_how_to_get_the_data_and_similar_names(tmp_path: Path) -> None:
     (tmp_path / "fer2013.csv").touch()
     path = tmp_path / "fer2103.csv"
     refused(path, str(path), "fer2013.csv?", "msambare/fer2013", "data=synthetic")
@@ -58,7 +58,7 @@ def test_missing_path_tells_how_to_get_the_data_and_near_names(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", "~nobody_of_that_name/x", "x" * 300, "https://host/fer2013.csv"])
-def test_what_is_no_path(path: str) -> None:
+def test_invalid_path(path: str) -> None:
     with pytest.raises(UserError, match=r"data\.path|cannot be read"):
         load(path)
 
@@ -75,7 +75,7 @@ def test_dangling_link_and_special_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["csv", "folder", "zip"])
 def test_unreadable_file(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The refusal is simulated, since root may read everything."""
+    """Simulated, since root may read everything."""
     path = tmp_path / "faces"
     if form == "csv":
         path.write_bytes(csv_bytes(fer_rows()))
@@ -144,7 +144,7 @@ FEWER = PIXELS.rsplit(" ", 4)[0]
         (with_row(usage=""), ["row 13", "Usage ''"]),
         (csv_bytes(GOOD) + b"0,1 2 3\n", ["row 14", "2 values", "names 3"]),
         (csv_bytes(GOOD) + b'0,"1 2 3', ["row 14", "quotes"]),
-        (csv_bytes(GOOD) + b'0,"1 2 3\n' + (b"0," + b"1 " * 500 + b"\n") * 1100, ["row 14", "quote is left open"]),
+        (csv_bytes(GOOD) + b'0,"1 2 3\n' + (b"0," + b"1 " * 500 + b"\n") * 1100, ["row 14", "left open"]),
         (csv_bytes(GOOD) + b"0," + b"1 " * (1 << 20), ["row 14", "longer than"]),
         (csv_bytes(GOOD)[:-3000], ["row 13"]),
         (csv_bytes(GOOD).replace(b"PublicTest", b"Public\xfftest"), ["row 7", "not UTF-8"]),
@@ -230,7 +230,7 @@ def test_empty_class_folder(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_nothing_fits(tmp_path: Path, form: str) -> None:
+def test_source_without_faces(tmp_path: Path, form: str) -> None:
     path = write_form(tmp_path / "stuff", {"happy/1.jpg": b"", "notes.csv": b"a,b\n1,2\n", "x.csv": b"a\n"}, form)
     refused(path, "stuff", "train/happy/1.jpg", "fer2013.csv", "happy, notes.csv")
 
@@ -244,7 +244,7 @@ def test_empty_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../x.png", "/etc/x.png", "train/../../x.png", "C:/x.png", "train\\sad\\x.png"])
 @pytest.mark.parametrize("form", ["zip", "tar"])
-def test_member_that_leads_out_of_the_archive(tmp_path: Path, name: str, form: str) -> None:
+def test_member_outside_the_archive(tmp_path: Path, name: str, form: str) -> None:
     path = write_form(tmp_path / "evil", folder_files() | {name: PNG}, form)
     refused(path, "evil", name, "outside the archive")
 
@@ -274,7 +274,7 @@ def test_link_in_zip(tmp_path: Path) -> None:
     refused(path, "evil.zip: train/sad/link.png", "is a link")
 
 
-def test_member_twice(tmp_path: Path) -> None:
+def test_duplicate_member(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "twice.tar", folder_files())
     with tarfile.open(path, "a") as tar:
         tar.addfile(tarfile.TarInfo("train/sad/0.png"))
@@ -308,7 +308,7 @@ LINES = (b" " * 1023 + b"\n") * (1 << 10)
 
 @pytest.mark.parametrize("packing", ["gz", "xz", "bz2"])
 def test_stream_bomb(tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of blank lines, none of them long, which would go on and on."""
+    """A file of many blank lines, none of them long."""
     monkeypatch.setattr("fer_lightning.data.readers.streams.FREE_BYTES", 1 << 20)
     path = tmp_path / "bomb.csv"
     path.write_bytes(PACKERS[packing](b"emotion,pixels\n" + 4 * LINES))
@@ -349,7 +349,7 @@ def test_truncated_archive(tmp_path: Path, form: str, kept: float) -> None:
 
 
 def outcome(path: Path) -> str:
-    """Empty if `path` can be loaded, or else the message; anything else that is raised fails the test."""
+    """The error message for `path`, empty if it can be loaded; any other exception fails the test."""
     try:
         load(path)
     except UserError as error:
@@ -362,7 +362,7 @@ def plain_csv(path: Path) -> Path:
     return path
 
 
-def test_damaged_tar_header_does_not_end_the_archive_unsaid(tmp_path: Path) -> None:
+def test_damaged_tar_header_is_an_error(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "faces.tar", folder_files())
     data = path.read_bytes()
     path.write_bytes(data.replace(b"test/sad/0.png", b"test/sad/1.png"))  # its checksum no longer fits
@@ -370,7 +370,7 @@ def test_damaged_tar_header_does_not_end_the_archive_unsaid(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("packing", ["gz", "xz", "bz2"])
-def test_checksum_at_the_end_of_a_packed_tar(tmp_path: Path, packing: str) -> None:
+def test_checksum_at_the_end_of_a_compressed_tar_is_verified(tmp_path: Path, packing: str) -> None:
     path = write_tar(tmp_path / "faces.tar", folder_files(), packing)
     data = path.read_bytes()
     path.write_bytes(data[:-6] + bytes([data[-6] ^ 1]) + data[-5:])
@@ -389,7 +389,7 @@ FUZZED: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.mark.parametrize("form", FUZZED)
-def test_damage_anywhere_is_success_or_one_clear_line(tmp_path: Path, form: str) -> None:
+def test_damage_anywhere_loads_or_raises_one_line(tmp_path: Path, form: str) -> None:
     path = FUZZED[form](tmp_path / "fuzzed")
     data = path.read_bytes()
     places = random.Random(form)
@@ -408,6 +408,6 @@ def test_damage_anywhere_is_success_or_one_clear_line(tmp_path: Path, form: str)
         assert not message or str(path) in message, f"step {step}"
 
 
-def test_pixel_text_is_what_numpy_prints() -> None:
-    """The made-up rows are of the challenge's form."""
+def test_pixel_text_has_the_format_of_the_challenge() -> None:
+    """The generated rows have the format of the challenge."""
     assert pixel_text(faces(1)[0]).count(" ") == 2303

@@ -1,4 +1,4 @@
-"""A source is parsed once, however many processes ask, and never wrongly taken for another."""
+"""A source is parsed once for any number of processes, and never mistaken for another."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fer_lightning.data.readers import archive, csvfile, folder
 from fer_lightning.data.readers import cache as cache_module
-from fer_lightning.data.readers import csvfile, folder, members
 from fer_lightning.data.readers.sources import load
 from fer_lightning.errors import UserError
 from tests.data.conftest import csv_bytes, faces, fer_rows, folder_files, write_folder, write_zip
@@ -34,14 +34,14 @@ def csv(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was parsed, in order; a table that comes from the cache adds nothing."""
+    """The sources that were parsed, in order; a table from the cache adds nothing."""
     calls: list[str] = []
     for module in (csvfile, folder):
         read = module.read
 
-        def counted(archive: members.Archive, *rest: object, read: object = read) -> object:
-            calls.append(archive.path.name)
-            return read(archive, *rest)  # type: ignore[operator]
+        def counted(source: archive.Archive, *rest: object, read: object = read) -> object:
+            calls.append(source.path.name)
+            return read(source, *rest)  # type: ignore[operator]
 
         monkeypatch.setattr(module, "read", counted)
     return calls
@@ -49,21 +49,21 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files whose content was read to know them."""
+    """The files whose content was hashed."""
     calls: list[str] = []
-    sha256 = members._sha256
+    sha256 = archive._sha256
 
-    def counted(path: Path) -> str:
+    def counted(path: Path, where: str) -> str:
         calls.append(path.name)
-        return sha256(path)
+        return sha256(path, where)
 
-    monkeypatch.setattr(members, "_sha256", counted)
+    monkeypatch.setattr(archive, "_sha256", counted)
     return calls
 
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files count as old enough for their time stamps to be trusted."""
+    """Treat time stamps of all files as old enough to be trusted."""
     monkeypatch.setattr(cache_module, "_UNTRUSTED_NS", -(10**9))
 
 
@@ -72,7 +72,7 @@ def entry(root: Path) -> Path:
     return only
 
 
-def test_second_load_is_mapped_and_equal(csv: Path, root: Path, parsed: list[str]) -> None:
+def test_second_load_is_memory_mapped_and_equal(csv: Path, root: Path, parsed: list[str]) -> None:
     first, second = load(csv, cache_dir=root), load(csv, cache_dir=root)
     assert parsed == ["fer2013.csv"]
     for name in ("images", "labels", "split", "ids"):
@@ -86,13 +86,15 @@ def test_second_load_is_mapped_and_equal(csv: Path, root: Path, parsed: list[str
     assert isinstance(base, np.memmap)
 
 
-def test_environment_names_the_cache(csv: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_sets_the_cache_folder(csv: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FER_LIGHTNING_CACHE", str(root))
     load(csv)
     assert entry(root).is_dir()
 
 
-def test_same_content_elsewhere_is_the_same_entry(csv: Path, root: Path, tmp_path: Path, parsed: list[str]) -> None:
+def test_same_content_at_another_path_shares_the_entry(
+    csv: Path, root: Path, tmp_path: Path, parsed: list[str]
+) -> None:
     copy = tmp_path / "copy.csv"
     copy.write_bytes(csv.read_bytes())
     first, second = load(csv, cache_dir=root), load(copy, cache_dir=root)
@@ -112,14 +114,14 @@ def test_unchanged_files_are_not_hashed_again(csv: Path, root: Path, hashed: lis
         assert len(hashed) == files
 
 
-def test_a_fresh_file_is_not_trusted_to_be_the_same(csv: Path, root: Path, hashed: list[str]) -> None:
+def test_recently_changed_file_is_hashed_again(csv: Path, root: Path, hashed: list[str]) -> None:
     load(csv, cache_dir=root)
     load(csv, cache_dir=root)
     assert len(hashed) == 2
 
 
 @pytest.mark.usefixtures("settled")
-def test_changed_content_of_equal_size_and_time_is_seen(csv: Path, root: Path) -> None:
+def test_changed_content_of_equal_size_and_time_is_detected(csv: Path, root: Path) -> None:
     before, old = load(csv, cache_dir=root), csv.stat()
     time.sleep(0.02)
     csv.write_bytes(csv.read_bytes().replace(b"\n0,", b"\n6,"))
@@ -131,7 +133,7 @@ def test_changed_content_of_equal_size_and_time_is_seen(csv: Path, root: Path) -
 
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("change", ["replace", "add", "remove", "empty class"])
-def test_changed_folder_is_seen(tmp_path: Path, root: Path, change: str) -> None:
+def test_changed_folder_is_detected(tmp_path: Path, root: Path, change: str) -> None:
     files = folder_files()
     path = write_folder(tmp_path / "faces", files)
     before = load(path, cache_dir=root)
@@ -149,7 +151,9 @@ def test_changed_folder_is_seen(tmp_path: Path, root: Path, change: str) -> None
     assert load(path, cache_dir=root).fingerprint != before.fingerprint
 
 
-def test_file_that_changes_while_it_is_read_is_not_kept(csv: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_changes_while_it_is_read_is_not_cached(
+    csv: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = csvfile.read
 
     def read_and_touch(*args: object) -> object:
@@ -201,7 +205,7 @@ def test_damaged_entry_is_rebuilt(csv: Path, root: Path, parsed: list[str], kind
 
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"listing": 1}'])
-def test_damaged_memo_is_passed_over(csv: Path, root: Path, text: str) -> None:
+def test_damaged_memo_is_ignored(csv: Path, root: Path, text: str) -> None:
     load(csv, cache_dir=root)
     (memo,) = (root / f"v{cache_module.FORMAT}" / "memos").iterdir()
     assert json.loads(memo.read_text())["path"] == str(csv)
@@ -223,7 +227,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.usefixtures("settled")
-def test_unusable_cache_folder_costs_one_warning(csv: Path, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unusable_cache_folder_gives_one_warning(csv: Path, root: Path, caplog: pytest.LogCaptureFixture) -> None:
     root.write_text("a file, where no folder can be made, whoever runs this")
     np.testing.assert_array_equal(load(csv, cache_dir=root).images, faces(21))
     (message,) = warnings_in(caplog)
@@ -232,7 +236,7 @@ def test_unusable_cache_folder_costs_one_warning(csv: Path, root: Path, caplog: 
 
 
 @pytest.mark.usefixtures("settled")
-def test_full_disk_costs_one_warning_and_leaves_nothing(
+def test_full_disk_gives_one_warning_and_leaves_nothing(
     csv: Path, root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = np.save
@@ -275,7 +279,7 @@ def test_processes_that_start_together(tmp_path: Path, root: Path, damaged: bool
     assert [p.name for p in entry(root).parent.iterdir()] == [load(path, cache_dir=root).fingerprint]
 
 
-def test_what_killed_processes_left_is_swept(csv: Path, root: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed(csv: Path, root: Path) -> None:
     tables = root / f"v{cache_module.FORMAT}" / "tables"
     old, new = tables / ".old", tables / ".new"
     for left in (old, new):
@@ -287,7 +291,9 @@ def test_what_killed_processes_left_is_swept(csv: Path, root: Path) -> None:
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["fer2013.csv.gz", "fer2013-folder.zip"])
-def test_real_data_opens_at_once(fer2013_dir: Path, tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+def test_cached_real_data_opens_in_0_2_s(
+    fer2013_dir: Path, tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
     root = tmp_path_factory.mktemp("open")
     load(fer2013_dir / name, cache_dir=root)
     times = []

@@ -1,4 +1,4 @@
-"""Every form that FER-2013 comes in ends in the same table."""
+"""Every format of FER-2013 gives the same table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def splits_of(table: FaceTable) -> list[str]:
 
 
 def check_fer(table: FaceTable, n: int = 21) -> None:
-    """The table of `fer_rows`."""
+    """Check that `table` is that of `fer_rows`."""
     np.testing.assert_array_equal(table.images, faces(n))
     assert table.labels.tolist() == [i % 7 for i in range(n)]
     assert splits_of(table) == [("train", "public", "private")[(i // 7) % 3] for i in range(n)]
@@ -62,7 +62,7 @@ def test_csv_columns_in_any_order_and_case(tmp_path: Path, columns: str, end: st
 
 @pytest.mark.parametrize("packing", PACKERS)
 @pytest.mark.parametrize("name", ["fer2013.csv", "no_ending"])
-def test_csv_packing_is_told_by_content(tmp_path: Path, packing: str, name: str) -> None:
+def test_csv_compression_is_detected_from_content(tmp_path: Path, packing: str, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(PACKERS[packing](csv_bytes(fer_rows())))
     check_fer(load(path))
@@ -79,7 +79,7 @@ def test_challenge_archive(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_whole_kaggle_download_prefers_the_file_with_all_labels(tmp_path: Path, form: str) -> None:
+def test_complete_kaggle_download_prefers_the_file_with_all_labels(tmp_path: Path, form: str) -> None:
     rows = fer_rows()
     inner = write_tar(tmp_path / "fer2013.tar.gz", {"fer2013/fer2013.csv": csv_bytes(rows)}, "gz").read_bytes()
     files = {
@@ -92,13 +92,13 @@ def test_whole_kaggle_download_prefers_the_file_with_all_labels(tmp_path: Path, 
     check_fer(load(write_form(tmp_path / "challenge", files, form)))
 
 
-def test_of_several_whole_files_the_one_called_fer2013_is_taken(tmp_path: Path) -> None:
+def test_fer2013_csv_is_preferred_among_several_complete_files(tmp_path: Path) -> None:
     files = {name: csv_bytes(fer_rows()[:n]) for name, n in (("a.csv", 7), ("fer2013.csv", 21), ("z.csv", 7))}
     check_fer(load(write_folder(tmp_path / "several", files)))
 
 
 @pytest.mark.parametrize("given", ["train.csv", "."])
-def test_train_csv_takes_the_unlabelled_test_csv_beside_it(tmp_path: Path, given: str) -> None:
+def test_train_csv_includes_unlabelled_test_csv_beside_it(tmp_path: Path, given: str) -> None:
     rows = fer_rows(10)
     files = {"train.csv": csv_bytes(rows[:7], "emotion,pixels"), "test.csv": csv_bytes(rows[7:], "pixels")}
     table = load(write_folder(tmp_path / "two", files) / given)
@@ -127,7 +127,7 @@ def test_csv_with_class_names(tmp_path: Path) -> None:
 
 
 def test_csv_quotes_spaces_bom_and_large_batches(tmp_path: Path) -> None:
-    """More rows than are parsed at once, among them some that only the exact parser takes."""
+    """More rows than one batch, some of which only the exact parser accepts."""
     texts = [pixel_text(face) for face in faces(150)]
     texts[3] = f'"{texts[3]}"'
     texts[4] = f"  {texts[4].replace(' ', '   ')} "
@@ -195,7 +195,7 @@ def test_split_folders_with_kaggles_names(tmp_path: Path) -> None:
     assert splits_of(table) == ["private", "public", "train"]
 
 
-def test_folders_with_numbers_are_fers_only_without_others(tmp_path: Path) -> None:
+def test_numbered_folders_are_labels_of_fer2013_only_without_others(tmp_path: Path) -> None:
     assert load(write_folder(tmp_path / "fer", folder_files({"0": 1, "3": 1}))).classes == ("angry", "happy")
     assert load(write_folder(tmp_path / "raf", folder_files({"1": 1, "7": 1}))).classes == ("1", "7")
 
@@ -225,7 +225,7 @@ GREY = np.repeat(np.repeat(faces(1, seed=3)[0, ::8, ::8] // 2 + 60, 8, 0), 8, 1)
     ],
     ids=lambda image: image.mode,
 )
-def test_colour_modes_of_a_48_by_48_image_keep_its_grey(tmp_path: Path, image: Image.Image) -> None:
+def test_48_by_48_image_keeps_its_grey_levels_in_every_colour_mode(tmp_path: Path, image: Image.Image) -> None:
     assert np.abs(one_image(tmp_path, to_bytes(image)) - GREY).max() <= 1
 
 

@@ -1,4 +1,4 @@
-"""Batched augmentation: what each setting does, and that the generator alone decides."""
+"""Batched augmentation: the effect of each setting, and reproducibility."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def rng(seed: int = 0, n: int = 64) -> Draws:
     return Draws(seed, n)
 
 
-def test_nothing_set_changes_nothing() -> None:
+def test_augmentation_without_settings_is_identity() -> None:
     assert torch.equal(BatchAugment(flip=0)(batch(), rng()), batch())
 
 
@@ -26,7 +26,7 @@ def test_flip_mirrors_left_to_right() -> None:
     assert 430 < flipped.sum() < 570
 
 
-def test_flip_means_the_same_beside_a_warp() -> None:
+def test_flip_is_the_same_with_a_warp() -> None:
     """The affine path mirrors too; a rotation too small to see must leave exactly the mirror image."""
     out = BatchAugment(flip=1, rotate=1e-6)(batch(), rng())
     torch.testing.assert_close(out, batch().flip(3), atol=1e-4, rtol=0)
@@ -75,7 +75,7 @@ def test_erasing_covers_its_area_with_one_grey() -> None:
     assert len(out[0, 0][first].unique()) == 1
 
 
-def test_results_stay_images_and_differ_from_face_to_face() -> None:
+def test_results_are_images_and_differ_between_faces() -> None:
     augment = BatchAugment(rotate=20, scale=0.2, shift=0.1, brightness=0.5, contrast=0.5, erase=0.5)
     same = batch(1).expand(32, 1, 48, 48)
     out = augment(same, rng(n=32))
@@ -84,13 +84,13 @@ def test_results_stay_images_and_differ_from_face_to_face() -> None:
     assert len(out.flatten(1).unique(dim=0)) == 32
 
 
-def test_the_generator_alone_decides() -> None:
+def test_augmentation_depends_only_on_generator() -> None:
     augment = BatchAugment(rotate=20, scale=0.2, shift=0.1, brightness=0.5, contrast=0.5, erase=0.5)
     assert torch.equal(augment(batch(), rng(3)), augment(batch(), rng(3)))
     assert not torch.equal(augment(batch(), rng(3)), augment(batch(), rng(4)))
 
 
-def test_a_part_of_a_batch_draws_what_the_whole_would_have_given_it() -> None:
+def test_part_of_a_batch_draws_the_same_as_the_whole_batch() -> None:
     augment = BatchAugment(rotate=20, scale=0.2, shift=0.1, brightness=0.5, contrast=0.5, erase=0.5)
     whole = augment(batch(), rng())
     for rank in range(3):
@@ -111,6 +111,6 @@ def test_albumentations_pipeline_has_a_seed_per_image() -> None:
 @pytest.mark.parametrize(
     "setting", [{"flip": 1.5}, {"erase": -0.1}, {"scale": 1.0}, {"shift": -0.1}, {"erase_area": [0.3, 0.1]}]
 )
-def test_settings_out_of_range_are_named(setting: dict[str, float]) -> None:
+def test_arguments_out_of_range_are_reported_by_name(setting: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
         BatchAugment(**setting)  # type: ignore[arg-type]

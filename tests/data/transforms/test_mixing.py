@@ -14,20 +14,20 @@ COUNTS = torch.tensor([1000, 100, 900])
 
 
 def mixed(mix: Mix, labels: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images are black and white in turn, so that the share of each in its mixture can be read off."""
+    """Images are black and white in turn, so that pixel values show the weight of each in its mixture."""
     n = len(labels)
     images = (torch.arange(n) % 2).float().view(-1, 1, 1, 1).expand(n, 1, 48, 48)
     return mix(images, F.one_hot(torch.tensor(labels), 3).float(), Draws(seed, n), COUNTS)
 
 
 def shares(images: torch.Tensor) -> torch.Tensor:
-    """The share of each image in its own mixture, float (B,)."""
+    """The weight of each image in its own mixture, float (B,)."""
     white = images.mean((1, 2, 3))
     return torch.where(torch.arange(len(images)) % 2 == 1, white, 1 - white)
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_labels_are_mixed_as_the_images_are(cut: bool) -> None:
+def test_labels_are_mixed_like_images(cut: bool) -> None:
     images, targets = mixed(Mix(cut=cut), [0, 1] * 50)
     share = shares(images)
     labels = torch.tensor([0, 1] * 50)
@@ -46,12 +46,12 @@ def test_shares_follow_the_beta_distribution() -> None:
         assert (share < q).mean() == pytest.approx((expected < q).mean(), abs=0.03)
 
 
-def test_only_some_are_mixed() -> None:
+def test_mix_probability() -> None:
     images, _ = mixed(Mix(p=0.3), [0, 1] * 1000)
     assert (shares(images) < 0.9999).float().mean().item() == pytest.approx(0.3, abs=0.04)
 
 
-def test_remix_labels_lean_to_the_rare_class() -> None:
+def test_remix_prefers_label_of_the_rare_class() -> None:
     labels = [0, 1] * 200
     images, targets = mixed(Mix(kappa=3, tau=0.5), labels)
     for share, target, label in zip(shares(images).tolist(), targets.tolist(), labels, strict=True):
@@ -60,16 +60,16 @@ def test_remix_labels_lean_to_the_rare_class() -> None:
         assert target[label] == pytest.approx(float(label == 1) if rare else share, abs=1e-4)
 
 
-def test_remix_of_classes_of_like_size_is_mixup() -> None:
+def test_remix_of_classes_of_similar_size_is_mixup() -> None:
     torch.testing.assert_close(mixed(Mix(kappa=3), [0, 2] * 50), mixed(Mix(), [0, 2] * 50))
 
 
-def test_the_last_of_an_odd_number_stays() -> None:
+def test_last_image_of_an_odd_batch_is_unchanged() -> None:
     images, targets = mixed(Mix(), [0, 1, 2])
     assert torch.equal(images[2], torch.zeros(1, 48, 48)) and targets[2].tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize(("settings", "key"), [({"alpha": 0}, "alpha"), ({"p": 2}, "p "), ({"kappa": 0.5}, "kappa")])
-def test_settings_out_of_range_are_refused(settings: dict[str, float], key: str) -> None:
+def test_arguments_out_of_range_are_errors(settings: dict[str, float], key: str) -> None:
     with pytest.raises(ValueError, match=key):
         Mix(**settings)  # type: ignore[arg-type]

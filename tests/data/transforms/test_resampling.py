@@ -1,4 +1,4 @@
-"""Resampling: the counts asked for, and only the training images touched."""
+"""Resampling: the requested counts, from training images only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_counts_follow_the_factors() -> None:
     assert not result.copied[:115].any()
 
 
-def test_copies_are_augmented_images_of_their_original_and_spread_evenly() -> None:
+def test_copies_are_augmented_and_distributed_evenly_over_originals() -> None:
     before = training()
     after = Resample({"disgust": 6}, FLIP)(before, CLASSES)
     for i in np.flatnonzero(after.copied):
@@ -36,7 +36,7 @@ def test_copies_are_augmented_images_of_their_original_and_spread_evenly() -> No
     assert np.unique(after.rows[after.copied], return_counts=True)[1].tolist() == [5] * 5
 
 
-def test_originals_stay_as_they_were() -> None:
+def test_resample_does_not_change_originals() -> None:
     before = training()
     after = Resample({"happy": 0.8, "disgust": 2.5}, FLIP)(before, CLASSES)
     kept = ~after.copied
@@ -44,7 +44,7 @@ def test_originals_stay_as_they_were() -> None:
     assert len(np.unique(after.rows[kept])) == kept.sum()
 
 
-def test_the_seed_decides_everything() -> None:
+def test_resample_depends_only_on_seed() -> None:
     transforms = [{"name": "Rotate", "limit": 20, "p": 1.0}]
     first, same, other = (
         Resample({"happy": 0.5, "disgust": 4}, transforms, seed=s)(training(), CLASSES) for s in (1, 1, 2)
@@ -64,7 +64,7 @@ def test_the_seed_decides_everything() -> None:
         ({"happy": -1}, "leaves no training image of happy"),
     ],
 )
-def test_bad_factors_are_named(factors: dict[str, float], message: str) -> None:
+def test_invalid_factors_are_reported_by_key(factors: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Resample(factors, FLIP)(training(), CLASSES)
 
@@ -78,18 +78,18 @@ def test_bad_factors_are_named(factors: dict[str, float], message: str) -> None:
         ([{"p": 1.0}], "not a transform"),
     ],
 )
-def test_bad_transforms_are_named(transforms: list[dict[str, object]], message: str) -> None:
+def test_invalid_transforms_are_reported_by_name(transforms: list[dict[str, object]], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Pipeline(transforms, key="imbalance.resample.transforms")
 
 
 def test_a_pipeline_must_keep_shape_and_type() -> None:
     pipeline = Pipeline([{"name": "Resize", "height": 32, "width": 32}], key="augment.transforms")
-    with pytest.raises(UserError, match="leave out steps like Resize"):
+    with pytest.raises(UserError, match="remove steps like Resize"):
         pipeline(np.zeros((48, 48, 1), np.uint8), 0)
 
 
-def test_class_sampling_goes_by_a_power_of_the_class_size() -> None:
+def test_class_sampling_follows_a_power_of_the_class_size() -> None:
     counts = np.array([3995, 436, 0, 7215])
     assert ClassSampling(q=0).probabilities(counts) == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
     assert ClassSampling(q=1).probabilities(counts) == pytest.approx(counts / counts.sum())

@@ -1,0 +1,57 @@
+"""A data source is a config node whose target returns a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fer_lightning.config.dataset import load_faces
+from fer_lightning.data.synthetic import synthetic
+from fer_lightning.errors import UserError
+
+KEYS = dict.fromkeys(("path", "votes", "merge", "classes", "cache_dir")) | {"name": "own", "twins": "exact"}
+
+
+def settings(source: dict[str, Any], **data: Any) -> dict[str, Any]:
+    return {"data": KEYS | {"source": source} | data}
+
+
+def test_source_gets_values_of_other_data_keys() -> None:
+    source = {
+        "_target_": "fer_lightning.data.synthetic.synthetic",
+        "n_train": "${data.synthetic.n_train}", "n_val": 7, "n_test": "${data.synthetic.n_test}",
+    }  # fmt: skip
+    table = load_faces(settings(source, synthetic={"n_train": 21, "n_test": 14}))
+    np.testing.assert_array_equal(table.images, synthetic(n_train=21, n_val=7, n_test=14).images)
+
+
+def test_classes_and_merge_apply_to_any_source() -> None:
+    source = {"_target_": "fer_lightning.data.synthetic.synthetic", "n_train": 21, "n_val": 7, "n_test": 7}
+    table = load_faces(settings(source, merge={"disgust": "angry"}, classes=["happy", "angry"]))
+    assert table.classes == ("happy", "angry")
+    angry, disgust, _, happy, *_ = synthetic(n_train=21, n_val=7, n_test=7).counts().tolist()
+    assert table.counts().tolist() == [happy, angry + disgust]
+
+
+@pytest.mark.parametrize("reference", ["${oc.env:HOME}", "https://host/${data.name}", "${data.nothing}", "${seed}"])
+def test_source_refers_to_data_keys_only(reference: str) -> None:
+    source = {"_target_": "fer_lightning.data.readers.sources.load", "path": reference}
+    with pytest.raises(UserError, match=r"data\.source\.path: .* is not \$\{data\.<key>\}"):
+        load_faces(settings(source))
+
+
+def test_empty_source_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"data\.source is empty"):
+        load_faces(settings({}))
+
+
+@pytest.mark.parametrize("name", ["fer2013", "ferplus", "synthetic"])
+def test_config_of_each_source_names_its_target(name: str) -> None:
+    from omegaconf import OmegaConf
+
+    conf: Any = OmegaConf.load(Path(__file__).parents[2] / f"conf/data/{name}.yaml")
+    assert conf.name == name
+    assert conf.source._target_.startswith("fer_lightning.data.")
