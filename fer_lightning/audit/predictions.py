@@ -20,7 +20,7 @@ from fer_lightning.training.job import quiet
 
 
 def out_of_sample(
-    faces: FaceTable, runs: Sequence[Path], group: NDArray[np.int64], *, accelerator: str = "auto"
+    faces: FaceTable, runs: Sequence[Path], group: NDArray[np.int64], *, accelerator: str = "auto", trust: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Mean probabilities over the runs that neither an image nor a twin of it was trained on by.
 
@@ -29,6 +29,7 @@ def out_of_sample(
         runs: folders of finished runs of these images and classes.
         group: int64 (N,), two images share one where they are twins.
         accelerator: "auto", "cpu" or "gpu".
+        trust: accept targets of other code in the runs' configs.
 
     Returns:
         float64 (N, C), 0 throughout where there are none, and the number of runs for each image, int64 (N,).
@@ -41,10 +42,10 @@ def out_of_sample(
     total = np.zeros((len(faces), len(faces.classes)))
     number = np.zeros(len(faces), dtype=np.int64)
     for run_dir in dict.fromkeys(path.resolve() for path in runs):
-        settings = scoring_settings(run_dir, accelerator)
+        settings = scoring_settings(run_dir, accelerator, trust=trust)
         if finished(run_dir) is None:
             raise UserError(f"--run {run_dir}: not finished; go on with it by `python train.py resume={run_dir}`")
-        classifier = load_classifier(run_dir)
+        classifier = load_classifier(run_dir, trust=trust)
         if tuple(classifier.classes) != faces.classes:
             raise UserError(
                 f"--run {run_dir}: it knows the classes {', '.join(classifier.classes)}, and {faces.source} has "

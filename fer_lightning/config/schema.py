@@ -136,6 +136,7 @@ class Config:
     monitor: Monitor = field(default_factory=Monitor)
     resume: Optional[str] = None
     allow_changes: bool = False
+    trust: bool = False
 
 
 def register() -> None:

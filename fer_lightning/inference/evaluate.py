@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from fer_lightning.config.dataset import cache_root, load_faces, load_parts_of, with_twins
+from fer_lightning.config.instantiate import check_targets
 from fer_lightning.config.validation import check
 from fer_lightning.data.datamodule import evaluation_loader
 from fer_lightning.data.protocols import Rows, seen
@@ -24,7 +25,8 @@ from fer_lightning.errors import UserError
 from fer_lightning.report import tables
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
-from fer_lightning.runs.folder import load_settings
+from fer_lightning.runs.checkpoints import read_checkpoint
+from fer_lightning.runs.folder import CONFIG, load_settings
 from fer_lightning.training import results
 from fer_lightning.training.job import quiet
 from fer_lightning.training.module import FERClassifier
@@ -41,6 +43,7 @@ def evaluate(
     posthoc_tau: float | None = None,
     out: Path | None = None,
     accelerator: str = "auto",
+    trust: bool = False,
 ) -> dict[str, float | str]:
     """Score a run's best checkpoint on a split of its own data or of other data, and write metrics.json and report/.
 
@@ -54,6 +57,7 @@ def evaluate(
             default the run's own. Choose it on `split="val"`.
         out: the folder to write; by default one under the run folder.
         accelerator: "auto", "cpu" or "gpu".
+        trust: accept targets of other code, which runs when the network is built.
 
     Returns:
         What metrics.json holds: on the run's own test images, the numbers of the run.
@@ -64,10 +68,10 @@ def evaluate(
     quiet()
     if twins not in (None, "exact", "near"):
         raise UserError(f"--twins {twins}: exact or near")
-    settings = scoring_settings(run_dir, accelerator)
+    settings = scoring_settings(run_dir, accelerator, trust=trust)
     own_twins = settings["data"]["twins"]
     twins = twins or own_twins
-    classifier = load_classifier(run_dir)
+    classifier = load_classifier(run_dir, trust=trust)
     own_tau = classifier.hparams["posthoc_tau"]
     if posthoc_tau is not None:
         classifier.hparams["posthoc_tau"] = posthoc_tau
@@ -128,13 +132,15 @@ def evaluate(
     return metrics
 
 
-def scoring_settings(run_dir: Path, accelerator: str) -> dict[str, Any]:
+def scoring_settings(run_dir: Path, accelerator: str, *, trust: bool = False) -> dict[str, Any]:
     """A run's config, to score with on one device: "auto", "cpu" or "gpu".
 
     Raises:
-        UserError: the folder does not hold a run, or there is no such device.
+        UserError: the folder does not hold a run, it has targets that are not allowed and no `trust`, or there is no
+            such device.
     """
     settings = load_settings(run_dir)
+    check_targets(settings, where=str(run_dir / CONFIG), trust=trust)
     settings["trainer"] |= {"accelerator": accelerator, "devices": 1}
     if settings["trainer"]["precision"] == "16-mixed" and accelerator != "gpu" and not torch.cuda.is_available():
         settings["trainer"]["precision"] = "32-true"
@@ -156,23 +162,31 @@ def scoring_trainer(settings: dict[str, Any], out: Path) -> L.Trainer:
     )
 
 
-def load_classifier(run_dir: Path) -> FERClassifier:
+def load_classifier(run_dir: Path, *, trust: bool = False) -> FERClassifier:
     """The classifier of a run's best checkpoint, on the CPU, ready for inference.
 
     Raises:
-        UserError: there is none, or the file is damaged.
+        UserError: there is none, the file is damaged, or it has targets that are not allowed and no `trust`.
     """
     path = run_dir / "checkpoints" / "best.ckpt"
     if not path.is_file():
         raise UserError(f"{path}: there is no best checkpoint; the run has not finished an epoch, or kept none")
+    checkpoint = read_checkpoint(path)
+    hyperparameters = checkpoint.get("hyper_parameters")
+    if not isinstance(hyperparameters, dict):
+        raise UserError(f"{path}: not a checkpoint of this project: it has no hyperparameters")
+    # Whatever the loss was, scoring has no use for it.
+    hyperparameters = hyperparameters | {"loss": {"_target_": "fer_lightning.training.losses.CrossEntropy"}}
+    check_targets(hyperparameters, where=str(path), trust=trust)
     try:
-        # Whatever the loss was, scoring has no use for it.
-        loss = {"_target_": "fer_lightning.training.losses.CrossEntropy"}
-        return FERClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True, loss=loss).eval()
-    except (RuntimeError, EOFError, KeyError, OSError) as error:
+        classifier = FERClassifier(**hyperparameters)
+        classifier.on_load_checkpoint(checkpoint)
+        classifier.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path}: damaged or not a checkpoint of this project ({' '.join(str(error).split())})"
+            f"{path}: not a checkpoint of this project ({' '.join(str(error).split())}); train again"
         ) from error
+    return classifier.eval()
 
 
 def _unseen(faces: FaceTable, run_dir: Path, settings: dict[str, Any], twins: str) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
+from fer_lightning.config.saved import read_yaml
 from fer_lightning.errors import UserError
 from fer_lightning.report.files import write_atomically
 
@@ -21,7 +22,7 @@ PARTITION = "partition.json"  # digests of the images and labels that train, val
 ALLOWED = "changes_allowed"  # key of partition.json: by who goes on with the run now
 PIXELS = "data/test_pixels"  # key of metrics.json: a digest of the test images
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-ABOUT_RESUMING = ("resume", "allow_changes")
+ABOUT_RESUMING = ("resume", "allow_changes", "trust")
 """Keys that say how to start, not what to run."""
 HERE = "<run folder>"
 """Stands for the run folder in its config.yaml, so that the folder can be moved."""
@@ -43,7 +44,7 @@ def load_settings(run_dir: Path) -> dict[str, Any]:
     path = run_dir / CONFIG
     if not path.is_file():
         raise UserError(f"{run_dir}: not a run folder, as {CONFIG} is missing; name one like outputs/<date>/<time>")
-    settings: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+    settings: dict[str, Any] = read_yaml(path)
     settings["data"] = ADDED_LATER | settings.get("data", {})
     if str(settings.get("model", {}).get("_target_", "")).endswith("resnet.ResNet"):
         settings["model"] = {"width": 64} | settings["model"]

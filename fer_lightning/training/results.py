@@ -27,6 +27,7 @@ from fer_lightning.data.table import SPLITS, UNLABELLED, FaceTable
 from fer_lightning.report import tables, tracking
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
+from fer_lightning.runs.checkpoints import read_checkpoint
 from fer_lightning.runs.folder import CONFIG, METRICS, PIXELS
 from fer_lightning.training.callbacks import History
 from fer_lightning.training.metrics import ClassificationScores, accuracy_interval, confusion
@@ -106,7 +107,7 @@ def write(
     if best is None:
         log.warning("callbacks.checkpoint is off: the last weights are scored, not the best ones")
     else:
-        state = torch.load(best, map_location="cpu", weights_only=True)
+        state = read_checkpoint(best)
         classifier.load_state_dict(state["state_dict"])
         best_epoch = state["epoch"]
     val = predict(trainer, classifier, data.evaluation_loader(parts.val), faces, parts.clean)
