@@ -2,34 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fer_lightning.config.schema import ABOUT_RESUMING, Config
 from fer_lightning.errors import UserError
 
+T = TypeVar("T", dict[str, Any], list[Any])
 
-def read_yaml(path: Path) -> Any:
+
+def read_yaml(path: Path, kind: type[T]) -> T:
     """The content of a YAML file as plain containers; interpolations are left as they are written.
 
     Args:
         path: the file.
-
-    Returns:
-        A dict or a list.
+        kind: what it holds: dict or list.
 
     Raises:
-        UserError: the file is not YAML, has Python objects, or has aliases, by which a few lines expand to gigabytes.
+        UserError: the file is not YAML, is not of that kind, has Python objects, or has aliases, by which a few lines
+            expand to gigabytes.
     """
     try:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise UserError(f"{path}: YAML aliases (`*name`) are refused; write the values out")
         content = OmegaConf.to_container(OmegaConf.create(text))
+        if not isinstance(content, kind):
+            raise ValueError(f"a {kind.__name__} is expected, not a {type(content).__name__}")
     except (UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a config file of a run ({reason}); restore it or use another folder") from error
+        raise _not_a_config(path, error) from error
     return content
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A resolved config, with every key and type of the schema.
+
+    Raises:
+        UserError: as `read_yaml`, or a key is missing, unknown or of the wrong type.
+    """
+    settings = read_yaml(path, dict)
+    try:
+        OmegaConf.merge(OmegaConf.structured(Config), settings)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise _not_a_config(path, error) from error
+    if missing := list(_missing(Config(), settings)):
+        raise _not_a_config(path, f"{missing[0]} is missing")
+    return settings
+
+
+def _missing(schema: Any, settings: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for field in fields(schema):
+        value = getattr(schema, field.name)
+        if field.name not in settings:
+            if f"{above}{field.name}" not in ABOUT_RESUMING:
+                yield f"{above}{field.name}"
+        elif is_dataclass(value) and isinstance(settings[field.name], Mapping):
+            yield from _missing(value, settings[field.name], f"{above}{field.name}.")
+
+
+def _not_a_config(path: Path, reason: object) -> UserError:
+    text = " ".join(str(reason).split())[:200]
+    return UserError(f"{path}: not a config file of a run ({text}); restore it or use another folder")

@@ -13,6 +13,10 @@ from omegaconf import MISSING, OmegaConf
 # ruff: noqa: UP045
 
 
+ABOUT_RESUMING = ("resume", "allow_changes", "trust")
+"""Keys that say how to start, not what to run: a run's config.yaml does not have them."""
+
+
 class Mode(Enum):
     min = "min"
     max = "max"

@@ -11,7 +11,8 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
-from fer_lightning.config.saved import read_yaml
+from fer_lightning.config.saved import read_settings
+from fer_lightning.config.schema import ABOUT_RESUMING
 from fer_lightning.errors import UserError
 from fer_lightning.report.files import write_atomically
 
@@ -22,8 +23,6 @@ PARTITION = "partition.json"  # digests of the images and labels that train, val
 ALLOWED = "changes_allowed"  # key of partition.json: by who goes on with the run now
 PIXELS = "data/test_pixels"  # key of metrics.json: a digest of the test images
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-ABOUT_RESUMING = ("resume", "allow_changes", "trust")
-"""Keys that say how to start, not what to run."""
 HERE = "<run folder>"
 """Stands for the run folder in its config.yaml, so that the folder can be moved."""
 
@@ -44,7 +43,7 @@ def load_settings(run_dir: Path) -> dict[str, Any]:
     path = run_dir / CONFIG
     if not path.is_file():
         raise UserError(f"{run_dir}: not a run folder, as {CONFIG} is missing; name one like outputs/<date>/<time>")
-    settings: dict[str, Any] = read_yaml(path)
+    settings: dict[str, Any] = read_settings(path)
     settings["data"] = ADDED_LATER | settings.get("data", {})
     if str(settings.get("model", {}).get("_target_", "")).endswith("resnet.ResNet"):
         settings["model"] = {"width": 64} | settings["model"]

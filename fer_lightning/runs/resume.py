@@ -117,9 +117,11 @@ def _read(folder: Path) -> Recorded:
             "multirun/<date>/<time>"
         )
     source = file if sweep else folder / HYDRA / "hydra.yaml"
-    hydra = _select(read_yaml(source) if source.is_file() else None, "hydra")
-    overrides = [*_list(hydra, "overrides", "task"), *_list(hydra, "overrides", "hydra")] if sweep else read_yaml(file)
-    if not isinstance(hydra, Mapping) or not isinstance(overrides, list):
+    hydra = _select(read_yaml(source, dict), "hydra") if source.is_file() else None
+    overrides = (
+        [*_list(hydra, "overrides", "task"), *_list(hydra, "overrides", "hydra")] if sweep else read_yaml(file, list)
+    )
+    if not isinstance(hydra, Mapping):
         raise UserError(f"{source}: Hydra's config of this folder is missing or damaged; restore the file")
     return Recorded(file, [str(override) for override in overrides], hydra, sweep)
 
