@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,29 +41,31 @@ def read_yaml(path: Path, kind: type[T]) -> T:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A resolved config, with every key and type of the schema.
+    """A resolved config, with every key of the schema and values of its types; further keys are left as they are.
 
     Raises:
-        UserError: as `read_yaml`, or a key is missing, unknown or of the wrong type.
+        UserError: as `read_yaml`, or a key is missing or of the wrong type.
     """
     settings = read_yaml(path, dict)
     try:
-        OmegaConf.merge(OmegaConf.structured(Config), settings)
+        OmegaConf.merge(OmegaConf.structured(Config), _known(Config(), settings))
     except (OmegaConfBaseException, ValueError) as error:
         raise _not_a_config(path, error) from error
-    if missing := list(_missing(Config(), settings)):
-        raise _not_a_config(path, f"{missing[0]} is missing")
     return settings
 
 
-def _missing(schema: Any, settings: Mapping[str, Any], above: str = "") -> Iterator[str]:
+def _known(schema: Any, settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The keys of the schema; raises ValueError where one is missing."""
+    known = {}
     for field in fields(schema):
-        value = getattr(schema, field.name)
-        if field.name not in settings:
-            if f"{above}{field.name}" not in ABOUT_RESUMING:
-                yield f"{above}{field.name}"
-        elif is_dataclass(value) and isinstance(settings[field.name], Mapping):
-            yield from _missing(value, settings[field.name], f"{above}{field.name}.")
+        name, node = f"{above}{field.name}", getattr(schema, field.name)
+        if field.name in settings:
+            value = settings[field.name]
+            nested = is_dataclass(node) and isinstance(value, Mapping)
+            known[field.name] = _known(node, value, f"{name}.") if nested else value
+        elif name not in ABOUT_RESUMING:
+            raise ValueError(f"{name} is missing")
+    return known
 
 
 def _not_a_config(path: Path, reason: object) -> UserError:
