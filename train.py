@@ -1,3 +1,4 @@
 from fer_lightning.app import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The training command: compose the config, run the job, turn what users can mend into one line.
+"""The training command: compose the config, run the job, and report a user's error in one line.
 
 Everything heavy is imported inside `job`, so that help and config errors answer at once.
 """
@@ -15,13 +15,11 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.config import schema
-from fer_lightning.config.messages import one_line, set_below_null
+from fer_lightning.config.messages import composition_error
 from fer_lightning.distributed import slurm
 from fer_lightning.distributed.launch import RankError
 from fer_lightning.distributed.signals import Interrupted, end_with_parent, handled, ignore_at_exit, interrupts
@@ -36,10 +34,14 @@ TRACEBACK = "HYDRA_FULL_ERROR"
 """Hydra's own switch: set to 1, errors come with their traceback."""
 _wants_traceback = os.environ.get(TRACEBACK) == "1"
 
+_raised_by_job: Exception | None = None
+"""What the last job raised: by then the config was composed, and its folder was there."""
+
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(cfg: DictConfig) -> float | None:
     """One job; returns the monitored metric at the best checkpoint, which sweepers optimise."""
+    global _raised_by_job
     sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
         return _metrics(cfg)[cfg.monitor.metric]  # type: ignore[return-value]
@@ -56,15 +58,16 @@ def job(cfg: DictConfig) -> float | None:
         if sweeping:
             logging.getLogger(__name__).exception("")
             sweeps.tell_failure(traceback.format_exc())
+        _raised_by_job = error
         raise
 
 
 def _metrics(cfg: DictConfig) -> dict[str, float | str]:
-    """What the job's metrics.json holds, after running it in this process, in one for each device, or as one rank of
-    those that torchrun or srun started."""
+    """The content of the job's metrics.json, after running it in this process, in one per device, or as one of the
+    ranks that torchrun or srun started."""
     from fer_lightning.config import devices
     from fer_lightning.config.resolve import resolve
-    from fer_lightning.config.validation import check
+    from fer_lightning.config.validation import Started, check
     from fer_lightning.distributed import launch, ranks
     from fer_lightning.runs import folder
     from fer_lightning.training import worker
@@ -72,13 +75,13 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
     from fer_lightning.training.job import run
 
     run_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
-    place = ranks.started_outside()
-    if place and HydraConfig.get().mode is RunMode.MULTIRUN and not slurm.launched_by_submitit():
+    rank = ranks.started_outside()
+    if rank and HydraConfig.get().mode is RunMode.MULTIRUN and not slurm.launched_by_submitit():
         raise UserError("--multirun under torchrun or srun: start the sweep by itself; its jobs start their own ranks")
-    if place and place.rank > 0:  # a launcher that composes the config on every rank
+    if rank and rank.rank > 0:  # a launcher that composes the config on every rank
         return worker.follow()
     settings = resolve(cfg, folder.load_settings(run_dir) if folder.has_trained(run_dir) else None)
-    check(settings, place)
+    check(settings, Started(rank.world, rank.local_world) if rank else None)
     Strategy.from_config(settings["imbalance"]).check(settings["trainer"], mixes=bool(settings.get("mix")))
     if multiprocessing.current_process().name.startswith("Loky"):  # a worker that joblib started
         end_with_parent()
@@ -88,15 +91,15 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
             print(f"{run_dir} is finished: there is nothing to do")
             return metrics
         settings = folder.load_settings(run_dir)
-        processes = 1 if place else devices.count(settings["trainer"])
+        processes = 1 if rank else devices.count(settings["trainer"])
         try:
-            if place:
+            if rank:
                 return worker.lead(settings, run_dir)
             if processes == 1:
                 return run(settings, run_dir)
             launch.fan_out(run_dir, processes)
         except Interrupted as error:
-            print(f"{error}: go on with `python train.py resume={run_dir}`", file=sys.stderr)
+            print(f"{error}: resume with `python train.py resume={run_dir}`", file=sys.stderr)
             if slurm.launched_by_submitit():  # which does not come by `main`
                 slurm.requeue_if_due(error.signum)
             raise
@@ -108,7 +111,7 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
 def main() -> None:
     """Entry point of `train.py` and `python -m fer_lightning.app`; exits with code 1 and one line on a user's error."""
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
-    with handled():  # what is loaded and read before training takes its time, too
+    with handled():  # imports and reading the data take their time, too
         try:
             _run(rank)
         except Interrupted as error:
@@ -127,6 +130,7 @@ def register() -> None:
 
 
 def _run(rank: int) -> None:
+    global _raised_by_job
     register()
     if rank > 0:
         from fer_lightning.distributed import ranks
@@ -137,10 +141,10 @@ def _run(rank: int) -> None:
             return
     before = os.environ.get(TRACEBACK)
     os.environ[TRACEBACK] = "1"  # Hydra would print its errors itself, in several lines
-    problem: Exception | None = None
+    _raised_by_job = problem = None
     failed = True
     try:
-        sys.argv[1:] = resume.expand(sys.argv[1:])
+        sys.argv[1:] = resume.expand(sys.argv[1:], CONF)
         job()
         failed = False
     except Exception as error:
@@ -153,16 +157,15 @@ def _run(rank: int) -> None:
             from fer_lightning.training import worker
 
             worker.dismiss(int(failed))
-    if sweeps.summary():  # each job has told why
+    if sweeps.summary():  # each job has reported why
         sys.exit(1)
     if problem is not None:
-        known = isinstance(problem, UserError | HydraException | OmegaConfBaseException | OSError | ValueError)
-        message = one_line(problem, sys.argv[1:], CONF) if known else None
-        if isinstance(problem, AssertionError | AttributeError):
-            message = set_below_null(sys.argv[1:], CONF)
+        message = str(problem) if isinstance(problem, UserError) else None
+        if message is None and problem is not _raised_by_job:
+            message = composition_error(problem, sys.argv[1:], CONF)
         if _wants_traceback or message is None:
             raise problem
-        _fail(message)
+        _fail(" ".join(message.split()))
 
 
 def _fail(message: str) -> NoReturn:

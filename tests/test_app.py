@@ -1,18 +1,24 @@
-"""What a user gets wrong ends in one clear line and exit code 1, before any training."""
+"""A user's error ends in one clear line and exit code 1, before any training; a defect shows its traceback."""
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning.pytorch as L
 import numpy as np
 import pytest
+from omegaconf.errors import InterpolationKeyError
 from PIL import Image
 
+from fer_lightning.errors import UserError
 from tests.conftest import TINY, Run
+from tests.processes import apart
 
 Train = Callable[..., Run]
 
@@ -53,18 +59,33 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["data.batch_size=1"], "data.batch_size=1"),
         (["protocol.holdout=0.9", "protocol=report"], "protocol.holdout=0.9"),
         (["trainer.max_epochs=0"], "trainer.max_epochs=0"),
+        (["trainer.max_epochs=0", "trainer.max_steps=5"], "trainer.max_epochs=0"),
         (["trainer.precision=7"], "trainer: .*7"),
         (["trainer.accelerator=cpu", "trainer.precision=16-mixed"], "precision=fp16 needs a GPU"),
         (["trainer.accelerator=tpu"], "trainer.accelerator=tpu"),
         (["trainer.devices=[0,1]"], "a CPU has no numbered devices"),
         (["trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 .* callbacks=none"),
+        (["trainer.limit_val_batches=0", "schedule=plateau", "callbacks=none"], "contradicts schedule=plateau"),
+        (["trainer.check_val_every_n_epoch=3", "schedule=plateau", "callbacks=none"], "with schedule=plateau"),
+        (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0: use 1 or more"),
+        (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0 leaves nothing to train on"),
+        (["trainer.limit_test_batches=0"], "trainer.limit_test_batches=0 leaves nothing to score"),
+        (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0"),
+        (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0"),
+        (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1"),
+        (["data.eval_batch_size=0"], "data.eval_batch_size=0"),
+        (["seed=-1"], "seed=-1: use a whole number from 0 to 4294967295"),
+        (["seed=4294967296"], "seed=4294967296"),
+        (["protocol.seed=-1"], "protocol.seed=-1"),
+        (["data.synthetic.seed=-1"], "data.synthetic.seed=-1"),
+        (["optimizer.lr=${nothing}"], "optimizer.lr: .*nothing"),
         (["trainer.check_val_every_n_epoch=3"], "contradicts trainer.max_epochs=2"),
         (["optimizer.lr=-1"], "optimizer: .*-1"),
         (["schedule.warmup=2"], "schedule: schedule.warmup"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_bad_options(train: Train, overrides: list[str], message: str) -> None:
+def test_bad_option_is_one_line(train: Train, overrides: list[str], message: str) -> None:
     run = train(*TINY, *overrides)
     assert run.code == 1
     last = run.err.strip().splitlines()[-1]
@@ -73,7 +94,7 @@ def test_bad_options(train: Train, overrides: list[str], message: str) -> None:
     assert not (run.folder / "metrics.csv").exists()
 
 
-def test_a_gpu_that_is_not_there(train: Train) -> None:
+def test_missing_gpu_is_refused(train: Train) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -83,7 +104,7 @@ def test_a_gpu_that_is_not_there(train: Train) -> None:
     assert "sees no GPU here; use accelerator=cpu or auto" in run.err
 
 
-def test_a_missing_source_says_how_to_get_one(train: Train, tmp_path: Path) -> None:
+def test_missing_source_names_the_remedy(train: Train, tmp_path: Path) -> None:
     write_csv(tmp_path / "fer2013.csv")
     missing = train("data=fer2013", "data.path=null")
     assert missing.code == 1
@@ -94,7 +115,7 @@ def test_a_missing_source_says_how_to_get_one(train: Train, tmp_path: Path) -> N
     assert "fer2013.csv" in near.err
 
 
-def test_a_bad_row_is_named(train: Train, tmp_path: Path) -> None:
+def test_bad_row_is_named(train: Train, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "fer2013.csv", 9)
     lines = path.read_text().splitlines()
     lines[6] = lines[6].replace(" 7", " 777", 1)
@@ -104,7 +125,7 @@ def test_a_bad_row_is_named(train: Train, tmp_path: Path) -> None:
     assert re.search(r"^error: .*fer2013.csv.*row 5.*777", run.err.strip().splitlines()[-1]), run.err
 
 
-def test_a_run_folder_that_cannot_be_written(train: Train, tmp_path: Path) -> None:
+def test_unwritable_run_folder_is_one_line(train: Train, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     run = train(*TINY, folder=tmp_path / "file" / "run")
     assert run.code == 1
@@ -112,25 +133,123 @@ def test_a_run_folder_that_cannot_be_written(train: Train, tmp_path: Path) -> No
     assert "Traceback" not in run.err
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(train: Train) -> None:
+def test_non_finite_loss_stops_the_run_and_names_the_step(train: Train) -> None:
     run = train(*TINY, "optimizer.lr=1e38", "trainer.gradient_clip_val=null", "schedule=constant")
     assert run.code == 1
     assert re.search(r"error: the loss is not a finite number at step [1-9]\d* \(epoch 0", run.err), run.err
     assert not (run.folder / "metrics.json").exists()
 
 
-def test_a_traceback_comes_when_asked_for(tmp_path: Path) -> None:
+def test_full_error_switch_shows_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "train.py", *TINY, "model.depth=51", f"hydra.run.dir={tmp_path}"]
     root = Path(__file__).parents[1]
-    import os
-
     env = os.environ | {"HYDRA_FULL_ERROR": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=env, check=False)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
 
-def test_own_faces_with_other_classes(train: Train, tmp_path: Path) -> None:
+class TestDefects:
+    """What is not known to be the user's error keeps its traceback, whatever was typed."""
+
+    RAISES = "+callbacks.defect={_target_: tests.test_app.Raises, error: %s}"
+
+    @pytest.mark.parametrize(
+        "error", ["OSError", "AssertionError", "AttributeError", "ValueError", "InterpolationError"]
+    )
+    def test_error_inside_the_job_keeps_its_traceback(self, train: Train, error: str) -> None:
+        # `data.classes` is null by default, which must not be blamed.
+        with pytest.raises(ERRORS[error], match="a defect"):
+            train(*TINY, "data.classes=[angry,happy]", self.RAISES % error)
+
+    def test_error_inside_the_job_exits_with_a_traceback(self, tmp_path: Path) -> None:
+        ended = apart(tmp_path, *TINY, self.RAISES % "OSError", f"hydra.run.dir={tmp_path}/run")
+        assert ended.code == 1
+        assert "Traceback" in ended.err
+        assert "faces.csv" in ended.err
+        assert "hydra.run.dir=<folder>" not in ended.err
+
+    def test_user_error_inside_the_job_is_one_line(self, train: Train) -> None:
+        run = train(*TINY, self.RAISES % "UserError")
+        assert (run.code, run.err.splitlines()[-1]) == (1, "error: a defect")
+
+
+ERRORS: dict[str, Exception | type[Exception]] = {
+    "OSError": OSError,
+    "AssertionError": AssertionError,
+    "AttributeError": AttributeError,
+    "ValueError": ValueError,
+    "InterpolationError": InterpolationKeyError,
+    "UserError": UserError,
+}
+
+
+class Raises(L.Callback):
+    """Raises an error of a kind when training starts."""
+
+    def __init__(self, error: str) -> None:
+        self.error = error
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.error == "OSError":
+            raise OSError(errno.EACCES, "a defect", "faces.csv")
+        raise ERRORS[self.error]("a defect")
+
+
+LIGHT = [
+    ["train.py", "--help"],
+    ["train.py", "--cfg", "job"],
+    ["train.py", "imbalance=wieghted"],
+    ["train.py", "trainer.max_epoch=3"],
+    ["train.py", "logger=null"],
+    ["train.py", "resume=nowhere"],
+    ["-m", "fer_lightning.app", "--help"],
+    ["-c", "from fer_lightning.cli import app; app()", "--help"],
+    ["-c", "from fer_lightning.cli import app; app()", "compare", "--help"],
+    ["-c", "from fer_lightning.cli import app; app()", "evaluate", "--help"],
+]
+HEAVY = {"torch", "lightning", "torchmetrics", "albumentations", "cv2", "scipy", "pandas", "matplotlib", "wandb"}
+
+
+@pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)
+def test_light_command_imports_nothing_heavy(arguments: list[str]) -> None:
+    modules = imported(arguments)
+    assert packages(modules) & HEAVY == set()
+    assert len(modules) < 600  # about 400; torch alone has a thousand
+
+
+def test_package_imports_neither_torch_nor_hydra() -> None:
+    modules = imported(["-c", "import fer_lightning; fer_lightning.__version__"])
+    assert packages(modules) & (HEAVY | {"hydra", "omegaconf"}) == set()
+
+
+def test_public_names_are_imported_on_first_use() -> None:
+    import fer_lightning
+    from fer_lightning.training.module import FERClassifier
+
+    assert fer_lightning.FERClassifier is FERClassifier
+    assert {"FERDataModule", "Predictor", "load_model"} <= set(dir(fer_lightning))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = fer_lightning.nothing
+
+
+def imported(arguments: list[str]) -> set[str]:
+    """Every module that a command imports."""
+    command = [sys.executable, "-X", "importtime", *arguments]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, check=False
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert lines, done.stderr
+    return {line.rpartition("|")[2].strip() for line in lines}
+
+
+def packages(modules: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules}
+
+
+def test_own_faces_with_other_classes_train(train: Train, tmp_path: Path) -> None:
     """A user's own folder: two classes that FER-2013 does not have, colour photos of any size, no validation folder."""
     rng = np.random.default_rng(0)
     for split, n in (("train", 12), ("test", 4)):
@@ -157,7 +276,7 @@ def test_own_faces_with_other_classes(train: Train, tmp_path: Path) -> None:
 
 
 class TestEvaluate:
-    """`fer-lightning evaluate` in the same manner."""
+    """`fer-lightning evaluate`."""
 
     def evaluate(self, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
         from fer_lightning.cli import app
@@ -167,13 +286,13 @@ class TestEvaluate:
             app()
         return int(end.value.code or 0)
 
-    def test_not_a_run(
+    def test_folder_without_a_run_is_one_line(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert self.evaluate(str(tmp_path), monkeypatch=monkeypatch) == 1
         assert "not a run folder" in capsys.readouterr().err
 
-    def test_damaged_checkpoint(
+    def test_damaged_checkpoint_is_one_line(
         self, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         run = train(*TINY, "trainer.max_epochs=1")

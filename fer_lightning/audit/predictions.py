@@ -46,7 +46,7 @@ def out_of_sample(
         settings = load_settings(run_dir)
         if finished(run_dir) is None:
             raise UserError(f"--run {run_dir}: not finished; resume it with `python train.py resume={run_dir}`")
-        instantiate.check_targets(settings["data"], where=str(run_dir / CONFIG), trust=trust)
+        instantiate.check_targets(settings, where=str(run_dir / CONFIG), trust=trust)
         predictor = Predictor.from_run(run_dir, accelerator=accelerator, trust=trust)
         if predictor.classes != faces.classes:
             raise UserError(

@@ -29,7 +29,13 @@ LOWEST_FIRST = ("tiny", "blank", "dark", "low_contrast", "disagreement")
 
 
 def audit(
-    data: Path, *, near: bool = True, votes: Path | None = None, runs: Sequence[Path] = (), out: Path | None = None
+    data: Path,
+    *,
+    near: bool = True,
+    votes: Path | None = None,
+    runs: Sequence[Path] = (),
+    out: Path | None = None,
+    trust: bool = False,
 ) -> pd.DataFrame:
     """Look for all faults in a source of faces, print a summary and write the findings to a folder.
 
@@ -39,6 +45,7 @@ def audit(
         votes: FER+ votes for the rows of the CSV.
         runs: folders of finished runs on this data, whose predictions show which labels are likely wrong.
         out: the folder to write; by default `audit/<name of data>` in the working directory.
+        trust: accept targets of other code in the runs' configs.
 
     Returns:
         The content of findings.csv, see `findings.named`.
@@ -60,7 +67,7 @@ def audit(
         parts.append(findings.by_votes(faces))
     predicted = np.zeros(len(faces), dtype=bool)
     if runs:
-        mislabelled, predicted = _mislabelled(faces, runs, group)
+        mislabelled, predicted = _mislabelled(faces, runs, group, trust)
         parts.append(mislabelled)
     found = _sorted(pd.concat(parts, ignore_index=True))
     named = findings.named(faces, found, survey.broken)
@@ -128,12 +135,12 @@ def _digest(content: bytes) -> str:
 
 
 def _mislabelled(
-    faces: FaceTable, runs: Sequence[Path], group: NDArray[np.int64]
+    faces: FaceTable, runs: Sequence[Path], group: NDArray[np.int64], trust: bool
 ) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
     """Likely label errors, and which images have predictions, bool (N,)."""
     from fer_lightning.audit.predictions import out_of_sample  # takes seconds to import
 
-    probabilities, number = out_of_sample(faces, runs, group)
+    probabilities, number = out_of_sample(faces, runs, group, trust=trust)
     rows = np.flatnonzero((number > 0) & (faces.labels != UNLABELLED))
     errors = confident_learning(faces.labels[rows], probabilities[rows])
     found = findings.rows_with("mislabelled", rows[errors.rows], value=errors.margins, suggested=errors.suggested)

@@ -1,23 +1,133 @@
-"""From config nodes to objects: the only caller of `hydra.utils.instantiate`.
+"""From config nodes to objects: the only caller of `hydra.utils.instantiate`, and what files may have it call.
 
-Nodes come as plain containers, not DictConfigs, so that whatever keeps them (hyperparameters, checkpoints) keeps plain
+Nodes are plain containers, not DictConfigs, so that whatever stores them (hyperparameters, checkpoints) stores plain
 values.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from fer_lightning.errors import UserError
-from fer_lightning.models.network import FaceNetwork
-from fer_lightning.models.preprocessing import Preprocessing
+
+if TYPE_CHECKING:  # `check_targets` runs before torch is needed
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from fer_lightning.models.network import FaceNetwork
+
+OWN_TARGETS = frozenset(
+    {
+        "fer_lightning.data.readers.sources.load",
+        "fer_lightning.data.readers.sources.load_ferplus",
+        "fer_lightning.data.synthetic.synthetic",
+        "fer_lightning.data.transforms.augment.AlbumentationsAugment",
+        "fer_lightning.data.transforms.augment.BatchAugment",
+        "fer_lightning.data.transforms.mixing.Mix",
+        "fer_lightning.data.transforms.resampling.ClassSampling",
+        "fer_lightning.data.transforms.resampling.Resample",
+        "fer_lightning.models.resnet.ResNet",
+        "fer_lightning.report.loggers.CSV",
+        "fer_lightning.report.loggers.TensorBoard",
+        "fer_lightning.report.tracking.wandb_logger",
+        "fer_lightning.training.callbacks.BestCheckpoint",
+        "fer_lightning.training.callbacks.EMA",
+        "fer_lightning.training.callbacks.LastCheckpoint",
+        "fer_lightning.training.callbacks.PatientStopping",
+        "fer_lightning.training.losses.BalancedSoftmax",
+        "fer_lightning.training.losses.CrossEntropy",
+        "fer_lightning.training.losses.Focal",
+        "fer_lightning.training.losses.LDAM",
+        "fer_lightning.training.losses.LogitAdjusted",
+        "fer_lightning.training.optim.constant",
+        "fer_lightning.training.optim.cosine",
+        "fer_lightning.training.optim.onecycle",
+        "fer_lightning.training.optim.plateau",
+    }
+)
+"""This project's targets that a file may name: those of the groups in conf/.
+
+Listed rather than matched by prefix: Hydra resolves dotted paths by `getattr`, so that every function that any module
+imports is reachable below `fer_lightning.`, such as `fer_lightning.app.os.system`.
+"""
+
+LIBRARY_TARGETS = {
+    "lightning.pytorch.callbacks": "Callback",
+    "lightning.pytorch.loggers": "Logger",
+    "torch.optim": "Optimizer",
+    "torch.optim.lr_scheduler": "LRScheduler",
+}
+"""Modules whose public classes a file may name, and the base class that these have in common."""
+
+TARGET = "_target_"
+
+
+def check_targets(node: Any, *, where: str, trust: bool = False, own: Iterable[str] = ()) -> None:
+    """Refuse plain containers from a file that would have Hydra call anything but an allowed target.
+
+    To be called before anything of `node` is instantiated or resolved. Interpolations are refused as well, since a
+    resolver can return any node: nothing that this project writes into a run folder has them.
+
+    Args:
+        node: nested dicts, lists and values.
+        where: the file or folder that `node` was read from, for the message.
+        trust: accept everything.
+        own: further targets to accept: those that the user typed.
+
+    Raises:
+        UserError: a target is not allowed, or a value is an interpolation.
+    """
+    if trust:
+        return
+    allowed = OWN_TARGETS | set(own)
+    pending = [node]  # no recursion: a file may nest as deeply as it likes
+    while pending:
+        item = pending.pop()
+        if isinstance(item, Mapping):
+            if TARGET in item and not (isinstance(item[TARGET], str) and _is_allowed(item[TARGET], allowed)):
+                raise UserError(
+                    f"{where}: the target {_short(item[TARGET])} is not one of this project, and instantiating it may "
+                    "run any code: if you trust whoever made this folder, add --trust (or trust=true when resuming)"
+                )
+            pending += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple | set | frozenset):
+            pending += item
+        elif isinstance(item, str) and "${" in item:
+            raise UserError(
+                f"{where}: the interpolation {_short(item)} is resolved only for files that you trust: add --trust (or "
+                "trust=true when resuming)"
+            )
+
+
+def targets_in(node: Any) -> set[str]:
+    """Every target that plain containers name."""
+    if isinstance(node, Mapping):
+        own = {node[TARGET]} if isinstance(node.get(TARGET), str) else set()
+        return own.union(*map(targets_in, node.values()))
+    return set().union(*map(targets_in, node)) if isinstance(node, list) else set()
+
+
+def _is_allowed(target: str, allowed: Iterable[str]) -> bool:
+    if target in allowed:
+        return True
+    module_name, _, name = target.rpartition(".")
+    if module_name not in LIBRARY_TARGETS:
+        return False
+    module = importlib.import_module(module_name)
+    found, base = getattr(module, name, None), getattr(module, LIBRARY_TARGETS[module_name])
+    return name in module.__all__ and inspect.isclass(found) and issubclass(found, base)
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def network(node: Mapping[str, Any], num_classes: int, cosine_scale: float | None = None) -> FaceNetwork:
@@ -31,6 +141,9 @@ def network(node: Mapping[str, Any], num_classes: int, cosine_scale: float | Non
     Raises:
         UserError: a value is out of its range.
     """
+    from fer_lightning.models.network import FaceNetwork
+    from fer_lightning.models.preprocessing import Preprocessing
+
     own = dict(node)
     dropout, settings = own.pop("dropout", 0.0), own.pop("preprocessing", None) or {}
     try:
@@ -42,13 +155,17 @@ def network(node: Mapping[str, Any], num_classes: int, cosine_scale: float | Non
 
 
 def loss(node: Mapping[str, Any], class_counts: Sequence[int]) -> nn.Module:
-    """The loss: logits (B, C) and labels (B,), or probabilities (B, C), to a scalar; knows the training images per
-    class."""
+    """The loss: logits (B, C) and labels (B,), or probabilities (B, C), to a scalar.
+
+    Args:
+        node: config node of the loss.
+        class_counts: training images of each class.
+    """
     return _instantiate("imbalance.loss", node, class_counts=list(class_counts))  # type: ignore[no-any-return]
 
 
 def optimizer(node: Mapping[str, Any], parameters: Iterable[Any]) -> Optimizer:
-    """The optimizer over parameter groups that carry their own weight decay."""
+    """The optimizer over parameter groups that have their own weight decay."""
     return _call("optimizer", node, parameters)  # type: ignore[no-any-return]
 
 
@@ -84,7 +201,3 @@ def _instantiate(key: str, node: Mapping[str, Any], **extra: Any) -> Any:
             raise cause from error
         reason = str(cause) if isinstance(cause, ValueError | TypeError) else str(error).replace("\n", " ")
         raise UserError(f"{key}: {reason}") from error
-
-
-def check_targets(node: Any, *, where: str, trust: bool = False) -> None:
-    """Placeholder."""

@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors, told in one line with the nearest valid key or option."""
+"""Errors of Hydra and OmegaConf in one line, with the nearest valid key or option."""
 
 from __future__ import annotations
 
@@ -8,50 +8,73 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fer_lightning.errors import UserError
 
+def composition_error(error: BaseException, arguments: Sequence[str], conf: Path) -> str | None:
+    """What is wrong with a command line, and the remedy, in one line.
 
-def one_line(error: BaseException, arguments: Sequence[str], conf: Path) -> str | None:
-    """What went wrong and the way out, on one line; None for what only a traceback explains.
+    To be asked only about what was raised before the job started: while Hydra composed the config, or created the
+    folder.
 
     Args:
         error: what was raised.
         arguments: of the command line.
         conf: the folder of config groups, to find near names in.
+
+    Returns:
+        The line, or None where nothing shows that the error is the user's.
     """
-    if match := re.search(r"UserError raised while resolving interpolation: (.*)", str(error)):
-        return _flat(match[1])  # by a resolver of ours
-    if isinstance(error, UserError):
-        return _flat(str(error))
     if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         options = error.options or []
         return f"{group}={option}: there is no such option{_near(option, options)} {group} has {', '.join(options)}"
-    if isinstance(error, OSError):
-        path = error.filename
-        return (
-            None if path is None else f"{path}: {error.strerror}; choose a writable folder with hydra.run.dir=<folder>"
-        )
     if isinstance(error, OverrideParseException):
         reason = _flat(str(error)).partition(" See http")[0]
         return f"{error.override!r} is not an override: write key=value, as in imbalance=weighted ({reason})"
-    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):  # Hydra's own, of groups
-        return _no_option(arguments, conf) or _flat(str(error)) if "onfig group" in str(error) else None
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    reason = _flat(str(cause).strip().splitlines()[0])
-    if match := re.search(r"Could not override '([^']+)'", str(error)):
-        is_group = (conf / match[1]).is_dir()
-        return _no_option(arguments, conf) or reason if is_group else _unknown_key(match[1], conf)
-    key = getattr(cause, "full_key", None)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _of_key(error, arguments, conf)
+    if isinstance(error, OSError):
+        return _of_folder(error)
+    if isinstance(error, ValueError):
+        return _no_option(arguments, conf) or (_flat(str(error)) if "onfig group" in str(error) else None)
+    if isinstance(error, AssertionError | AttributeError):
+        return _set_below_null(arguments, conf)
+    return None
+
+
+def value_error(error: OmegaConfBaseException) -> str:
+    """What is wrong with the value of a key, in one line."""
+    if match := re.search(r"UserError raised while resolving interpolation: (.*)", str(error)):
+        return _flat(match[1])  # by a resolver of this project
+    reason = _flat(str(error).strip().splitlines()[0])
+    key = getattr(error, "full_key", None)
     return f"{key}: {reason}" if key else reason
 
 
+def _of_key(error: HydraException | OmegaConfBaseException, arguments: Sequence[str], conf: Path) -> str:
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if match := re.search(r"Could not override '([^']+)'", str(error)):
+        if not (conf / match[1]).is_dir():
+            return _unknown_key(match[1], conf)
+        if line := _no_option(arguments, conf):
+            return line
+    return value_error(cause)  # type: ignore[arg-type]
+
+
+def _of_folder(error: OSError) -> str | None:
+    if error.filename is None:
+        return None
+    what = f"{error.filename}: {error.strerror}"
+    if Path(str(error.filename)).suffix in (".yaml", ".yml"):
+        return f"{what}; make that config file readable"
+    return f"{what}; choose a writable folder with hydra.run.dir=<folder>"
+
+
 def _no_option(arguments: Sequence[str], conf: Path) -> str | None:
-    """What to say of `group=null` and the like."""
+    """The line for `group=null` and the like."""
     for argument in arguments:
         group, _, value = argument.partition("=")
         options = sorted(path.stem for path in (conf / group.lstrip("+")).glob("*.yaml")) if group else []
@@ -60,14 +83,17 @@ def _no_option(arguments: Sequence[str], conf: Path) -> str | None:
     return None
 
 
-def set_below_null(arguments: Sequence[str], conf: Path) -> str | None:
-    """What to say of an override below a key that is null, which OmegaConf fails over with errors of its own inside."""
+def _set_below_null(arguments: Sequence[str], conf: Path) -> str | None:
+    """The line for an override below a key that is null, over which OmegaConf fails with internal errors."""
     from hydra import compose, initialize_config_dir
 
     overrides = [a for a in arguments if "=" in a and not a.startswith(("-", "~", "hydra"))]
     groups = [a for a in overrides if (conf / a.lstrip("+").partition("=")[0]).is_dir() and "," not in a]
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        composed: Any = compose("config", groups)
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            composed: Any = compose("config", groups)
+    except HydraException:  # then it is not what is wrong
+        return None
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         parts = key.split(".")
@@ -96,7 +122,7 @@ def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:
 
 def _near(word: str, known: Sequence[str]) -> str:
     matches = difflib.get_close_matches(word, known, 3, 0.5)
-    if not matches:  # the right name at the wrong place
+    if not matches:  # the right name below another key
         matches = [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]][:3]
     return f"; did you mean {' or '.join(matches)}?" if matches else ";"
 

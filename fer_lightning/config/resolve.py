@@ -1,4 +1,4 @@
-"""From the composed config to plain containers in which nothing is left open."""
+"""From the composed config to plain containers without interpolations."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.config import devices
+from fer_lightning.config.messages import value_error
 from fer_lightning.config.precision import AUTO, FP16, choose_precision
 from fer_lightning.data.quality.cleaning import digest
 from fer_lightning.data.readers.remote import is_url
+from fer_lightning.errors import UserError
 
 
-def resolve(cfg: DictConfig, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def resolve(cfg: DictConfig, resumed: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The config with its interpolations filled in, as plain containers.
 
     Args:
         cfg: as Hydra composed it.
-        kept: the resolved config of the run that is resumed, if any: `precision=auto` keeps what was chosen then.
+        resumed: the resolved config of the run that is resumed, if any, whose choice for `precision=auto` stays.
 
     Raises:
-        UserError: a file is missing, or there is no such accelerator.
+        UserError: an interpolation cannot be resolved, a file is missing, or there is no such accelerator.
     """
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # type: ignore[assignment]
+    try:
+        settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise UserError(value_error(error)) from error
     data, trainer = settings["data"], settings["trainer"]
     for key in ("path", "votes", "relabel"):
         if data[key] == "" and key != "path":
@@ -37,7 +43,7 @@ def resolve(cfg: DictConfig, kept: Mapping[str, Any] | None = None) -> dict[str,
     # So that a run whose file has changed since is not resumed with other labels.
     data["relabel_digest"] = digest(data["relabel"]) if data["relabel"] else None
     if trainer["precision"] == AUTO:
-        trainer["precision"] = kept["trainer"]["precision"] if kept else choose_precision(devices.kind(trainer))
+        trainer["precision"] = resumed["trainer"]["precision"] if resumed else choose_precision(devices.kind(trainer))
         if trainer["precision"] == FP16 and "fused" in settings["optimizer"]:
             settings["optimizer"]["fused"] = False  # as conf/precision/fp16.yaml has it
     return settings

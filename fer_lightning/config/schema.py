@@ -13,6 +13,10 @@ from omegaconf import MISSING, OmegaConf
 # ruff: noqa: UP045
 
 
+ABOUT_RESUMING = ("resume", "allow_changes", "trust")
+"""Keys that say how to start, not what to run: a run's config.yaml does not have them."""
+
+
 class Mode(Enum):
     min = "min"
     max = "max"
@@ -137,6 +141,7 @@ class Config:
     monitor: Monitor = field(default_factory=Monitor)
     resume: Optional[str] = None
     allow_changes: bool = False
+    trust: bool = False
 
 
 def register() -> None:

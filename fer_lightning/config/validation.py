@@ -1,48 +1,106 @@
-"""What can be known to be wrong before any data is read or anything trained."""
+"""Checks of a resolved config, before any data is read or anything trained."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from fer_lightning.config import devices
 from fer_lightning.config.precision import BF16, FP16, has_native_bf16
-from fer_lightning.distributed.ranks import Ranks
 from fer_lightning.errors import UserError
 from fer_lightning.metrics.scores import by_name
 
 log = logging.getLogger(__name__)
 
 
-def check(settings: Mapping[str, Any], place: Ranks | None = None) -> None:
+SEEDS = 2**32
+"""Seeds are below it: numpy's and Lightning's limit."""
+
+
+class Started(NamedTuple):
+    """Processes that torchrun or srun started for this job.
+
+    Attributes:
+        world: on all machines.
+        local_world: on this machine.
+    """
+
+    world: int
+    local_world: int
+
+
+def check(settings: Mapping[str, Any], started: Started | None = None) -> None:
     """Look for options that contradict each other or this machine.
 
     Args:
         settings: the resolved config, as plain containers.
-        place: this process among ranks that were started outside, if it is one.
+        started: the processes that were started from outside, if any were.
 
     Raises:
         UserError: the first thing found.
     """
-    data, trainer = settings["data"], settings["trainer"]
+    data = settings["data"]
+    _check_seeds(settings)
     _check_source(data)
     _check_cleaning(data)
-    if trainer["max_epochs"] < 1 and trainer["max_steps"] < 1:
-        raise UserError(f"trainer.max_epochs={trainer['max_epochs']}: 1 at least is needed")
-    every, epochs = trainer["check_val_every_n_epoch"], trainer["max_epochs"]
-    if settings["callbacks"] and any(settings["callbacks"].values()):  # all of them go by validation
-        if trainer["limit_val_batches"] == 0:
-            raise UserError("trainer.limit_val_batches=0 leaves callbacks nothing to go by: add callbacks=none")
-        if 0 < epochs < every:
+    _check_training(settings)
+    _check_devices(settings, started)
+
+
+def _check_seeds(settings: Mapping[str, Any]) -> None:
+    synthetic = settings["data"].get("synthetic") or {}
+    seeds = {
+        "seed": settings["seed"],
+        "protocol.seed": settings["protocol"]["seed"],
+        "data.synthetic.seed": synthetic.get("seed", 0),
+    }
+    for key, seed in seeds.items():
+        if not 0 <= seed < SEEDS:
+            raise UserError(f"{key}={seed}: use a whole number from 0 to {SEEDS - 1}")
+
+
+def _check_training(settings: Mapping[str, Any]) -> None:
+    trainer = settings["trainer"]
+    epochs, steps, every = trainer["max_epochs"], trainer["max_steps"], trainer["check_val_every_n_epoch"]
+    if epochs == 0 or (epochs < 1 and steps < 1):
+        raise UserError(f"trainer.max_epochs={epochs}: use 1 or more")
+    at_least_1 = {
+        "trainer.check_val_every_n_epoch": every,
+        "trainer.accumulate_grad_batches": trainer["accumulate_grad_batches"],
+        "trainer.log_every_n_steps": trainer["log_every_n_steps"],
+        "data.eval_batch_size": settings["data"]["eval_batch_size"],
+    }
+    for key, number in at_least_1.items():
+        if number < 1:
+            raise UserError(f"{key}={number}: use 1 or more")
+    clip = trainer["gradient_clip_val"]
+    if clip is not None and clip < 0:
+        raise UserError(
+            f"trainer.gradient_clip_val={clip}: use a number above 0, or null to leave gradients as they are"
+        )
+    if trainer["limit_train_batches"] == 0:
+        raise UserError("trainer.limit_train_batches=0 leaves nothing to train on: use 1 or more, or a fraction")
+    if trainer["limit_test_batches"] == 0:
+        raise UserError("trainer.limit_test_batches=0 leaves nothing to score: use 1 or more, or a fraction")
+    validates = trainer["limit_val_batches"] != 0
+    late = 0 < epochs < every
+    users = []  # of validation scores
+    if str(settings["schedule"].get("_target_", "")).endswith(".plateau"):
+        users.append(("schedule=plateau", "use another schedule"))
+    if settings["callbacks"] and any(settings["callbacks"].values()):
+        users.append(("callbacks that follow the validation scores", "add callbacks=none"))
+    for what, remedy in users:
+        if not validates:
+            raise UserError(f"trainer.limit_val_batches=0 contradicts {what}: validate, or {remedy}")
+        if late:
             raise UserError(
-                f"trainer.check_val_every_n_epoch={every} contradicts trainer.max_epochs={epochs}: there would be no "
-                "validation to choose a checkpoint by"
+                f"trainer.check_val_every_n_epoch={every} contradicts trainer.max_epochs={epochs} with {what}: there "
+                f"would be no validation; use trainer.check_val_every_n_epoch={epochs} or less, or {remedy}"
             )
-    _check_devices(settings, place)
 
 
 def _check_source(data: Mapping[str, Any]) -> None:
@@ -77,7 +135,7 @@ def check_monitor(monitor: Mapping[str, str], classes: tuple[str, ...]) -> None:
         raise UserError(f"monitor.mode={mode} contradicts monitor.metric={metric}: use monitor.mode={right}")
 
 
-def _check_devices(settings: Mapping[str, Any], place: Ranks | None) -> None:
+def _check_devices(settings: Mapping[str, Any], started: Started | None) -> None:
     trainer, batch_size = settings["trainer"], settings["data"]["batch_size"]
     kind, here = devices.kind(trainer), devices.count(trainer)
     if trainer["precision"] == FP16 and kind == "cpu":
@@ -96,19 +154,19 @@ def _check_devices(settings: Mapping[str, Any], place: Ranks | None) -> None:
         log.warning("precision=bf16: %s as long as with precision=auto", what)
     if trainer.get("sync_batchnorm") and kind != "cuda":
         raise UserError("trainer.sync_batchnorm=true: PyTorch has it for GPUs only; leave it out")
-    if place and kind == "mps":
+    if started and kind == "mps":
         raise UserError("several Apple GPUs cannot train together; start one process, or use accelerator=cpu")
-    if place and kind == "cuda" and torch.cuda.device_count() < place.local_world:
+    if started and kind == "cuda" and torch.cuda.device_count() < started.local_world:
         raise UserError(
-            f"{place.local_world} processes here, and this one sees {torch.cuda.device_count()} GPU: each has to see "
+            f"{started.local_world} processes here, and this one sees {torch.cuda.device_count()} GPU: each has to see "
             "all of them; in SLURM, ask for them with --gpus-per-node, not --gpus-per-task"
         )
-    if place and trainer["devices"] not in devices.AUTO and here != place.local_world:
+    if started and trainer["devices"] not in devices.AUTO and here != started.local_world:
         raise UserError(
-            f"trainer.devices={trainer['devices']} contradicts the {place.local_world} processes that torchrun or srun "
-            f"started on this machine: use trainer.devices={place.local_world} or auto"
+            f"trainer.devices={trainer['devices']} contradicts the {started.local_world} processes that torchrun or "
+            f"srun started on this machine: use trainer.devices={started.local_world} or auto"
         )
-    world = place.world if place else here
+    world = started.world if started else here
     if (settings.get("mix") or settings["imbalance"].get("mix")) and batch_size % (2 * world):
         raise UserError(
             f"data.batch_size={batch_size}: images are mixed in pairs, so it is a multiple of {2 * world} on {world} "

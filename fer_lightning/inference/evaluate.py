@@ -63,7 +63,7 @@ def evaluate(
     if twins not in (None, "exact", "near"):
         raise UserError(f"--twins {twins}: use exact or near")
     settings = load_settings(run_dir)
-    instantiate.check_targets(settings["data"], where=str(run_dir / CONFIG), trust=trust)
+    instantiate.check_targets(settings, where=str(run_dir / CONFIG), trust=trust)
     own_twins = settings["data"]["twins"]
     twins = twins or own_twins
     predictor = Predictor.from_run(run_dir, accelerator=accelerator, trust=trust)

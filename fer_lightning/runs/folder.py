@@ -16,6 +16,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from fer_lightning.config.saved import read_settings
+from fer_lightning.config.schema import ABOUT_RESUMING
 from fer_lightning.errors import UserError
 from fer_lightning.report.files import write_atomically
 
@@ -27,8 +29,6 @@ PARTS = {"train": "training", "cleaned": "cleaned training", "val": "validation"
 ALLOWED = "changes_allowed"  # key of partition.json: whether the command that resumes the run accepts other data
 PIXELS = "data/test_pixels"  # key of metrics.json: a digest of the test images
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-ABOUT_RESUMING = ("resume", "allow_changes")
-"""Keys of the config that do not belong to the run itself."""
 HERE = "<run folder>"
 """Stands for the run folder in its config.yaml, so that the folder can be moved."""
 
@@ -45,8 +45,7 @@ def load_settings(run_dir: Path) -> dict[str, Any]:
     path = run_dir / CONFIG
     if not path.is_file():
         raise UserError(f"{run_dir}: not a run folder, as {CONFIG} is missing; name one like outputs/<date>/<time>")
-    settings: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
-    return _moved(settings, HERE, str(run_dir.absolute()))  # type: ignore[no-any-return]
+    return _moved(read_settings(path), HERE, str(run_dir.absolute()))  # type: ignore[no-any-return]
 
 
 def finished(run_dir: Path) -> dict[str, float | str] | None:
