@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fer_lightning.data.seeding import stream_rng, stream_seed
 from fer_lightning.data.transforms.augment import Draws
 
 
@@ -46,8 +47,7 @@ def draw_labels(targets: NDArray[np.float32], rows: NDArray[np.int64], *, seed: 
     Returns:
         int64 (N,).
     """
-    # The last number tells the draw from that of any batch, which has its own in this place.
-    uniform = np.random.default_rng([seed, epoch, 2**32 - 1]).random(int(rows.max()) + 1)[rows]
+    uniform = stream_rng("labels", seed, epoch).random(int(rows.max()) + 1)[rows]
     edges = targets.cumsum(1, dtype=np.float64)
     drawn: NDArray[np.int64] = (uniform[:, None] * edges[:, -1:] < edges).argmax(1)
     return drawn
@@ -99,7 +99,7 @@ class TrainingOrder:
     def batch(self, number: int) -> NDArray[np.int64]:
         """Indices into the training set of this rank's part of a batch, int64 (batch_size / world,)."""
         if self._shuffled is None or self._shuffled[0] != self.epoch:
-            rng = np.random.default_rng([self.seed, self.epoch])
+            rng = stream_rng("order", self.seed, self.epoch)
             drawn = self.probabilities is not None and self.epoch >= self.drawn_from
             order = rng.choice(self.n, self.n, p=self.probabilities) if drawn else rng.permutation(self.n)
             self._shuffled = self.epoch, order
@@ -107,8 +107,8 @@ class TrainingOrder:
 
     def draws(self, number: int) -> Draws:
         """The random numbers of a batch."""
-        seed = np.random.SeedSequence([self.seed, self.epoch, number]).generate_state(1, np.uint64)[0]
-        return Draws(int(seed % 2**63), self.batch_size, self.shard)
+        seed = stream_seed("augmentation", self.seed, self.epoch, number)
+        return Draws(seed, self.batch_size, self.shard)
 
 
 class EvaluationOrder:

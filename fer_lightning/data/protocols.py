@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_lightning.data.seeding import stream_rng
 from fer_lightning.data.table import UNLABELLED, FaceTable
 from fer_lightning.errors import UserError
 
@@ -96,18 +97,18 @@ def partition(
         log.warning(
             "%s has no labelled test images: %g of its training images are held out instead", faces.source, holdout
         )
-        pool, test = _held_out(faces, pool, holdout, seed + 1)
+        pool, test = _held_out(faces, pool, holdout, "test hold-out", seed)
 
     own_val = faces.rows("public", "val")
     own_val = own_val[labelled[own_val]]
     if name == "kfold":
-        position = _positions(faces, pool, seed)
+        position = _positions(faces, pool, "folds", seed)
         in_fold = (position * folds).astype(np.int64) == fold
         train, val = pool[~in_fold], pool[in_fold]
     elif name == "kaggle" and len(own_val):
         train, val = pool, own_val
     else:
-        train, val = _held_out(faces, pool, holdout, seed)
+        train, val = _held_out(faces, pool, holdout, "validation hold-out", seed)
     val = val[labelled[val]]
 
     need_every_class(faces, train)
@@ -142,13 +143,13 @@ def need_every_class(faces: FaceTable, train: Rows, way_out: str | None = None) 
         raise UserError(f"{faces.source}: no training image of {', '.join(empty)}; {way_out}")
 
 
-def _held_out(faces: FaceTable, rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+def _held_out(faces: FaceTable, rows: Rows, fraction: float, stream: str, seed: int) -> tuple[Rows, Rows]:
     """`rows` without a hold-out, and the hold-out."""
-    held = _positions(faces, rows, seed) < fraction
+    held = _positions(faces, rows, stream, seed) < fraction
     return rows[~held], rows[held]
 
 
-def _positions(faces: FaceTable, rows: Rows, seed: int) -> NDArray[np.float64]:
+def _positions(faces: FaceTable, rows: Rows, stream: str, seed: int) -> NDArray[np.float64]:
     """A position in [0, 1) for each row: any interval of length f contains about a fraction f of each class, and images
     that count as the same have the same position.
 
@@ -157,7 +158,7 @@ def _positions(faces: FaceTable, rows: Rows, seed: int) -> NDArray[np.float64]:
     _, first, group = np.unique(faces.twins[rows], return_index=True, return_inverse=True)
     size = np.bincount(group)
     label = faces.training_labels[rows[first]]
-    order = np.random.default_rng(seed).permutation(len(size))
+    order = stream_rng(stream, seed).permutation(len(size))
     position = np.empty(len(size))
     for c in range(len(faces.classes)):
         members = order[label[order] == c]

@@ -20,6 +20,7 @@ from fer_lightning.config import instantiate
 from fer_lightning.config.dataset import load_parts
 from fer_lightning.config.validation import check_monitor
 from fer_lightning.data.datamodule import FERDataModule
+from fer_lightning.data.seeding import stream_seed
 from fer_lightning.distributed import ranks
 from fer_lightning.distributed.signals import handled
 from fer_lightning.errors import UserError
@@ -30,7 +31,7 @@ from fer_lightning.runs.results import Metrics, git_commit
 from fer_lightning.training import fine_tuning, scoring
 from fer_lightning.training.callbacks import History, PatientStopping
 from fer_lightning.training.imbalance import Stage, Strategy
-from fer_lightning.training.module import FERClassifier, stream_seed
+from fer_lightning.training.module import FERClassifier
 from fer_lightning.training.trainer import make_trainer, quiet
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ class _Job:
     def _start_of(self, stage: Stage, first: Fitted, folder: Path) -> Path:
         """The checkpoint that a stage starts from: the backbone of the best one before it, and a new head."""
         path = folder / START
-        torch.manual_seed(stream_seed("stage", self.settings["seed"], stage.first))
+        torch.manual_seed(stream_seed("head", self.settings["seed"], stage.first))
         new = make_classifier(self.settings, self.strategy, self.data, stage).state_dict()
         if ranks.is_first():
             last = read_checkpoint(folder / LAST)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as L
-import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -16,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from fer_lightning.config import instantiate
 from fer_lightning.data.loader import Batch
+from fer_lightning.data.seeding import stream_seed
 from fer_lightning.distributed import ranks
 from fer_lightning.errors import UserError
 from fer_lightning.training.losses import LDAM, ClassLoss, log_prior
@@ -239,8 +239,3 @@ def adjusted(logits: Tensor, log_prior: Tensor, tau: float) -> Tensor:
     """Logits (B, C) minus τ times the log of the class shares (C,) (Menon et al. 2021,
     arXiv:2007.07314, equation 9)."""
     return logits - tau * log_prior if tau else logits
-
-
-def stream_seed(stream: str, *position: int) -> int:
-    """A seed for one position of a named stream of random numbers."""
-    return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fer_lightning.data.loader import EvaluationOrder, FaceLoader, TrainingOrder, first_epoch
+from fer_lightning.data.loader import EvaluationOrder, FaceLoader, TrainingOrder
 from fer_lightning.data.transforms.augment import BatchAugment
 from fer_lightning.data.transforms.mixing import Mix
 
@@ -124,14 +124,6 @@ def test_drawn_images_follow_the_probabilities() -> None:
 def test_drawing_starts_in_the_configured_epoch() -> None:
     order = TrainingOrder(1000, 1000, probabilities=np.full(1000, 1e-3), drawn_from=3)
     assert [len(set(_epoch(order, epoch).tolist())) == 1000 for epoch in range(5)] == [True] * 3 + [False] * 2
-
-
-@pytest.mark.parametrize(
-    ("after", "epochs", "first"),
-    [(0.0, 5, 0), (0.8, 10, 8), (0.7, 10, 7), (0.75, 4, 3), (0.5, 3, 2), (0.9, 3, 2), (0.5, 1, 0)],
-)
-def test_first_epoch_after_a_fraction(after: float, epochs: int, first: int) -> None:
-    assert first_epoch(after, epochs) == first
 
 
 @pytest.mark.parametrize("world", [2, 4])

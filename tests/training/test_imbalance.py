@@ -14,6 +14,7 @@ import torch
 
 from fer_lightning.app import CONF
 from fer_lightning.inference.evaluate import evaluate
+from fer_lightning.training.imbalance import epoch_at
 from tests.conftest import TINY, Run
 from tests.processes import apart
 
@@ -175,3 +176,11 @@ def test_contradicting_settings_are_refused(settings: list[str], said: str, trai
 def test_strategies_combine_with_mixing_and_smoothing(strategy: str, mix: str, train: Callable[..., Run]) -> None:
     run = train(*TINY, f"imbalance={strategy}", f"mix={mix}", "imbalance.loss.label_smoothing=0.1")
     assert run.code == 0, run.err
+
+
+@pytest.mark.parametrize(
+    ("after", "epochs", "first"),
+    [(0.0, 5, 0), (0.8, 10, 8), (0.7, 10, 7), (0.75, 4, 3), (0.5, 3, 2), (0.9, 3, 2), (0.5, 1, 0)],
+)
+def test_epoch_at_a_fraction(after: float, epochs: int, first: int) -> None:
+    assert epoch_at(after, epochs) == first

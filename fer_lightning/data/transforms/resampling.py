@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_lightning.data.seeding import stream_rng, stream_seed
 from fer_lightning.data.transforms.pipeline import Pipeline
 from fer_lightning.errors import UserError
 
@@ -61,7 +62,7 @@ class Resample:
             UserError: a factor names a class that the data does not have, is negative, or empties a class.
         """
         n_images = training.counts(len(classes))
-        rng = np.random.default_rng(self.seed)
+        rng = stream_rng("resampling", self.seed)
         keep = np.ones(len(training), dtype=bool)
         originals: list[NDArray[np.int64]] = []
         for name, factor in self.factors.items():
@@ -88,7 +89,7 @@ class Resample:
         if len(source) > len(remaining):
             pipeline = Pipeline(self.transforms, key="imbalance.resample.transforms")
             for i in range(len(remaining), len(source)):
-                seed = int(np.random.SeedSequence([self.seed, i]).generate_state(1)[0]) % 2**31
+                seed = stream_seed("copies", self.seed, i) % 2**31
                 images[i] = pipeline(images[i][..., None], seed)[..., 0]
         copied = np.arange(len(source)) >= len(remaining)
         targets = None if training.targets is None else training.targets[source]
