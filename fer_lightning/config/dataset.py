@@ -25,7 +25,7 @@ Settings = Mapping[str, Any]
 def load_faces(settings: Settings) -> FaceTable:
     """The table that `data.source` returns, with the votes and classes that the `data` group asks for.
 
-    `takes` of the source names the keys of `data` that its target takes as arguments. Votes and merges that are not among
+    `data.source.takes` names the keys of `data` that the target takes as arguments. Votes and merges that are not among
     them are applied here.
 
     Raises:
