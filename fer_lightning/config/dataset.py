@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,42 +24,33 @@ Settings = Mapping[str, Any]
 def load_faces(settings: Settings) -> FaceTable:
     """The table that `data.source` returns, with the votes and classes that the `data` group asks for.
 
-    A source that takes `votes` or `merge` itself applies them itself.
+    `data.source.takes` names the keys of `data` that the target takes as arguments. Votes and merges that are not among
+    them are applied here.
 
     Raises:
         UserError: the source or the votes are missing or invalid, or there are no such classes.
     """
-    data = settings["data"]
-    faces: FaceTable | None = instantiate.node("data.source", _filled(data["source"], data, "data.source"))
+    data, source = settings["data"], dict(settings["data"]["source"])
+    takes = source.pop("takes", [])
+    faces: FaceTable | None = instantiate.node("data.source", source, **dict(_argument(data, key) for key in takes))
     if faces is None:
         raise UserError("data.source is empty: choose data=fer2013, ferplus or synthetic, or name a _target_")
-    if data.get("votes") and "votes" not in data["source"]:
+    if data.get("votes") and "votes" not in takes:
         faces = ferplus.attach(faces, data["votes"])
-    if data.get("merge") and "merge" not in data["source"]:
+    if data.get("merge") and "merge" not in takes:
         faces = faces.merged(data["merge"])
     faces = faces.only(data["classes"]) if data["classes"] else faces
     return with_twins(faces, data)
 
 
-def _filled(node: Any, data: Mapping[str, Any], key: str) -> Any:
-    """`node` with the values of the keys that it refers to as `${data.<key>}`.
-
-    Nothing else is interpolated, since the node may come from a run folder of somebody else: OmegaConf's resolvers read
-    environment variables, for example.
-    """
-    if isinstance(node, Mapping):
-        return {name: _filled(item, data, f"{key}.{name}") for name, item in node.items()}
-    if isinstance(node, list):
-        return [_filled(item, data, key) for item in node]
-    if not isinstance(node, str) or "${" not in node:
-        return node
+def _argument(data: Mapping[str, Any], key: str) -> tuple[str, Any]:
+    """Name and value of the argument for a key such as `path` or `synthetic.n_train`."""
     value: Any = data
-    match = re.fullmatch(r"\$\{data\.([\w.]+)\}", node)
-    for name in match[1].split(".") if match else [None]:
+    for name in key.split("."):
         if not isinstance(value, Mapping) or name not in value:
-            raise UserError(f"{key}: {node} is not ${{data.<key>}} with a key that is set: correct it")
+            raise UserError(f"data.source.takes: there is no data.{key}; correct the name")
         value = value[name]
-    return value
+    return key.rpartition(".")[2], value
 
 
 def with_twins(faces: FaceTable, data: Mapping[str, Any]) -> FaceTable:

@@ -38,8 +38,6 @@ def resolve(cfg: DictConfig, resumed: Mapping[str, Any] | None = None) -> dict[s
             data[key] = None
         if data[key] is not None and not is_url(data[key]):  # so that the run can be evaluated from another folder
             data[key] = os.path.abspath(Path(data[key]).expanduser())
-    # The source keeps its references to other keys of `data`, so that each value is in a run's config.yaml only once.
-    data["source"] = OmegaConf.to_container(cfg.data.source, resolve=False)
     # So that a run whose file has changed since is not resumed with other labels.
     data["relabel_digest"] = digest(data["relabel"]) if data["relabel"] else None
     if trainer["precision"] == AUTO:

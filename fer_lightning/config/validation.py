@@ -105,7 +105,7 @@ def _check_training(settings: Mapping[str, Any]) -> None:
 
 def _check_source(data: Mapping[str, Any]) -> None:
     for key in ("path", "target"):
-        if data.get(key) is not None and key not in data["source"]:
+        if data.get(key) is not None and key not in data["source"].get("takes", ()):
             raise UserError(
                 f"data.{key}={data[key]} contradicts data={data['name']}, whose source does not take it: leave one out"
             )

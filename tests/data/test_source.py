@@ -19,11 +19,9 @@ def settings(source: dict[str, Any], **data: Any) -> dict[str, Any]:
     return {"data": KEYS | {"source": source} | data}
 
 
-def test_source_gets_values_of_other_data_keys() -> None:
-    source = {
-        "_target_": "fer_lightning.data.synthetic.synthetic",
-        "n_train": "${data.synthetic.n_train}", "n_val": 7, "n_test": "${data.synthetic.n_test}",
-    }  # fmt: skip
+def test_source_takes_values_of_data_keys() -> None:
+    takes = ["synthetic.n_train", "synthetic.n_test"]
+    source = {"_target_": "fer_lightning.data.synthetic.synthetic", "takes": takes, "n_val": 7}
     table = load_faces(settings(source, synthetic={"n_train": 21, "n_test": 14}))
     np.testing.assert_array_equal(table.images, synthetic(n_train=21, n_val=7, n_test=14).images)
 
@@ -36,10 +34,9 @@ def test_classes_and_merge_apply_to_any_source() -> None:
     assert table.counts().tolist() == [happy, angry + disgust]
 
 
-@pytest.mark.parametrize("reference", ["${oc.env:HOME}", "https://host/${data.name}", "${data.nothing}", "${seed}"])
-def test_source_refers_to_data_keys_only(reference: str) -> None:
-    source = {"_target_": "fer_lightning.data.readers.sources.load", "path": reference}
-    with pytest.raises(UserError, match=r"data\.source\.path: .* is not \$\{data\.<key>\}"):
+def test_unknown_key_of_a_source_is_an_error() -> None:
+    source = {"_target_": "fer_lightning.data.readers.sources.load", "takes": ["pth"]}
+    with pytest.raises(UserError, match=r"data\.source\.takes: there is no data\.pth"):
         load_faces(settings(source))
 
 

@@ -26,7 +26,7 @@ FREE_BYTES = 64 << 20
 MAX_RATIO = 50
 """Largest ratio of decompressed to compressed content beyond `FREE_BYTES`; FER-2013 reaches 4."""
 
-BUFFER = 1 << 17
+BUFFER = 1 << 16
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
