@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from fer_lightning.config.dataset import cache_root, load_faces, load_parts_of, with_twins
 from fer_lightning.config.instantiate import check_targets
+from fer_lightning.config.saved import check_complete
 from fer_lightning.config.validation import check
 from fer_lightning.data.datamodule import evaluation_loader
 from fer_lightning.data.protocols import Rows, seen
@@ -140,6 +141,7 @@ def scoring_settings(run_dir: Path, accelerator: str, *, trust: bool = False) ->
             such device.
     """
     settings = load_settings(run_dir)
+    check_complete(settings, run_dir / CONFIG)
     check_targets(settings, where=str(run_dir / CONFIG), trust=trust)
     settings["trainer"] |= {"accelerator": accelerator, "devices": 1}
     if settings["trainer"]["precision"] == "16-mixed" and accelerator != "gpu" and not torch.cuda.is_available():
