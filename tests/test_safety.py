@@ -198,7 +198,7 @@ class TestScoring:
 
     def test_wrong_type_in_config(self, score: Command, folder: Path, marker: Path) -> None:
         change_yaml(folder / "config.yaml", lambda c: c.update(trainer=[1]))
-        assert_refused(*score(folder), marker, "config.yaml", "trainer")
+        assert_refused(*score(folder), marker, "config.yaml", "Trainer")
 
     def test_interpolation_in_config(self, score: Command, folder: Path, marker: Path) -> None:
         text = "${oc.decode:'{_target_: os.mkdir}'}"
