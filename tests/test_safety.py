@@ -186,6 +186,20 @@ class TestScoring:
         change_yaml(folder / "config.yaml", lambda c: c[key].update(evil=[call(marker)]))
         assert_refused(*score(folder), marker, "os.mkdir", "config.yaml", "--trust")
 
+    @pytest.mark.parametrize("keys", [["trainer"], ["data", "path"], ["model"]], ids=".".join)
+    def test_key_missing_in_config(self, score: Command, folder: Path, marker: Path, keys: list[str]) -> None:
+        def remove(config: dict[str, Any]) -> None:
+            for key in keys[:-1]:
+                config = config[key]
+            del config[keys[-1]]
+
+        change_yaml(folder / "config.yaml", remove)
+        assert_refused(*score(folder), marker, "config.yaml", f"{'.'.join(keys)} is missing")
+
+    def test_wrong_type_in_config(self, score: Command, folder: Path, marker: Path) -> None:
+        change_yaml(folder / "config.yaml", lambda c: c.update(trainer=[1]))
+        assert_refused(*score(folder), marker, "config.yaml", "Trainer")
+
     def test_interpolation_in_config(self, score: Command, folder: Path, marker: Path) -> None:
         text = "${oc.decode:'{_target_: os.mkdir}'}"
         change_yaml(folder / "config.yaml", lambda c: c["model"].update(depth=text))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fer_lightning.config import instantiate
 from fer_lightning.config.dataset import load_parts_of
+from fer_lightning.config.saved import check_complete
 from fer_lightning.data.table import FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.inference.predictor import Predictor
@@ -46,6 +47,7 @@ def out_of_sample(
         settings = load_settings(run_dir)
         if finished(run_dir) is None:
             raise UserError(f"--run {run_dir}: not finished; resume it with `python train.py resume={run_dir}`")
+        check_complete(settings, run_dir / CONFIG)
         instantiate.check_targets(settings, where=str(run_dir / CONFIG), trust=trust)
         predictor = Predictor.from_run(run_dir, accelerator=accelerator, trust=trust)
         if predictor.classes != faces.classes:

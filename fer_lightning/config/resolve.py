@@ -41,7 +41,8 @@ def resolve(cfg: DictConfig, resumed: Mapping[str, Any] | None = None) -> dict[s
     # So that a run whose file has changed since is not resumed with other labels.
     data["relabel_digest"] = digest(data["relabel"]) if data["relabel"] else None
     if trainer["precision"] == AUTO:
-        trainer["precision"] = resumed["trainer"]["precision"] if resumed else choose_precision(devices.kind(trainer))
+        chosen = (resumed or {}).get("trainer", {}).get("precision")
+        trainer["precision"] = chosen or choose_precision(devices.kind(trainer))
         if trainer["precision"] == FP16 and "fused" in settings["optimizer"]:
             settings["optimizer"]["fused"] = False  # as conf/precision/fp16.yaml has it
     return settings

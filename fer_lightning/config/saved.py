@@ -41,30 +41,42 @@ def read_yaml(path: Path, kind: type[T]) -> T:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A resolved config, with every key of the schema and values of its types; further keys are left as they are.
+    """A resolved config: its seed, and whichever keys it has with values of the schema's types.
 
     Raises:
-        UserError: as `read_yaml`, or a key is missing or of the wrong type.
+        UserError: as `read_yaml`, or a value is of the wrong type, or the seed is missing.
     """
     settings = read_yaml(path, dict)
     try:
         OmegaConf.merge(OmegaConf.structured(Config), _known(Config(), settings))
     except (OmegaConfBaseException, ValueError) as error:
         raise _not_a_config(path, error) from error
+    if "seed" not in settings:
+        raise _not_a_config(path, "seed is missing")
     return settings
 
 
-def _known(schema: Any, settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """The keys of the schema; raises ValueError where one is missing."""
+def check_complete(settings: Mapping[str, Any], path: Path) -> None:
+    """Raises UserError unless a resolved config has every key of the schema."""
+    schema = Config()
+    for field in fields(schema):
+        if field.name in ABOUT_RESUMING:
+            continue
+        if field.name not in settings:
+            raise _not_a_config(path, f"{field.name} is missing")
+        section = getattr(schema, field.name)
+        for key in fields(section) if is_dataclass(section) else ():
+            if key.name not in settings[field.name]:
+                raise _not_a_config(path, f"{field.name}.{key.name} is missing")
+
+
+def _known(schema: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that the schema has: configs may have others."""
     known = {}
     for field in fields(schema):
-        name, node = f"{above}{field.name}", getattr(schema, field.name)
         if field.name in settings:
-            value = settings[field.name]
-            nested = is_dataclass(node) and isinstance(value, Mapping)
-            known[field.name] = _known(node, value, f"{name}.") if nested else value
-        elif name not in ABOUT_RESUMING:
-            raise ValueError(f"{name} is missing")
+            node, value = getattr(schema, field.name), settings[field.name]
+            known[field.name] = _known(node, value) if is_dataclass(node) and isinstance(value, Mapping) else value
     return known
 
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from fer_lightning.config import instantiate
 from fer_lightning.config.dataset import cache_root, load_parts_of, with_twins
+from fer_lightning.config.saved import check_complete
 from fer_lightning.data.protocols import Rows, seen
 from fer_lightning.data.quality.duplicates import near_twins
 from fer_lightning.data.readers import sources
@@ -63,6 +64,7 @@ def evaluate(
     if twins not in (None, "exact", "near"):
         raise UserError(f"--twins {twins}: use exact or near")
     settings = load_settings(run_dir)
+    check_complete(settings, run_dir / CONFIG)
     instantiate.check_targets(settings, where=str(run_dir / CONFIG), trust=trust)
     own_twins = settings["data"]["twins"]
     twins = twins or own_twins
