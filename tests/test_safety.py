@@ -175,7 +175,8 @@ class TestScoring:
 
     def test_target_in_hyperparameters(self, score: Command, folder: Path, marker: Path) -> None:
         change_checkpoint(
-            folder / "checkpoints/best.ckpt", lambda c: c["hyper_parameters"]["model"].update(zero_init_last=call(marker))
+            folder / "checkpoints/best.ckpt",
+            lambda c: c["hyper_parameters"]["model"].update(zero_init_last=call(marker)),
         )
         assert_refused(*score(folder), marker, "os.mkdir", "best.ckpt", "--trust")
         score(folder, "--trust")
