@@ -1,5 +1,5 @@
-# `make train` and `make test` work in a bare checkout: they make .venv and install into it what they need.
-#   PYTHON=/path/to/python   the Python to make .venv with, instead of the first fitting one
+# `make train` and `make test` work in a fresh clone: they create .venv and install the dependencies into it.
+#   PYTHON=/path/to/python   the Python for .venv; by default the first suitable one on PATH
 #   ARGS="..."               more arguments for train.py or pytest: make train ARGS="imbalance=weighted"
 
 CANDIDATES = python3 python3.13 python3.12 python3.11
@@ -15,7 +15,7 @@ train: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
-# As root, with SLURM and munge installed (Debian: apt-get install slurm-wlm munge), the tests of docs/cluster.md.
+# The tests of docs/cluster.md: as root, with SLURM and munge installed (Debian: apt-get install slurm-wlm munge).
 test-cluster: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow -rs tests/distributed/test_slurm.py tests/distributed/test_machines.py $(ARGS)
 
@@ -35,7 +35,7 @@ clean:
 	$(BIN)/python -m pip install --editable '.[dev,sweep,dashboard]'
 	touch $@ .venv/installed
 
-# A name on PATH need not run (pyenv leaves such ones), so each is tried.
+# A name on PATH may not run (pyenv shims, for example), so each candidate is tried.
 $(BIN)/python:
 	@for python in $(or $(PYTHON),$(CANDIDATES)); do \
 		if $$python -c '$(FITS)' 2>/dev/null && $$python -m venv --clear .venv; then exit 0; fi; \
