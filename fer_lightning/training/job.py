@@ -22,8 +22,8 @@ from fer_lightning.distributed import ranks
 from fer_lightning.distributed.signals import handled
 from fer_lightning.errors import UserError
 from fer_lightning.report import tracking
-from fer_lightning.runs.checkpoints import read_checkpoint
-from fer_lightning.runs.folder import BEST, CHECKPOINTS, LAST, checkpoint_to_resume, keep_partition
+from fer_lightning.runs.checkpoints import checkpoint_to_resume, read_checkpoint
+from fer_lightning.runs.folder import BEST, CHECKPOINTS, LAST, keep_partition
 from fer_lightning.runs.results import Metrics
 from fer_lightning.training import fine_tuning, scoring
 from fer_lightning.training.callbacks import History, LastCheckpoint

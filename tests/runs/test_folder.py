@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from fer_lightning.errors import UserError
 from fer_lightning.runs import folder
 
-SETTINGS: dict[str, Any] = {"data": {"path": None}, "resume": None, "allow_changes": False}
+SETTINGS: dict[str, Any] = {"seed": 0, "data": {"path": None}, "resume": None, "allow_changes": False}
 
 
 def test_only_paths_inside_a_moved_run_folder_are_changed(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_resume_with_other_data_is_refused_unless_changes_are_allowed(tmp_path: 
     with pytest.raises(UserError, match=r"the test images of faces\.csv"):
         folder.keep_partition(tmp_path, "faces.csv", other, resumed=True)
     (tmp_path / "metrics.csv").touch()
-    (tmp_path / folder.CONFIG).write_text(OmegaConf.to_yaml({"data": {"path": None}}))
+    (tmp_path / folder.CONFIG).write_text(OmegaConf.to_yaml({"seed": 0, "data": {"path": None}}))
     with folder.enter(tmp_path, SETTINGS | {"resume": "auto", "allow_changes": True}):
         folder.keep_partition(tmp_path, "faces.csv", other, resumed=True)
     assert json.loads((tmp_path / folder.PARTITION).read_text()) == other
