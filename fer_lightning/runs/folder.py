@@ -60,7 +60,7 @@ def finished(run_dir: Path) -> dict[str, float | str] | None:
 
 
 def has_trained(run_dir: Path) -> bool:
-    """Whether there is anything to lose: a run that failed before its first epoch may be started again."""
+    """Whether the folder holds results: a run that failed before its first epoch may be started again."""
     return any((run_dir / name).exists() for name in (METRICS, "metrics.csv")) or any(
         (run_dir / CHECKPOINTS).rglob("*.ckpt")
     )
@@ -68,7 +68,7 @@ def has_trained(run_dir: Path) -> bool:
 
 @contextmanager
 def enter(run_dir: Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Create the run folder, or enter it to resume its run, and keep other processes out for the time of the block.
+    """Create the run folder, or enter it to resume its run, and lock it against other processes during the block.
 
     The system releases the lock when this process dies.
 

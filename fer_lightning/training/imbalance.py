@@ -1,4 +1,4 @@
-"""A strategy against the class imbalance: the objects of the config group `imbalance`, and what it does not go with."""
+"""Strategies against the class imbalance: the objects of the config group `imbalance`, and their contradictions."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Strategy:
         )
 
     def check(self, trainer: Mapping[str, Any], mixes: bool) -> None:
-        """Look for settings that contradict the strategy.
+        """Check for settings that contradict the strategy.
 
         Args:
             trainer: the config group `trainer`.

@@ -320,7 +320,7 @@ def test_changed_data_is_rejected_on_resume_and_evaluation(train: Train, csv: Pa
     )
     again = train(f"resume={run.folder}", "allow_changes=true", folder=run.folder)
     assert again.code == 0, again.err
-    assert re.search(f"gone on with nevertheless: .*{expected}", (run.folder / "train.log").read_text())
+    assert re.search(f"resumed nevertheless: .*{expected}", (run.folder / "train.log").read_text())
     evaluate(run.folder)
     (run.folder / "metrics.json").unlink()
     own.write_bytes(csv.read_bytes())
