@@ -2,9 +2,9 @@
 
     python benchmarks/strategies.py [--steps 40] [overrides …]
 
-One step of each strategy in turn, over and over, so that a machine that is busy now and idle then slows all alike: the
-next batch with its augmentation, forward, loss, backward, optimizer. Prints, for each strategy, the median over rounds
-of its time divided by that of `none` in the same round, the quartiles, and the same for the loss alone.
+One step of each strategy in turn, repeatedly, so that other load on the machine slows all of them alike: the next batch
+with its augmentation, forward, loss, backward, optimizer. Prints, for each strategy, the median over rounds of its time
+divided by that of `none` in the same round, the quartiles, and the same for the loss alone.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ from throughput import WARM_UP, settings_of
 
 from fer_lightning.app import CONF
 from fer_lightning.config import instantiate
-from fer_lightning.config.dataset import load_data
 from fer_lightning.data.loader import Batch
-from fer_lightning.training import stages
-from fer_lightning.training.job import make_classifier, quiet
+from fer_lightning.training.imbalance import Strategy
+from fer_lightning.training.job import make_classifier, make_data
 from fer_lightning.training.optim import parameter_groups
+from fer_lightning.training.trainer import quiet
 
 
-class Strategy:
-    """One strategy, ready to take steps.
+class Measured:
+    """One stage of a strategy, ready to take steps.
 
     Args:
         name: option of the group `imbalance`.
         overrides: of the config.
-        retraining: measure the second stage.
+        stage: index of the stage.
     """
 
-    def __init__(self, name: str, overrides: list[str], retraining: bool = False) -> None:
+    def __init__(self, name: str, overrides: list[str], stage: int = 0) -> None:
         settings = settings_of([*overrides, f"imbalance={name}"])
-        self.name = name + (", 2nd stage" if retraining else "")
-        self.retraining = retraining
+        strategy = Strategy.from_config(settings["imbalance"])
+        stages = strategy.stages(settings["trainer"]["max_epochs"])
+        self.name = name + (f", stage {stage + 1}" if len(stages) > 1 else "")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.bf16 = settings["trainer"]["precision"] == "bf16-mixed"
-        data = load_data(settings)
-        self.classifier = make_classifier(settings, data).to(self.device)
+        data = make_data(settings, strategy)
+        self.classifier = make_classifier(settings, strategy, data, stages[stage]).to(self.device)
+        self.classifier.network.arrange(self.device, settings["trainer"]["channels_last"])
+        self.classifier.network.backbone.train(not stages[stage].head_only)
         self.classifier.loss.in_force = True
         groups = parameter_groups(self.classifier.network, settings["optimizer"]["weight_decay"])
         self.optimizer = instantiate.optimizer(settings["optimizer"], groups)
         self.batches = _forever(data.train_dataloader())
 
     def step(self) -> tuple[float, float]:
-        """Seconds of a whole step, and of the loss alone, there and back."""
+        """Seconds of a complete step, and of the loss alone, forward and backward."""
         started = time.perf_counter()
         batch = Batch(*(None if part is None else part.to(self.device) for part in next(self.batches)))
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            if self.retraining:
-                logits = stages.head_logits(self.classifier.network, batch.images)
-            else:
-                logits = self.classifier.train()(batch.images)
+            logits = self.classifier(batch.images)
         self._wait()
         at_loss = time.perf_counter()
         leaf = logits.detach().requires_grad_()
@@ -85,13 +85,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     arguments, given = parser.parse_known_args()
     quiet()
-    overrides = given or ["data=synthetic", "model=resnet18", "data.batch_size=64", "optimizer=adamw", "precision=bf16"]
+    overrides = given or ["data=synthetic", "model=resnet18", "data.batch_size=64", "optimizer=adamw"]
     names = sorted(path.stem for path in (CONF / "imbalance").glob("*.yaml") if path.stem != "none")
-    strategies = [Strategy(name, overrides) for name in ("none", *names)]
-    strategies.append(Strategy("two_stage", overrides, retraining=True))
+    strategies = [Measured(name, overrides) for name in ("none", *names)]
+    strategies.append(Measured("two_stage", overrides, stage=1))
     seconds = np.empty((arguments.steps, len(strategies), 2))
     for number in range(-WARM_UP, arguments.steps):
-        # Which one comes first moves on: it may find the caches of the last one.
+        # The first one alternates: it may profit from what the last one left in the caches.
         for i in np.roll(np.arange(len(strategies)), number):
             taken = strategies[i].step()
             if number >= 0:

@@ -1,10 +1,9 @@
-"""Images per second of a whole training job against a bare PyTorch loop over the same network and one fixed batch.
+"""Images per second of a complete training job against a bare PyTorch loop over the same network and one fixed batch.
 
     python benchmarks/throughput.py [--rounds 5] [--steps 30] [overrides …]
 
-The two alternate in one process, and the ratio is taken within each round, so that a machine that is busy now and idle
-then slows both alike. The first steps, in which memory is allocated, count for neither. Prints a row a round, then the
-medians.
+The two alternate in one process, and the ratio is taken within each round, so that other load on the machine slows both
+alike. The first steps, in which memory is allocated, count for neither. Prints a row per round, then the medians.
 """
 
 from __future__ import annotations
@@ -24,11 +23,13 @@ from hydra import compose, initialize_config_dir
 
 from fer_lightning.app import CONF
 from fer_lightning.config import instantiate, schema
-from fer_lightning.config.dataset import load_data
 from fer_lightning.config.resolve import resolve
+from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.training.callbacks import History
-from fer_lightning.training.job import make_classifier, make_trainer, quiet
+from fer_lightning.training.imbalance import Stage, Strategy
+from fer_lightning.training.job import make_classifier, make_data
 from fer_lightning.training.optim import parameter_groups
+from fer_lightning.training.trainer import make_trainer, quiet
 
 WARM_UP = 5
 """Steps at the start of each measurement that are not timed."""
@@ -62,13 +63,14 @@ class BareLoop:
     """What one would write by hand: no data, no augmentation, no metrics."""
 
     def __init__(self, settings: dict[str, Any], device: torch.device) -> None:
-        self.network = instantiate.network(settings["model"], 7).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = instantiate.network(settings["model"], 7).to(device)
+        self.network.arrange(device, channels_last=True)
         groups = parameter_groups(self.network, settings["optimizer"]["weight_decay"])
         self.optimizer = instantiate.optimizer(settings["optimizer"], groups)
         self.clip = settings["trainer"]["gradient_clip_val"]
         self.bf16 = settings["trainer"]["precision"] == "bf16-mixed"
         n = settings["data"]["batch_size"]
-        self.images = torch.randn(n, 1, 48, 48, device=device).contiguous(memory_format=torch.channels_last)
+        self.images = torch.rand(n, 1, 48, 48, device=device)
         self.labels = torch.randint(0, 7, (n,), device=device)
         self.device = device
 
@@ -88,15 +90,16 @@ class BareLoop:
         return steps * len(self.labels) / (time.perf_counter() - started)
 
 
-def job_images_per_second(settings: dict[str, Any], data: Any, steps: int) -> float:
-    """Train by the project's own job for one epoch of so many steps after the warm-up, validation left out."""
-    classifier = make_classifier(settings, data)
+def job_images_per_second(settings: dict[str, Any], strategy: Strategy, data: FERDataModule, steps: int) -> float:
+    """Train as a job does for one epoch of so many steps after the warm-up, without validation."""
+    one_epoch = settings["trainer"] | {"max_epochs": 1, "limit_train_batches": WARM_UP + steps}
+    classifier = make_classifier(settings | {"trainer": one_epoch}, strategy, data, Stage(0, 1))
     with tempfile.TemporaryDirectory() as folder:
-        history, stopwatch = History(Path(folder) / "metrics.csv"), Stopwatch()
-        one_epoch = {"max_epochs": 1, "limit_train_batches": WARM_UP + steps}
-        settings = settings | {"trainer": settings["trainer"] | one_epoch}
+        callbacks = [History(Path(folder) / "metrics.csv"), stopwatch := Stopwatch()]
+        batch_size = settings["data"]["batch_size"]
+        trainer = make_trainer(one_epoch, Path(folder), callbacks, [], batch_size=batch_size, max_epochs=1)
         with contextlib.redirect_stdout(None):
-            make_trainer(settings, Path(folder), [history, stopwatch], []).fit(classifier, datamodule=data)
+            trainer.fit(classifier, datamodule=data)
     return stopwatch.images / stopwatch.seconds
 
 
@@ -107,15 +110,16 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     quiet()
     settings = settings_of(overrides or ["experiment=report_weighted", "data=synthetic", "data.batch_size=64"])
-    data = load_data(settings)
+    strategy = Strategy.from_config(settings["imbalance"])
+    data = make_data(settings, strategy)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bare = BareLoop(settings, device)
     rows = []
     for number in range(arguments.rounds):
-        # Which of the two goes first alternates too.
+        # The order of the two alternates as well.
         pair = [
             lambda: bare.images_per_second(arguments.steps),
-            lambda: job_images_per_second(settings, data, arguments.steps),
+            lambda: job_images_per_second(settings, strategy, data, arguments.steps),
         ]
         order = (0, 1) if number % 2 == 0 else (1, 0)
         speed = {i: pair[i]() for i in order}

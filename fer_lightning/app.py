@@ -35,7 +35,7 @@ TRACEBACK = "HYDRA_FULL_ERROR"
 _wants_traceback = os.environ.get(TRACEBACK) == "1"
 
 _raised_by_job: Exception | None = None
-"""What the last job raised: by then the config was composed, and its folder was there."""
+"""The error of the last job, as opposed to errors of Hydra before the job started."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -48,7 +48,7 @@ def job(cfg: DictConfig) -> float | None:
     except UserError as error:
         logging.getLogger(__name__).info("error: %s", error)  # into train.log
         if sweeping:
-            sweeps.tell_failure(str(error))
+            sweeps.report_failure(str(error))
         if sweeping or _wants_traceback:
             raise
         _fail(str(error))  # past Hydra, which would add a line of its own
@@ -57,7 +57,7 @@ def job(cfg: DictConfig) -> float | None:
             _fail(str(error))
         if sweeping:
             logging.getLogger(__name__).exception("")
-            sweeps.tell_failure(traceback.format_exc())
+            sweeps.report_failure(traceback.format_exc())
         _raised_by_job = error
         raise
 
@@ -100,7 +100,7 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
             launch.fan_out(run_dir, processes)
         except Interrupted as error:
             print(f"{error}: resume with `python train.py resume={run_dir}`", file=sys.stderr)
-            if slurm.launched_by_submitit():  # which does not come by `main`
+            if slurm.launched_by_submitit():  # it does not call `main`
                 slurm.requeue_if_due(error.signum)
             raise
         metrics = folder.finished(run_dir)
@@ -111,7 +111,7 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
 def main() -> None:
     """Entry point of `train.py` and `python -m fer_lightning.app`; exits with code 1 and one line on a user's error."""
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
-    with handled():  # imports and reading the data take their time, too
+    with handled():  # from here on, since imports and reading the data take seconds
         try:
             _run(rank)
         except Interrupted as error:
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def register() -> None:
-    """Register the config's types and everything that configs compute."""
+    """Register the config's types and resolvers."""
     schema.register()
     OmegaConf.register_new_resolver("wandb", sweeps.wandb, replace=True)
     OmegaConf.register_new_resolver("slurm_job", slurm.job_folder, replace=True)

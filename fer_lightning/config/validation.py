@@ -124,15 +124,15 @@ def _check_cleaning(data: Mapping[str, Any]) -> None:
         )
 
 
-def check_monitor(monitor: Mapping[str, str], classes: tuple[str, ...]) -> None:
-    """Raises UserError for a metric that validation does not compute, or one that is to go the wrong way."""
-    metric, mode = monitor["metric"], monitor["mode"]
+def check_monitor(metric: str, mode: str, classes: tuple[str, ...], key: str = "monitor.metric") -> None:
+    """Raises UserError for a metric that validation does not compute, or the wrong mode; `key` holds the metric."""
     known = {f"val/{name}": entry for name, entry in by_name(classes).items()}
     if metric not in known:
         near = difflib.get_close_matches(metric, known, 3, 0.5)
-        raise UserError(f"monitor.metric={metric}: no such score; did you mean {' or '.join(near or list(known)[:6])}?")
+        raise UserError(f"{key}={metric}: no such score; did you mean {' or '.join(near or list(known)[:6])}?")
     if mode != (right := known[metric].mode):
-        raise UserError(f"monitor.mode={mode} contradicts monitor.metric={metric}: use monitor.mode={right}")
+        mode_key = key.removesuffix("metric").removesuffix("monitor") + "mode"
+        raise UserError(f"{mode_key}={mode} contradicts {key}={metric}: use {mode_key}={right}")
 
 
 def _check_devices(settings: Mapping[str, Any], started: Started | None) -> None:

@@ -95,7 +95,7 @@ def _error(failure: dict[str, Any], code: int, run_dir: Path) -> BaseException:
 
 
 def main() -> None:
-    """torchrun in a process of its own, which writes down which rank failed first instead of printing a traceback."""
+    """Run torchrun in this process, and record which rank failed first instead of printing a traceback."""
     processes, run_dir, path = sys.argv[1:]
     end_with_parent()
     logging.disable()  # torchrun logs every signal that it passes on

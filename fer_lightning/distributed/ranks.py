@@ -90,7 +90,7 @@ def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
     step = f"{environment['SLURM_JOB_ID']}.{environment['SLURM_STEP_ID']}"
     here = int(per_node.partition("(")[0])
     cpus = environment.get("SLURM_CPUS_PER_TASK") or int(environment.get("SLURM_CPUS_ON_NODE", here)) // here
-    named = {
+    variables = {
         "RANK": environment["SLURM_PROCID"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
@@ -100,7 +100,7 @@ def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
         # Derived from the job, so that every rank finds the same port; below the range of ephemeral ports.
         "MASTER_PORT": environment.get("MASTER_PORT", str(20_000 + zlib.crc32(step.encode()) % 10_000)),
     }
-    environment.update(named)
+    environment.update(variables)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, int(cpus))))  # tasks of a step may see all cores
 
 
@@ -156,8 +156,8 @@ def lost_contact(error: BaseException) -> str | None:
     """The reason if an error means that the connection to another rank broke, which then reports the cause; or None."""
     if not isinstance(error, RuntimeError):
         return None
-    found = re.search(r"Connection (closed|reset|refused)[^.]*[.\d]*(\]:\d+)?|Broken pipe|Timed out[^.]*", str(error))
-    return found[0] if found else type(error).__name__ if isinstance(error, dist.DistError) else None
+    match = re.search(r"Connection (closed|reset|refused)[^.]*[.\d]*(\]:\d+)?|Broken pipe|Timed out[^.]*", str(error))
+    return match[0] if match else type(error).__name__ if isinstance(error, dist.DistError) else None
 
 
 def disconnect() -> None:
@@ -192,9 +192,9 @@ def gathered(values: torch.Tensor) -> torch.Tensor:
     mine = values.detach().cpu()
     if world() == 1:
         return mine[None]
-    all_of_them = [torch.empty_like(mine) for _ in range(world())]
-    dist.all_gather(all_of_them, mine)
-    return torch.stack(all_of_them)
+    parts = [torch.empty_like(mine) for _ in range(world())]
+    dist.all_gather(parts, mine)
+    return torch.stack(parts)
 
 
 def everyones(value: Any) -> list[Any]:
@@ -215,8 +215,8 @@ def first_alone(work: Callable[[], T]) -> T:
     if world() == 1:
         return work()
     problem: BaseException | None = None
-    for its_turn in (is_first(), not is_first()):
-        if its_turn:
+    for my_turn in (is_first(), not is_first()):
+        if my_turn:
             try:
                 result = work()
             except BaseException as error:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: deferred while it trains until it can be resumed, obeyed at once at other times."""
+"""Signals that ask a run to end: deferred during training until it can be resumed, handled at once at other times."""
 
 from __future__ import annotations
 

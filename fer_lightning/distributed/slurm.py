@@ -64,10 +64,10 @@ def requeue_if_due(signum: int) -> None:
 
 def _is_preempted(name: str) -> bool:
     try:
-        shown = _scontrol("show", "job", "--oneliner", name)
+        description = _scontrol("show", "job", "--oneliner", name)
     except (OSError, subprocess.SubprocessError):
         return False
-    facts = dict(re.findall(r"\b(PreemptTime|StartTime)=(\d\S*)", shown))  # times compare as texts
+    facts = dict(re.findall(r"\b(PreemptTime|StartTime)=(\d\S*)", description))  # ISO times compare as strings
     return bool(facts.get("PreemptTime", "") >= facts.get("StartTime", "~"))
 
 

@@ -1,1 +1,1 @@
-"""Scoring and predicting with a trained network."""
+"""Scoring and predicting with trained networks."""

@@ -56,7 +56,7 @@ def evaluate(
         trust: allow targets of the run's config that are not on the allow-list.
 
     Returns:
-        What metrics.json holds: on the run's own test images, the numbers of the run.
+        The content of metrics.json: on the run's own test images, the numbers of the run.
 
     Raises:
         UserError: no finished run there, no such split, or data that does not fit.
@@ -89,6 +89,10 @@ def evaluate(
     name = (f"{data.name}-{split}" if data else split) + (f"-{twins}" if twins != own_twins else "")
     name += f"-tau{tau:g}" if tau != own_tau else ""
     out = out or run_dir / "evaluation" / name
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}; choose a writable folder with --out") from error
 
     scored = results.Scored.from_logits(faces, rows, predictor.logits(faces.images[rows]), clean)
     metrics: dict[str, float | str] = {
@@ -100,7 +104,6 @@ def evaluate(
     }
     if not any(name.startswith("test/") for name in metrics):
         raise UserError(f"{faces.source}: no image of the split '{split}' has a label to score it by")
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     counts = dict(zip(classes, faces.counts(rows).tolist(), strict=True))
     index = write_report(
@@ -122,12 +125,12 @@ def evaluate(
 
 
 def _unseen(faces: FaceTable, run_dir: Path, settings: dict[str, Any], twins: str) -> NDArray[np.bool_]:
-    """Which faces have no twin among the run's training images; none is known to, where those are gone."""
+    """Which faces have no duplicate among the run's training images; none, if these are unavailable."""
     data = settings["data"]
     try:
         own, parts, *_ = load_parts_of(run_dir, settings, cleaned=False, way_out="to know which images are clean")
     except UserError as error:
-        log.warning("no scores of clean images, since the run's own data are not there: %s", error)
+        log.warning("no scores of clean images, since the run's own data are unavailable: %s", error)
         return np.zeros(len(faces), dtype=bool)
     trained = seen(own, settings["protocol"]["name"], parts.test)
     if twins != "near":

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from fer_lightning.config import devices, instantiate
 from fer_lightning.config.precision import BF16, FP16, FP32, has_native_bf16
+from fer_lightning.config.saved import check_complete
 from fer_lightning.errors import UserError
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.runs.checkpoints import read_checkpoint
-from fer_lightning.runs.folder import BEST, CHECKPOINTS, load_settings
+from fer_lightning.runs.folder import BEST, CHECKPOINTS, CONFIG, load_settings
 from fer_lightning.training.losses import log_prior
 from fer_lightning.training.module import adjusted
 
@@ -37,6 +38,9 @@ class Predictor:
         precision: "32-true", "bf16-mixed" or "16-mixed".
         channels_last: ask for the channels-last memory layout.
         batch_size: images per forward pass.
+
+    Raises:
+        ValueError: `class_counts` does not hold a number per class.
     """
 
     def __init__(
@@ -56,6 +60,8 @@ class Predictor:
         self.network.arrange(self.device, channels_last)
         self.classes, self.posthoc_tau, self.batch_size = tuple(classes), posthoc_tau, batch_size
         self.precision = precision
+        if len(class_counts) != len(self.classes):
+            raise ValueError(f"class_counts must hold {len(self.classes)} numbers, not {len(class_counts)}")
         self._log_prior = log_prior(class_counts).to(self.device)
 
     @classmethod
@@ -78,6 +84,10 @@ class Predictor:
                 or there is no such device.
         """
         settings, path = load_settings(run_dir), run_dir / CHECKPOINTS / BEST
+        check_complete(settings, run_dir / CONFIG)
+        batch_size = settings["data"]["eval_batch_size"]
+        if batch_size < 1:
+            raise UserError(f"{run_dir / CONFIG}: data.eval_batch_size={batch_size}: use 1 or more")
         kind = devices.kind({"accelerator": accelerator})
         if not path.is_file():
             raise UserError(f"{path}: no best checkpoint; the run has not finished an epoch, or keeps no checkpoints")
@@ -85,7 +95,10 @@ class Predictor:
         try:
             own, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
             instantiate.check_targets(own["model"], where=str(path), trust=trust)
-            network = instantiate.network(own["model"], len(own["classes"]), own["head_scale"])
+            try:
+                network = instantiate.network(own["model"], len(own["classes"]), own["head_scale"])
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
             prefix = len(NETWORK)
             network.load_state_dict({n[prefix:]: value for n, value in state.items() if n.startswith(NETWORK)})
             return cls(
@@ -96,14 +109,20 @@ class Predictor:
                 device=torch.device(kind),
                 precision=_precision(settings["trainer"]["precision"], kind),
                 channels_last=own["channels_last"],
-                batch_size=settings["data"]["eval_batch_size"],
+                batch_size=batch_size,
             )
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{path}: damaged, or not a checkpoint of this project ({reason})") from error
 
     def logits(self, images: NDArray[np.uint8]) -> Tensor:
-        """Logits, adjusted if so configured, float32 (N, C) on the CPU, of grey faces, uint8 (N, H, W)."""
+        """Logits, adjusted if so configured, float32 (N, C) on the CPU, of grey faces, uint8 (N, H, W).
+
+        Raises:
+            ValueError: the images have another type or shape.
+        """
+        if images.dtype != np.uint8 or images.ndim != 3:
+            raise ValueError(f"images must be uint8 of shape (N, H, W), not {images.dtype} of shape {images.shape}")
         parts = [torch.empty(0, len(self.classes))]
         dtype = AUTOCAST.get(self.precision)
         for start in range(0, len(images), self.batch_size):
@@ -114,13 +133,18 @@ class Predictor:
         return torch.cat(parts)
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Class probabilities, float64 (N, C), of grey faces, uint8 (N, H, W)."""
+        """Class probabilities, float64 (N, C), of grey faces, uint8 (N, H, W); raises ValueError as `logits` does."""
         probabilities: NDArray[np.float64] = self.logits(images).double().softmax(1).numpy()
         return probabilities
 
 
 def load_model(run: str | Path, *, accelerator: str = "auto", trust: bool = False) -> Predictor:
-    """The predictor of a run folder's best checkpoint, see `Predictor.from_run`."""
+    """The predictor of a run's best checkpoint; arguments and errors are those of `Predictor.from_run`.
+
+    Example:
+        >>> predictor = load_model("outputs/2026-01-31/12-00-00")  # doctest: +SKIP
+        >>> predictor.probabilities(images)  # uint8 (N, 48, 48) to float64 (N, 7)  # doctest: +SKIP
+    """
     return Predictor.from_run(Path(run), accelerator=accelerator, trust=trust)
 
 

@@ -1,4 +1,4 @@
-"""What happens to a face before it enters a backbone. It belongs to the model config and travels with the weights."""
+"""Preprocessing of faces for a backbone. It belongs to the model config and is stored with the weights."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """ResNet from scratch: He et al. 2016, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385).
 
-Parameter names and the place of the bottleneck's stride (on its 3×3 convolution, "v1.5") are torchvision's, so that a
-state dict of the same depth, stem and channel count loads either way.
+Parameter names and the position of the bottleneck's stride (on its 3×3 convolution, "v1.5") are torchvision's, so that
+a state dict of the same depth, stem and channel count, without `fc`, loads either way.
 """
 
 from __future__ import annotations

@@ -8,16 +8,16 @@ import pickle
 import pickletools
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.fabric.utilities.types import _PATH
 
 from fer_lightning.errors import UserError
-from fer_lightning.runs.folder import CHECKPOINTS, LAST, PREVIOUS
+from fer_lightning.runs.folder import BEST, CHECKPOINTS, LAST, PREVIOUS
 
 log = logging.getLogger(__name__)
 
@@ -25,18 +25,48 @@ CALLED = re.compile(
     r"torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)"
     r"|collections (OrderedDict|Counter)|torch (Size|device)|_codecs encode|__builtin__ (set|complex)"
 )
-"""What the header of a checkpoint may call: nothing that allocates by a number that it is given."""
+"""Functions that the header of a checkpoint may call: none allocates memory by a number in the file."""
+
+
+DIRECTORY = 0x10
+"""MS-DOS attribute of a directory in a ZIP archive."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of this project, on the CPU: a dict of plain values and tensors.
 
-    Nothing in the file is run, and memory is bounded by its size: `torch.load` checks neither. With `weights_only` it
-    still wraps a record of a few bytes as a tensor of as many as the header claims, and reads beyond its end.
+    Nothing in the file is run, memory is bounded by its size, and every byte is compared with the checksums in it:
+    `torch.load` checks none of these. With `weights_only` it still wraps a record of a few bytes as a tensor of as many
+    as the header claims, and reads beyond its end.
 
     Raises:
         UserError: the file is missing, damaged, compressed, a pickle, or otherwise not what `torch.save` wrote.
     """
+    try:
+        return _read(path)
+    except _DamagedError as error:
+        raise UserError(
+            f"{path}: damaged or not a checkpoint of this project ({error}); restore the file, or train again"
+        ) from error
+
+
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """The newest intact checkpoint of a folder, or None if training has to start at the beginning."""
+    for path in (folder / LAST, folder / PREVIOUS, folder / BEST):
+        if path.is_file():
+            try:
+                _read(path)
+                return path
+            except _DamagedError as error:
+                log.warning("%s is damaged (%s): resuming from the checkpoint before it, if there is one", path, error)
+    return None
+
+
+class _DamagedError(Exception):
+    """The reason why a checkpoint cannot be read."""
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         _check_archive(path)
         # On the CPU wherever it was written; as Lightning does, the states are moved where they are used.
@@ -45,17 +75,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError("it holds no weights of a run")
     except (
         OSError, EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError,
-        AssertionError, NotImplementedError, MemoryError, pickle.UnpicklingError, zipfile.BadZipFile,
+        AssertionError, NotImplementedError, MemoryError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
     ) as error:  # fmt: skip
-        reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:200]
-        raise UserError(
-            f"{path}: damaged or not a checkpoint of this project ({reason}); restore the file, or train again"
-        ) from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise _DamagedError(" ".join(reason.split())[:200]) from error
     return checkpoint
 
 
 def _check_archive(path: Path) -> None:
-    """Raises ValueError or BadZipFile unless a file is a ZIP archive of stored records that hold what they claim."""
+    """Raises ValueError or BadZipFile unless a file is a ZIP archive of stored, intact records of the claimed sizes."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         sizes = {record.filename: record.file_size for record in records}
@@ -63,6 +91,9 @@ def _check_archive(path: Path) -> None:
             raise ValueError("it has two records of one name")
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise ValueError("it is compressed, and may expand to any size")
+        # torch.load leaves the memory of a tensor uninitialized where its record is marked as a directory.
+        if any(record.is_dir() or record.external_attr & DIRECTORY for record in records):
+            raise ValueError("it holds a directory in place of a record")
         # Records that overlap could claim more than the file holds.
         if sum(sizes.values()) > path.stat().st_size or min((r.header_offset for r in records), default=1) != 0:
             raise ValueError("its records claim more than the file holds")
@@ -73,6 +104,8 @@ def _check_archive(path: Path) -> None:
         for key, nbytes in _storages(archive.read(header)):
             if nbytes > sizes.get(f"{root}data/{key}", -1):
                 raise ValueError(f"tensor {key} claims {nbytes:,} bytes, more than its record holds")
+        if (record := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {record} is wrong")
 
 
 def _storages(header: bytes) -> Iterator[tuple[str, int]]:
@@ -158,10 +191,12 @@ def _storage(reference: Any) -> tuple[str, int]:
 class WholeCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its final path and moves it there once it is complete and on the disk.
 
-    The last checkpoint but one is kept under the name `previous.ckpt`.
+    The last checkpoint but one stays as `previous.ckpt`.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
         """See the base class.
 
         Raises:
@@ -187,7 +222,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 f"with `python train.py resume={run_dir}`"
             ) from error
 
-    def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See the base class; paths of other checkpoints are replaced by their names in this one's folder.
 
         So a run folder may be moved, and no checkpoint from a stranger has `ModelCheckpoint` remove other files.

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +60,7 @@ def finished(run_dir: Path) -> dict[str, float | str] | None:
 
 
 def has_trained(run_dir: Path) -> bool:
-    """Whether there is anything to lose: a run that failed before its first epoch may be started again."""
+    """Whether the folder holds results: a run that failed before its first epoch may be started again."""
     return any((run_dir / name).exists() for name in (METRICS, "metrics.csv")) or any(
         (run_dir / CHECKPOINTS).rglob("*.ckpt")
     )
@@ -69,7 +68,7 @@ def has_trained(run_dir: Path) -> bool:
 
 @contextmanager
 def enter(run_dir: Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Create the run folder, or enter it to resume its run, and keep other processes out for the time of the block.
+    """Create the run folder, or enter it to resume its run, and lock it against other processes during the block.
 
     The system releases the lock when this process dies.
 
@@ -224,24 +223,3 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
 def _short(value: Any) -> str:
     text = "null" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def checkpoint_to_resume(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a folder, or None where training has to start at the beginning."""
-    for path in (folder / LAST, folder / PREVIOUS, folder / BEST):
-        if path.is_file():
-            fault = _fault(path)
-            if fault is None:
-                return path
-            log.warning("%s is damaged (%s): resuming from the one before it", path, fault)
-    return None
-
-
-def _fault(path: Path) -> str | None:
-    """Why a checkpoint cannot be read, or None: every byte is checked against the checksums in the file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
-        return str(error)
-    return None if bad is None else f"checksum of {bad}"

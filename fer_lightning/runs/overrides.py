@@ -1,8 +1,8 @@
 """Overrides that a run folder recorded, checked before Hydra composes a config from them.
 
 Hydra calls the targets of callbacks, launcher and sweeper, sets environment variables and reads further config folders
-while it starts, before any code of this project could look. So whatever a folder from a stranger says is checked here,
-against what a recorded override may say at all.
+while it starts, before any code of this project runs. So the overrides of a folder from a stranger are checked here
+against a list of what a recorded override may contain.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HYDRA_KEYS = re.compile(
     r"|mem_per_cpu|mem_per_gpu|partition|qos|account|gres|constraint|exclude|array_parallelism|signal_delay_s"
     r"|max_num_timeout))"
 )
-"""Hydra's own keys that say how much to run and where, and can run nothing themselves."""
+"""Hydra's own keys that set how much to run and where, and cannot run code."""
 
 KEY = re.compile(r"\w+(\.[\w-]+)*")
 GROUP = re.compile(r"\w+(/\w+)*")
@@ -94,7 +94,7 @@ def _check(override: Override, where: str, run_dir: Path, groups: Path, own: Ite
     key, values = override.key_or_group, list(values_of(override))
     shown = override.input_line or key
     if override.package is not None:
-        raise _refused(where, shown, "it moves a group to another package")
+        raise _refused(where, shown, "it moves a config group to another package")
     if key == SWEPT or key.startswith(f"{SWEPT}."):
         _check_swept(key, values, where, run_dir, groups, own)
     elif "/" in key or (groups / key).is_dir():
@@ -106,7 +106,7 @@ def _check(override: Override, where: str, run_dir: Path, groups: Path, own: Ite
         if not HYDRA_KEYS.fullmatch(key) or not plain:
             raise _refused(where, shown, "Hydra may run code by it")
     elif not KEY.fullmatch(key):
-        raise _refused(where, shown, "its key is unusual")
+        raise _refused(where, shown, "its key is not one that this project writes")
     else:
         last = key.rpartition(".")[2]
         for value in values:

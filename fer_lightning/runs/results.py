@@ -1,4 +1,4 @@
-"""What a run scored: predictions, metrics, and where they came from."""
+"""Results of a run: predictions, metrics and the commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`resume=<folder>` as the command line it stands for: the one the folder was made with, and `resume=auto`.
+"""Expands `resume=<folder>` to the command line that the folder was started with, and `resume=auto`.
 
 A run folder records its command line in `.hydra/overrides.yaml`, a sweep's folder in `multirun.yaml`. `resume=auto`
 resumes whatever the job's folder holds, or starts there. A folder may come from a stranger, so that what it records is
@@ -144,8 +144,8 @@ def _select(node: Any, *keys: str) -> Any:
 
 
 def _list(node: Any, *keys: str) -> list[Any]:
-    found = _select(node, *keys)
-    return found if isinstance(found, list) else []
+    items = _select(node, *keys)
+    return items if isinstance(items, list) else []
 
 
 def _is_trusted(typed: Sequence[str]) -> bool:

@@ -42,22 +42,22 @@ def swept() -> list[str]:
     return sorted(own, key=lambda override: override.startswith("seed="))
 
 
-def wandb(what: str) -> Any:
+def wandb(field: str) -> Any:
     """W&B's `group` (one for each setting), `name` or `tags` of this job of a sweep; None outside of sweeps."""
     own = swept()
     if not own:
         return None
     setting = [override for override in own if not override.startswith("seed=")]
     sweep = "/".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
-    if what == "tags":
+    if field == "tags":
         return [tag[:TAG_LENGTH] for tag in (*own, f"sweep={sweep}")]
-    if what == "name":
+    if field == "name":
         return ", ".join(own)[:GROUP_LENGTH]
     # Groups belong to the whole project: runs of another sweep must not join them.
     return f"{', '.join(setting)[: GROUP_LENGTH - len(sweep) - 3]} ({sweep})" if setting else sweep
 
 
-def tell_failure(message: str) -> None:
+def report_failure(message: str) -> None:
     """Report a failed job at once, while the others run."""
     hydra = HydraConfig.get()
     (Path(hydra.runtime.output_dir) / FAILURE).write_text(message)
@@ -75,8 +75,8 @@ def summary() -> int:
     print(f"sweep    {_sweep_dir}: {len(jobs) - len(unfinished)} of {len(jobs)} jobs finished")
     for job in unfinished:
         reason = job / FAILURE
-        why = reason.read_text().strip().splitlines()[-1] if reason.is_file() else "did not finish"
-        print(f"         {job.relative_to(_sweep_dir)}: {why}", file=sys.stderr)
+        cause = reason.read_text().strip().splitlines()[-1] if reason.is_file() else "did not finish"
+        print(f"         {job.relative_to(_sweep_dir)}: {cause}", file=sys.stderr)
     if unfinished:
         print(f"resume with `python train.py resume={_sweep_dir}`", file=sys.stderr)
     return len(unfinished)

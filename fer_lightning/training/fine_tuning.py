@@ -24,17 +24,17 @@ def next_stage(
 ) -> dict[str, Any]:
     """A checkpoint that `Trainer.fit` continues from with new weights, a new optimizer and a new schedule.
 
-    Epochs and steps continue to count, so that metrics.csv and loggers go on where the first stage ended.
+    Epochs and steps continue to count, so that metrics.csv and loggers continue after the first stage.
 
     Args:
         last: the last checkpoint of the stage before.
         weights: state dict to start with.
-        keep_callbacks: names of the callbacks whose state is kept; best scores and averages start again.
+        keep_callbacks: state keys of the callbacks that keep their state; best scores and averages start again.
     """
     # No optimizer's and no schedule's state: Lightning then leaves the new ones as they are.
     dropped = ("current_model_state", "averaging_state", "training_sums")
-    kept = {name: value for name, value in last.items() if name not in dropped}
+    others = {name: value for name, value in last.items() if name not in dropped}
     callbacks = {name: state for name, state in last["callbacks"].items() if name in keep_callbacks}
-    return kept | {
+    return others | {
         "state_dict": dict(weights), "optimizer_states": [], "lr_schedulers": [], "callbacks": callbacks
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A strategy against the class imbalance: the objects of the config group `imbalance`, and what it does not go with."""
+"""Strategies against the class imbalance: the objects of the config group `imbalance`, and their contradictions."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Strategy:
         )
 
     def check(self, trainer: Mapping[str, Any], mixes: bool) -> None:
-        """Look for settings that contradict the strategy.
+        """Check for settings that contradict the strategy.
 
         Args:
             trainer: the config group `trainer`.
@@ -108,6 +108,11 @@ class Strategy:
                     f"{key}={after} takes effect after epoch {first} of {epochs}, and with "
                     f"trainer.check_val_every_n_epoch={every} no validation follows to choose a checkpoint by"
                 )
+        if self.retrain_after is not None and trainer["max_time"] is not None:
+            raise UserError(
+                f"trainer.max_time={trainer['max_time']} contradicts imbalance={self.name}, whose second stage starts "
+                "after a fraction of the epochs: limit trainer.max_epochs instead"
+            )
         if self.retrain_after is not None and epoch_at(self.retrain_after, epochs) == 0:
             raise UserError(
                 f"imbalance.retrain_after={self.retrain_after} of trainer.max_epochs={epochs} leaves no epoch for the "

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import errno
-import logging
-import platform
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping
 
-from fer_lightning import __version__
 from fer_lightning.config import instantiate
 from fer_lightning.config.dataset import load_parts
 from fer_lightning.config.validation import check_monitor
@@ -25,16 +22,15 @@ from fer_lightning.distributed import ranks
 from fer_lightning.distributed.signals import handled
 from fer_lightning.errors import UserError
 from fer_lightning.report import tracking
-from fer_lightning.runs.checkpoints import read_checkpoint
-from fer_lightning.runs.folder import BEST, CHECKPOINTS, LAST, checkpoint_to_resume, keep_partition
-from fer_lightning.runs.results import Metrics, git_commit
+from fer_lightning.runs.checkpoints import checkpoint_to_resume, read_checkpoint
+from fer_lightning.runs.folder import BEST, CHECKPOINTS, LAST, keep_partition
+from fer_lightning.runs.results import Metrics
 from fer_lightning.training import fine_tuning, scoring
-from fer_lightning.training.callbacks import History, PatientStopping
+from fer_lightning.training.callbacks import History, LastCheckpoint
+from fer_lightning.training.description import announce, describe
 from fer_lightning.training.imbalance import Stage, Strategy
 from fer_lightning.training.module import FERClassifier
-from fer_lightning.training.trainer import make_trainer, quiet
-
-log = logging.getLogger(__name__)
+from fer_lightning.training.trainer import check_limits, make_trainer, quiet
 
 Settings = Mapping[str, Any]
 """A resolved config as plain containers."""
@@ -47,7 +43,7 @@ START = "start.ckpt"
 
 
 class Fitted(NamedTuple):
-    """What a call of `Trainer.fit` leaves."""
+    """The objects of a finished call of `Trainer.fit`."""
 
     trainer: L.Trainer
     classifier: FERClassifier
@@ -57,29 +53,30 @@ class Fitted(NamedTuple):
 def run(settings: Settings, run_dir: Path) -> Metrics:
     """Train as configured, score the best checkpoint on every test image and fill the run folder.
 
-    Resumes from the folder's newest whole checkpoint, if it holds one. With several devices every rank runs this.
+    Resumes from the folder's newest intact checkpoint, if it holds one. With several devices every rank runs this.
 
     Args:
         settings: the resolved config.
         run_dir: the run folder, see `fer_lightning.runs.folder.enter`.
 
     Returns:
-        What metrics.json holds: names to numbers, see the README.
+        The content of metrics.json: names to numbers, see the README.
 
     Raises:
-        UserError: an error of the user, before training starts where it can be known by then.
+        UserError: bad input or configuration, before training starts where it can be known by then.
         Interrupted: a signal asked the run to end; it can be resumed.
     """
     quiet()
-    place = ranks.started_outside()
+    distributed = ranks.started_outside() is not None
     with handled(), _full_disk_reported(run_dir):
-        if place:
+        if distributed:
             ranks.connect()
         L.seed_everything(settings["seed"], workers=True, verbose=False)
         strategy = Strategy.from_config(settings["imbalance"])
         data = ranks.first_alone(lambda: make_data(settings, strategy))
         with ranks.agreeing():
-            check_monitor(settings["monitor"], data.faces.classes)
+            _check_monitors(settings, data.faces.classes)
+            check_limits(settings["trainer"], data)
             loggers = instantiate.named("logger", settings["logger"])
         job = _Job(settings, run_dir, strategy, data, loggers)
         failed = True
@@ -88,7 +85,7 @@ def run(settings: Settings, run_dir: Path) -> Metrics:
             failed = False
         finally:
             tracking.finish(loggers, failed=failed)
-        if place:
+        if distributed:
             ranks.disconnect()
     return metrics
 
@@ -113,10 +110,10 @@ class _Job:
         return self._score(fitted)
 
     def _to_resume(self, folder: Path) -> Path | None:
-        """The newest whole checkpoint of a folder; every byte of it is read, by rank 0 only."""
-        found = checkpoint_to_resume(folder) if ranks.is_first() else None
-        name = ranks.broadcast(str(found) if found else None)
-        return Path(name) if name else None
+        """The newest intact checkpoint of a folder; every byte of it is read, by rank 0 only."""
+        newest = checkpoint_to_resume(folder) if ranks.is_first() else None
+        path = ranks.broadcast(str(newest) if newest else None)
+        return Path(path) if path else None
 
     def _fit(self, stage: Stage, folder: Path, checkpoint: Path | None) -> Fitted:
         settings = self.settings
@@ -124,7 +121,7 @@ class _Job:
             classifier = make_classifier(settings, self.strategy, self.data, stage)
             callbacks = instantiate.named("callbacks", _in_folder(settings["callbacks"], self.checkpoints, folder))
             if stage.end != settings["trainer"]["max_epochs"]:  # the next stage starts at a fixed epoch
-                callbacks = [c for c in callbacks if not isinstance(c, PatientStopping)]
+                callbacks = [c for c in callbacks if not isinstance(c, EarlyStopping)]
             history = History(self.run_dir / "metrics.csv")
             trainer = make_trainer(
                 settings["trainer"],
@@ -140,14 +137,19 @@ class _Job:
         if not self.announced:
             self.announced = True
             if trainer.is_global_zero:
-                self._announce(classifier, trainer, checkpoint)
+                announce(self._facts(classifier, trainer), self.data, self.run_dir, checkpoint)
             tracking.log_start(self.loggers, settings, scoring.class_counts(self.data))
-        trainer.fit(classifier, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(classifier, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
+        except MisconfigurationException as error:  # of what the config adds to the trainer and the callbacks
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         return Fitted(trainer, classifier, history)
 
     def _start_of(self, stage: Stage, first: Fitted, folder: Path) -> Path:
         """The checkpoint that a stage starts from: the backbone of the best one before it, and a new head."""
         path = folder / START
+        if not any(isinstance(c, LastCheckpoint) for c in first.trainer.checkpoint_callbacks):
+            first.trainer.save_checkpoint(folder / LAST, weights_only=False)
         torch.manual_seed(stream_seed("head", self.settings["seed"], stage.first))
         new = make_classifier(self.settings, self.strategy, self.data, stage).state_dict()
         if ranks.is_first():
@@ -163,7 +165,7 @@ class _Job:
         trainer, classifier, history = fitted
         best = scoring.best_checkpoint(trainer)
         return scoring.write(
-            fitted.trainer,
+            trainer,
             classifier,
             self.data,
             self.run_dir,
@@ -171,49 +173,12 @@ class _Job:
             best=best,
             monitor=self.settings["monitor"],
             twins=self.settings["data"]["twins"],
-            about=self._about(classifier, trainer),
+            about=self._facts(classifier, trainer),
             loggers=self.loggers,
         )
 
-    def _about(self, classifier: FERClassifier, trainer: L.Trainer) -> dict[str, str]:
-        """A description of the run, for the head of its report."""
-        settings, data = self.settings, self.data
-        device = trainer.strategy.root_device
-        hardware = (
-            torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}"
-        )
-        parameters = sum(p.numel() for p in classifier.network.parameters())
-        model, parts = settings["model"], data.parts
-        name = str(model["_target_"]).rpartition(".")[2] + (f"-{model['depth']}" if "depth" in model else "")
-        network = [name, *([f"{model['stem']} stem"] if "stem" in model else []), f"{parameters:,} parameters"]
-        return {
-            "name": "/".join(self.run_dir.parts[-2:]),
-            "data": data.faces.source,
-            "protocol": settings["protocol"]["name"],
-            "images": f"{len(parts.train):,} train, {len(parts.val):,} val, {len(parts.test):,} test",
-            **({"cleaned": data.cleaned} if data.cleaned else {}),
-            "imbalance": self.strategy.name,
-            "network": ", ".join(network),
-            "seed": str(settings["seed"]),
-            "hardware": f"{hardware}, {settings['trainer']['precision']}, {torch.get_num_threads()} threads",
-            "versions": f"fer-lightning {__version__}, torch {torch.__version__}, lightning {version('lightning')}, "
-            f"Python {platform.python_version()}",
-            "commit": git_commit(),
-            "date": time.strftime("%Y-%m-%d %H:%M"),
-        }
-
-    def _announce(self, classifier: FERClassifier, trainer: L.Trainer, checkpoint: Path | None) -> None:
-        data, facts = self.data, self._about(classifier, trainer)
-        counts = ", ".join(f"{c} {n:,}" for c, n in zip(data.faces.classes, data.class_counts, strict=True))
-        for line in (
-            f"data     {facts['data']}, protocol {facts['protocol']}: {facts['images']}",
-            *([f"cleaned  {data.cleaned}"] if data.cleaned else []),
-            f"training {facts['imbalance']}: {counts}",
-            f"network  {facts['network']}; {facts['hardware']}",
-            f"run      {self.run_dir}" + (f", resumed from {checkpoint.name}" if checkpoint else ""),
-        ):
-            log.info(line)
-            print(line, flush=True)
+    def _facts(self, classifier: FERClassifier, trainer: L.Trainer) -> dict[str, str]:
+        return describe(self.settings, self.run_dir, self.data, classifier, trainer.strategy.root_device)
 
 
 def make_data(settings: Settings, strategy: Strategy) -> FERDataModule:
@@ -276,6 +241,14 @@ def make_classifier(settings: Settings, strategy: Strategy, data: FERDataModule,
                 "or majority"
             )
     return classifier
+
+
+def _check_monitors(settings: Settings, classes: tuple[str, ...]) -> None:
+    """Raises UserError for a validation score that there is not, in `monitor` or in a callback."""
+    check_monitor(settings["monitor"]["metric"], settings["monitor"]["mode"], classes)
+    for name, node in (settings["callbacks"] or {}).items():
+        if node and str(node.get("monitor")).startswith("val/"):
+            check_monitor(node["monitor"], node.get("mode", "min"), classes, f"callbacks.{name}.monitor")
 
 
 def _in_folder(nodes: Mapping[str, Any] | None, checkpoints: Path, folder: Path) -> dict[str, Any]:

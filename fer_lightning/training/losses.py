@@ -1,4 +1,4 @@
-"""Losses: each takes the class counts of what is trained on, then its own settings, and maps logits to a mean loss."""
+"""Losses: each takes the class counts of the training set and its own settings, and maps logits to a mean loss."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ def class_weights(class_counts: Sequence[int], kind: Weights, beta: float = 0.99
         class_counts: training images per class.
         kind: `inverse`, one over the count; `effective`, one over the effective number (1 − βⁿ) / (1 − β) of Cui et al.
             2019, arXiv:1901.05555, equation 2.
-        beta: β, from 0, where nothing is weighed, up to 1, where it is the inverse count.
+        beta: β, from 0, which gives equal weights, up to 1, the limit of which is the inverse count.
 
     Raises:
-        ValueError: an unknown kind, or a β that is none.
+        ValueError: an unknown kind, or a β out of its range.
     """
     counts = torch.tensor(class_counts, dtype=torch.float64)
     if kind == "inverse":
         weights = 1 / counts
     elif kind == "effective":
         if not 0 <= beta < 1:
-            raise ValueError(f"beta is a number from 0 up to 1, not {beta}")
+            raise ValueError(f"beta must be at least 0 and below 1, not {beta}")
         weights = (1 - beta) / (1 - beta**counts)
     else:
-        raise ValueError(f"weights are 'inverse', 'effective' or null, not '{kind}'")
+        raise ValueError(f"weights must be 'inverse', 'effective' or null, not '{kind}'")
     return (weights / weights.mean()).float()
 
 
 class ClassLoss(nn.Module):
-    """The mean over images of Σ_c target_c · weight_c · terms_c(logits), terms_c being the loss if c is the true class.
+    """The mean over images of Σ_c target_c · weight_c · terms_c(logits); terms_c is the loss if c is the true class.
 
-    Targets are labels, or probabilities as mixed images and taggers' votes have them: a loss is linear in its target,
-    as mixup defines it (Zhang et al. 2018, arXiv:1710.09412, section 2).
+    Targets are labels, or probabilities, as those of mixed images and of annotators' votes: the loss is linear in its
+    target, as in mixup (Zhang et al. 2018, arXiv:1710.09412, section 2).
 
     Args:
         class_counts: training images per class.
-        weights: what classes are weighed by, see `class_weights`. As in PyTorch, the loss of a batch is divided by the
-            weights of its targets, so its scale does not move; on several devices by those of the whole batch, so that
-            they learn from it what one would.
+        weights: kind of class weights, see `class_weights`. As in PyTorch, the loss of a batch is divided by the summed
+            weights of its targets, so that its scale stays the same; on several devices by those of the total batch, so
+            that the gradient equals that of one device.
         beta: of `weights=effective`.
         after: weights are in force after this fraction of the epochs, "deferred re-weighting" (Cao et al. 2019,
             arXiv:1906.07413, algorithm 1).
         label_smoothing: probability mass spread evenly over the classes (Szegedy et al. 2016, arXiv:1512.00567).
 
     Attributes:
-        in_force: whether weights are, as `after` has it; set by whoever trains.
+        in_force: whether weights are applied; the training loop sets it according to `after`.
 
     Raises:
         ValueError: a setting out of its range.
@@ -78,9 +78,9 @@ class ClassLoss(nn.Module):
         if min(class_counts) < 1:
             raise ValueError(f"every class needs training images, not {list(class_counts)}")
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing is a probability mass, from 0 up to 1, not {label_smoothing}")
+            raise ValueError(f"label_smoothing must be at least 0 and below 1, not {label_smoothing}")
         if not 0 <= after < 1:
-            raise ValueError(f"after is a fraction of the epochs, from 0 up to 1, not {after}")
+            raise ValueError(f"after must be a fraction of the epochs, at least 0 and below 1, not {after}")
         self.label_smoothing, self.after, self.in_force = label_smoothing, after, not after
         weight = None if weights is None else class_weights(class_counts, weights, beta)
         # Not persistent: it follows from the counts, and a checkpoint should load without it.
@@ -114,18 +114,18 @@ class CrossEntropy(ClassLoss):
 
 
 class Focal(ClassLoss):
-    """−(1 − p_y)^γ log p_y: what is classified well already counts less (Lin et al. 2017, arXiv:1708.02002, equation 5;
-    its α is `weights`).
+    """−(1 − p_y)^γ log p_y: images that are already classified well count less (Lin et al. 2017, arXiv:1708.02002,
+    equation 5; its α is `weights`).
 
     Args:
-        gamma: γ, from 0, which is cross-entropy.
+        gamma: γ, at least 0; 0 is cross-entropy.
         **settings: of `ClassLoss`.
     """
 
     def __init__(self, class_counts: Sequence[int], gamma: float = 2.0, **settings: Any) -> None:
         super().__init__(class_counts, **settings)
         if gamma < 0:
-            raise ValueError(f"gamma is a number from 0, not {gamma}")
+            raise ValueError(f"gamma must be at least 0, not {gamma}")
         self.gamma = gamma
 
     def terms(self, logits: Tensor) -> Tensor:
@@ -135,8 +135,8 @@ class Focal(ClassLoss):
 
 
 class LogitAdjusted(ClassLoss):
-    """Cross-entropy of the logits plus τ times the log of the class's frequency: what the network itself gives out is
-    rid of it, and so are its predictions (Menon et al. 2021, arXiv:2007.07314, equation 10).
+    """Cross-entropy of the logits plus τ times the log of the class's frequency, which the logits themselves, and with
+    them the predictions, then do not contain (Menon et al. 2021, arXiv:2007.07314, equation 10).
 
     Args:
         tau: τ; 1 is consistent with the balanced error.
@@ -155,8 +155,8 @@ class LogitAdjusted(ClassLoss):
 
 
 class BalancedSoftmax(LogitAdjusted):
-    """−log (n_y e^z_y / Σ_c n_c e^z_c) (Ren et al. 2020, arXiv:2007.10740, equation 4): `LogitAdjusted` at τ = 1, found
-    from another side.
+    """−log (n_y e^z_y / Σ_c n_c e^z_c) (Ren et al. 2020, arXiv:2007.10740, equation 4), which equals
+    `LogitAdjusted` at τ = 1.
 
     Args:
         **settings: of `ClassLoss`.
@@ -167,11 +167,11 @@ class BalancedSoftmax(LogitAdjusted):
 
 
 class LDAM(ClassLoss):
-    """Cross-entropy in which the true class must win by a margin, the larger the rarer it is: s·Δ_y is taken from its
+    """Cross-entropy with a margin of the true class that is larger for rarer classes: s·Δ_y is subtracted from its
     logit, Δ_c = `max_margin` · (n_min / n_c)^¼ (Cao et al. 2019, arXiv:1906.07413, equations 11 and 13).
 
-    Margins are of cosines: the network's head must be a cosine one, of the same scale. They belong to one true class,
-    so that smoothed and mixed targets are not defined.
+    Margins are margins of cosines: the network needs a cosine head of the same scale. They belong to one true class, so
+    that the loss is not defined for smoothed and mixed targets.
 
     Args:
         max_margin: Δ of the rarest class.

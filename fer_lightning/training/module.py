@@ -89,7 +89,7 @@ class FERClassifier(L.LightningModule):
         self.predictions = Predictions()
         self._sums = torch.zeros(3, dtype=SUMS)  # of this rank's epoch so far: loss, hits, images
         self._monitored: float | None = None  # the monitored metric, if the epoch has been validated
-        # 0, or the 1-based step of the first loss that was not finite: found without waiting for the device each step.
+        # 0, or the 1-based step of the first loss that was not finite; a tensor, so that no step waits for the device.
         self._bad_step = torch.tensor(0)
 
     def setup(self, stage: str) -> None:
@@ -148,7 +148,13 @@ class FERClassifier(L.LightningModule):
         loss, hits, images = ranks.gathered(self._sums).sum(0).tolist()
         return {"train/loss": loss / max(images, 1), "train/accuracy": hits / max(images, 1)}
 
+    @property
+    def is_validated(self) -> bool:
+        """Whether the epoch has been validated."""
+        return self._monitored is not None
+
     def on_train_epoch_end(self) -> None:
+        self.stop_on_bad_loss()  # `trainer.max_steps` and `max_time` end an epoch at any batch
         self.log_dict(self.training_scores())
         # Here, not where Lightning does it, which is after the checkpoint of this epoch has been written without it.
         scheduler = self.lr_schedulers()
@@ -191,8 +197,8 @@ class FERClassifier(L.LightningModule):
         values = {f"val/{name}": value for name, value in self.val_scores.compute().items()}
         self.val_scores.reset()
         self._monitored = values.get(self.hparams["monitor"]["metric"])
-        shown = {name: values.pop(name) for name in ("val/accuracy", "val/f1_macro")}
-        self.log_dict(shown, prog_bar=True)
+        in_progress_bar = {name: values.pop(name) for name in ("val/accuracy", "val/f1_macro")}
+        self.log_dict(in_progress_bar, prog_bar=True)
         self.log_dict(values)
 
     def on_test_epoch_start(self) -> None:

@@ -1,4 +1,4 @@
-"""Scoring the best checkpoint of a job, on any number of ranks, and writing what came of it."""
+"""Scoring the best checkpoint of a job on any number of ranks, and writing its results."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def write(
         loggers: of the run.
 
     Returns:
-        What metrics.json holds.
+        The content of metrics.json.
     """
     faces, parts, classes = data.faces, data.parts, data.faces.classes
     best_epoch = trainer.current_epoch - 1
     if best is None:
-        log.warning("callbacks.checkpoint is off: the last weights are scored, not the best ones")
+        log.warning("no checkpoint was chosen by its validation score: the last weights are scored, not the best ones")
     else:
         state = read_checkpoint(best)
         classifier.load_state_dict(state["state_dict"])

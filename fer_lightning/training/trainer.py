@@ -14,12 +14,17 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from fer_lightning.config import devices
+from fer_lightning.data.datamodule import FERDataModule
+from fer_lightning.data.loader import EvaluationOrder
 from fer_lightning.distributed import ranks
 from fer_lightning.distributed.strategy import OrderedDDP
 from fer_lightning.errors import UserError
 from fer_lightning.runs.checkpoints import WholeCheckpointIO
 from fer_lightning.training.callbacks import ProgressBar, ProgressLine
 from fer_lightning.training.callbacks.progress import on_terminal
+
+LAUNCHING = ("strategy", "num_nodes", "use_distributed_sampler")
+"""Arguments of Lightning's Trainer that this project sets itself."""
 
 
 def make_trainer(
@@ -31,12 +36,12 @@ def make_trainer(
     batch_size: int,
     max_epochs: int,
 ) -> L.Trainer:
-    """The Trainer; one of several ranks where the environment says so.
+    """The Trainer of this process, which is one of several ranks if torchrun or srun started it.
 
     Args:
         group: the config group `trainer`.
         run_dir: the run folder.
-        callbacks: beside those that show progress.
+        callbacks: in addition to those that report progress.
         loggers: of the run.
         batch_size: of training, for the progress bar.
         max_epochs: the epoch at which this stage ends.
@@ -47,11 +52,16 @@ def make_trainer(
     arguments = dict(group) | {"max_epochs": max_epochs}
     del arguments["channels_last"]
     bar = arguments.pop("progress_bar") and on_terminal()
-    place = ranks.started_outside()
-    arguments["devices"] = devices.chosen(group, place.local_world if place else 1)
-    if place:
+    if reserved := [key for key in LAUNCHING if key in arguments]:
+        raise UserError(
+            f"trainer.{reserved[0]} is set by this project: leave it out, and choose trainer.devices, or start the "
+            "ranks with torchrun or srun"
+        )
+    rank = ranks.started_outside()
+    arguments["devices"] = devices.chosen(group, rank.local_world if rank else 1)
+    if rank:
         # The process group exists by now; its backends follow from the machine.
-        arguments |= {"strategy": OrderedDDP(), "num_nodes": place.nodes, "use_distributed_sampler": False}
+        arguments |= {"strategy": OrderedDDP(), "num_nodes": rank.nodes, "use_distributed_sampler": False}
     try:
         return L.Trainer(
             default_root_dir=run_dir,
@@ -62,15 +72,38 @@ def make_trainer(
             enable_model_summary=False,
             enable_checkpointing=any(isinstance(c, L.callbacks.Checkpoint) for c in callbacks),
             # Named, since Lightning would guess otherwise, and take a batch script of SLURM for one of its tasks.
-            plugins=[WholeCheckpointIO(), TorchElasticEnvironment() if place else LightningEnvironment()],
+            plugins=[WholeCheckpointIO(), TorchElasticEnvironment() if rank else LightningEnvironment()],
             **arguments,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
+def check_limits(group: Mapping[str, Any], data: FERDataModule) -> None:
+    """Check that `limit_val_batches` and `limit_test_batches` leave a batch, since scoring comes after training.
+
+    Args:
+        group: the config group `trainer`.
+        data: whose batches are limited.
+
+    Raises:
+        UserError: a fraction is less than a batch.
+    """
+    val, test = data.parts.val, data.parts.test
+    # Validation images are scored by `limit_test_batches` as well, when training has ended.
+    for key, parts in (("limit_val_batches", [val]), ("limit_test_batches", [val, test])):
+        limit = group[key]
+        for rows in parts:
+            batches = len(EvaluationOrder(len(rows), data.eval_batch_size, world=ranks.world()))
+            if isinstance(limit, float) and 0 < limit * batches < 1:
+                raise UserError(
+                    f"trainer.{key}={limit} of {batches} batches is less than one batch: use a larger fraction, or a "
+                    "whole number of batches"
+                )
+
+
 def quiet() -> None:
-    """Silence messages of libraries that say nothing about the run."""
+    """Silence messages of libraries that do not concern the run."""
     logging.raiseExceptions = False  # a full disk under the log file is reported once, by the run
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -23,7 +23,7 @@ GRACE = 30.0
 """Seconds within which torchrun ends the ranks that a failed one left behind."""
 
 _led = False
-"""Whether rank 0 has already contacted the other ranks, or cannot."""
+"""Whether rank 0 has already contacted the other ranks, or tried to."""
 
 
 def lead(settings: Mapping[str, Any], run_dir: Path) -> dict[str, float | str]:
@@ -46,10 +46,10 @@ def lead(settings: Mapping[str, Any], run_dir: Path) -> dict[str, float | str]:
     try:
         return run(settings, run_dir)
     except Exception as error:
-        if why := ranks.lost_contact(error):
+        if reason := ranks.lost_contact(error):
             raise UserError(
-                f"another rank ended, and the job with it ({why}); unless that rank printed a reason, resume from the "
-                f"last checkpoint with `python train.py resume={run_dir}`"
+                f"another rank ended, and the job with it ({reason}); unless that rank printed an error, resume from "
+                f"the last checkpoint with `python train.py resume={run_dir}`"
             ) from error
         raise
 
@@ -78,14 +78,14 @@ def follow() -> dict[str, float | str]:
     assert started is not None
     try:
         ranks.connect()
-        order = ranks.broadcast(None)
-        if isinstance(order, int):
-            sys.exit(order)
-        run_dir = Path(order["run_dir"])
+        job = ranks.broadcast(None)
+        if isinstance(job, int):
+            sys.exit(job)
+        run_dir = Path(job["run_dir"])
         end_with_parent()
-        ranks.agree(_unshared(run_dir, order["mark"]))
+        ranks.agree(_unshared(run_dir, job["mark"]))
         log_to(run_dir / f"rank{started.rank}.log", console=False)
-        return run(order["settings"], run_dir)
+        return run(job["settings"], run_dir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         _leave(1)
@@ -98,7 +98,7 @@ def follow() -> dict[str, float | str]:
 
 
 def _unshared(run_dir: Path, mark: str) -> UserError | None:
-    """What is wrong with the run folder as this machine sees it, or None."""
+    """The error if this machine sees another run folder or cannot write to it, or None."""
     if (run_dir / mark).exists() and os.access(run_dir, os.W_OK):
         return None
     why = "not writable" if (run_dir / mark).exists() else "not the first machine's folder"
@@ -138,7 +138,7 @@ def _run(run_dir: Path) -> None:
 
 
 def _wait_to_be_ended() -> None:
-    """Give torchrun the time to end this rank: one that leaves by itself might be reported in place of the cause."""
+    """Give torchrun the time to end this rank: if it exited by itself, it might be reported in place of the cause."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not interrupts.received:
         time.sleep(GRACE)

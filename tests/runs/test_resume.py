@@ -165,6 +165,23 @@ def test_resume_restores_everything_that_has_a_state(settings: tuple[str, ...], 
         assert_same(run, reference)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("callbacks", ["default", "ema"])
+def test_resume_in_and_before_the_second_stage_is_bitwise_equal(callbacks: str, tmp_path: Path) -> None:
+    settings = (*SETTINGS, "imbalance=two_stage", "imbalance.retrain_after=0.5", f"callbacks={callbacks}")
+    assert apart(tmp_path / "out", *settings, f"hydra.run.dir={tmp_path}/whole").code == 0
+    reference = outcome(tmp_path / "whole")
+    # The second stage is the third epoch: at its start, in its second batch, and after its last one.
+    for hook, n in (("on_train_epoch_start", 3), ("on_train_batch_start", 10), ("on_train_epoch_end", 3)):
+        run, once = tmp_path / f"{hook}{n}", tmp_path / f"once {hook}{n}"
+        signal = "SIGKILL" if hook == "on_train_epoch_start" else "SIGTERM"
+        first = apart(tmp_path / "out", *settings, *ending(hook, n, signal, once), f"hydra.run.dir={run}")
+        assert first.code == {"SIGKILL": -9, "SIGTERM": 143}[signal], first.err
+        second = apart(tmp_path / "out", *resumed(run))
+        assert second.code == 0, second.err
+        assert_same(run, reference)
+
+
 def test_resume_keeps_the_decision_to_stop_early(tmp_path: Path) -> None:
     """Ended after the decision and before the test: not one epoch more."""
     stops = ["callbacks.early_stopping.patience=1", "+callbacks.early_stopping.min_delta=9", "trainer.max_epochs=9"]

@@ -21,7 +21,7 @@ def test_average_follows_the_warmed_up_decay() -> None:
     callback = EMA(decay=0.9)
     average, expected = torch.zeros(3), 0.0
     for t in range(1, 200):
-        callback._kwargs["multi_avg_fn"]([average], [torch.full((3,), float(t))], torch.tensor(t))
+        callback.average([average], [torch.full((3,), float(t))], torch.tensor(t))
         decay = min(0.9, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay) * t
     assert average.tolist() == pytest.approx([expected] * 3, rel=1e-5)

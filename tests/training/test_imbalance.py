@@ -91,15 +91,24 @@ def test_second_stage_trains_the_head_only_on_two_devices(tmp_path: Path) -> Non
     assert changed(best, epochs[3]) == HEAD
 
 
-def test_early_stopping_does_not_skip_the_second_stage(train: Callable[..., Run]) -> None:
+@pytest.mark.parametrize(
+    "target", ["fer_lightning.training.callbacks.PatientStopping", "lightning.pytorch.callbacks.EarlyStopping"]
+)
+def test_early_stopping_does_not_shorten_the_first_stage(target: str, train: Callable[..., Run]) -> None:
     run = train(
         *SMALL, "imbalance=two_stage", "imbalance.retrain_after=0.6", "trainer.max_epochs=5", "optimizer.lr=1e-9",
-        "callbacks.early_stopping.patience=0",
+        "callbacks.early_stopping.patience=0", f"callbacks.early_stopping._target_={target}",
     )  # fmt: skip
     assert run.code == 0, run.err
-    assert (
-        len(pd.read_csv(run.folder / "metrics.csv")) == 5
-    )  # no epoch is better than the first, yet the second stage is trained
+    # No epoch is better than the first.
+    assert len(pd.read_csv(run.folder / "metrics.csv")) == 5
+
+
+@pytest.mark.parametrize("settings", [[], ["trainer.limit_val_batches=0"]])
+def test_two_stages_train_without_callbacks(settings: list[str], train: Callable[..., Run]) -> None:
+    run = train(*SMALL, "imbalance=two_stage", "imbalance.retrain_after=0.5", "callbacks=none", *settings)
+    assert run.code == 0, run.err
+    assert pd.read_csv(run.folder / "metrics.csv")["epoch"].tolist() == [0, 1]
 
 
 @pytest.mark.slow
@@ -152,6 +161,7 @@ def test_posthoc_adjustment_lowers_each_logit_by_its_class_prior(train: Callable
         (["imbalance=remix", "mix=cutmix"], "mix=none"),
         (["mix=mixup", "data.batch_size=33"], "pairs"),
         (["imbalance=two_stage", "trainer.max_epochs=1"], "leaves no epoch"),
+        (["imbalance=two_stage", "trainer.max_epochs=4", "trainer.max_time=00:01:00:00"], "trainer.max_time"),
         (["imbalance=two_stage", "trainer.max_epochs=5", "trainer.check_val_every_n_epoch=3"], "no validation follows"),
         (
             ["imbalance=ldam_drw", "trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2"],

@@ -212,6 +212,50 @@ def test_a_run_without_validation_trains(train: Train) -> None:
     assert metrics_of(run.folder)["val/support/happy"] > 0  # scored once, at the end
 
 
+def test_max_steps_may_end_training_before_the_first_validation(train: Train) -> None:
+    run = train(*TINY, "trainer.max_steps=3")
+    assert run.code == 0, run.err
+    assert "the last weights are scored" in run.out + run.err
+    assert len(pd.read_csv(run.folder / "metrics.csv")) == 1
+    assert not (run.folder / "checkpoints/best.ckpt").exists()
+
+
+def test_an_epoch_that_max_steps_ends_is_not_chosen_by_an_earlier_score(train: Train) -> None:
+    run = train(*TINY, "trainer.max_steps=6", "trainer.max_epochs=-1", "callbacks.checkpoint.save_top_k=-1")
+    assert run.code == 0, run.err
+    assert [path.name for path in (run.folder / "checkpoints").glob("best*")] == ["best.ckpt"]
+    assert torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)["epoch"] == 0
+    assert re.search(r"^epoch 2: train/loss", run.out, re.MULTILINE), run.out
+
+
+def test_a_non_finite_loss_ends_a_run_that_max_steps_ends(train: Train) -> None:
+    explode = ("optimizer.lr=1e30", "schedule=constant", "trainer.gradient_clip_val=null")
+    run = train(*TINY, "trainer.max_steps=2", *explode)
+    assert run.code == 1
+    assert run.err.startswith("error: the loss is not a finite number at step 2 (epoch 0")
+    assert not (run.folder / "checkpoints/last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["trainer.limit_val_batches=0.1"], "trainer.limit_val_batches=0.1 of 1 batches is less than one batch"),
+        (["trainer.limit_test_batches=0.1"], "trainer.limit_test_batches=0.1 of 1 batches is less than one batch"),
+        (["+trainer.strategy=ddp_spawn"], "trainer.strategy is set by this project: leave it out"),
+        (["callbacks.early_stopping.monitor=val/f1"], "callbacks.early_stopping.monitor=val/f1: no such score"),
+        (["callbacks.checkpoint.monitor=val/loss"], "use callbacks.checkpoint.mode=min"),
+    ],
+)
+def test_settings_that_would_fail_after_training_are_refused_before(
+    settings: list[str], message: str, train: Train
+) -> None:
+    run = train(*TINY, *settings)
+    assert run.code == 1
+    assert message in run.err
+    assert run.err.count("\n") == 1
+    assert "epoch 1" not in run.out
+
+
 class Gradients(L.Callback):
     """Records the largest gradient that each optimizer step was given."""
 

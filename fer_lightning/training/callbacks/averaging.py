@@ -8,7 +8,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA(WeightAveraging):
-    """Validates, keeps and tests an exponential moving average of the weights (Polyak & Juditsky 1992,
+    """Validates, saves and tests an exponential moving average of the weights (Polyak & Juditsky 1992,
     doi:10.1137/0330046).
 
     After t updates the decay is min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage: a short
@@ -25,9 +25,11 @@ class EMA(WeightAveraging):
         if not 0 < decay < 1:
             raise ValueError(f"decay must be between 0 and 1, not {decay}")
 
-        def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
-            t = int(updates)
-            update = get_ema_multi_avg_fn(min(decay, (1 + t) / (10 + t)))  # type: ignore[no-untyped-call]
-            update(averaged, current, updates)
+        self.decay = decay
+        super().__init__(multi_avg_fn=self.average)
 
-        super().__init__(multi_avg_fn=average)
+    def average(self, averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+        """Update the average in place by the current values after a number of updates."""
+        t = int(updates)
+        update = get_ema_multi_avg_fn(min(self.decay, (1 + t) / (10 + t)))  # type: ignore[no-untyped-call]
+        update(averaged, current, updates)

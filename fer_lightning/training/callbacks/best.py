@@ -8,6 +8,13 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 
+def _is_candidate(trainer: L.Trainer, module: Any, monitor: str | None) -> bool:
+    """Whether the epoch has a score that counts: `trainer.max_steps` may end one before its validation, and Lightning
+    would then compare the score of an earlier epoch."""
+    scored = not str(monitor).startswith("val/") or module.is_validated
+    return bool(scored and trainer.current_epoch >= module.first_scored_epoch)
+
+
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint; epochs before the module's `first_scored_epoch` are not candidates.
 
@@ -15,11 +22,11 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if trainer.current_epoch >= pl_module.first_scored_epoch:
+        if _is_candidate(trainer, pl_module, self.monitor):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if trainer.current_epoch >= pl_module.first_scored_epoch:
+        if _is_candidate(trainer, pl_module, self.monitor):
             super().on_validation_end(trainer, pl_module)
 
 
@@ -27,9 +34,9 @@ class PatientStopping(EarlyStopping):
     """Lightning's EarlyStopping; patience begins at the module's `first_scored_epoch`."""
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if trainer.current_epoch >= pl_module.first_scored_epoch:
+        if _is_candidate(trainer, pl_module, self.monitor):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if trainer.current_epoch >= pl_module.first_scored_epoch:
+        if _is_candidate(trainer, pl_module, self.monitor):
             super().on_validation_end(trainer, pl_module)

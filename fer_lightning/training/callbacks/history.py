@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as L
 
 from fer_lightning.report.files import write_atomically
+from fer_lightning.training.callbacks.progress import epoch_of
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,8 @@ class History(L.Callback):
 
     Attributes:
         rows: one mapping per epoch, as in the file.
-        seconds: spent in training batches so far, without validation.
-        images: trained on so far, by all devices.
+        seconds: duration of all training batches so far, without validation.
+        images: number of training images that all devices have processed so far.
 
     Args:
         path: where metrics.csv is written.
@@ -41,7 +42,7 @@ class History(L.Callback):
 
     @property
     def fit_seconds(self) -> float:
-        """Spent in training and validation so far, before and after interruptions."""
+        """Duration of training and validation so far, without interruptions."""
         return self._earlier + (time.perf_counter() - self._started if self._started else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,12 +83,12 @@ class History(L.Callback):
         self._epoch_seconds = time.perf_counter() - self._since
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # By now the last step has ended on the device as well: its loss was looked at.
+        # By now the device has finished the last step, whose loss was read.
         if trainer.state.fn == "fit":
             self._epoch_seconds = time.perf_counter() - self._since
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Kept here, since Lightning never clears its own: the next epochs may have no validation.
+        # A copy, since Lightning never clears its own: the next epochs may have no validation.
         self._validation = {
             name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
         }
@@ -123,6 +124,6 @@ class History(L.Callback):
     def _report(self, trainer: L.Trainer, row: dict[str, float]) -> None:
         names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1_macro")
         values = ", ".join(f"{name} {row[name]:.4f}" for name in names if name in row)
-        line = f"epoch {row['epoch'] + 1}/{trainer.max_epochs}: {values}, {row['train/images_per_second']:.0f} images/s"
+        line = f"{epoch_of(trainer)}: {values}, {row['train/images_per_second']:.0f} images/s"
         log.info(line)
         print(line, flush=True)

@@ -18,11 +18,11 @@ class LastCheckpoint(Checkpoint):
     """Writes `last.ckpt`, from which a run resumes: after each epoch, every few minutes, and when a signal ends it.
 
     It is only written where training can resume to the same weights: after an optimizer step, not while gradients are
-    accumulated or in validation, and never after a loss that was not finite. All ranks agree on each of these moments.
+    accumulated or in validation, and never after a non-finite loss. All ranks agree on each of these moments.
 
     Args:
         dirpath: the folder of checkpoints.
-        every_minutes: between checkpoints within an epoch: the most that a run loses when it is killed.
+        every_minutes: time between checkpoints within an epoch, which a killed run loses at most.
 
     Raises:
         ValueError: `every_minutes` is not positive.
@@ -30,7 +30,7 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, dirpath: str, every_minutes: float = 10.0) -> None:
         if every_minutes <= 0:
-            raise ValueError(f"every_minutes is a time, above 0, not {every_minutes}")
+            raise ValueError(f"every_minutes must be above 0, not {every_minutes}")
         self.path, self.every_minutes = Path(dirpath) / LAST, every_minutes
         self._saved_at = 0.0
         self._ended = False
@@ -49,10 +49,12 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        validates_every = trainer.val_check_batch or 1  # in batches
         if (
             trainer.is_last_batch  # Lightning would resume without the validation that follows it
             or (batch_idx + 1) % trainer.accumulate_grad_batches
             or (every > 1 and trainer.global_step % every == 0)  # Lightning logs this step only after this hook
+            or (validates_every > 1 and (batch_idx + 1) % validates_every == 0)  # as for the last batch
         ):
             return
         due = ranks.is_first() and time.monotonic() - self._saved_at >= 60 * self.every_minutes

@@ -35,9 +35,9 @@ class ProgressLine(L.Callback):
         if not self._is_due():
             return
         seconds = time.monotonic() - self._since
-        epochs, steps = trainer.max_epochs or 0, int(trainer.num_training_batches)
-        text = f"epoch {trainer.current_epoch + 1}/{epochs}, step {batch_idx + 1}/{steps}"
-        left = (steps - batch_idx - 1) + steps * max(0, epochs - trainer.current_epoch - 1)
+        text = f"{epoch_of(trainer)}, step {batch_idx + 1}/{trainer.num_training_batches}"
+        steps = trainer.estimated_stepping_batches - trainer.global_step
+        left = steps * trainer.accumulate_grad_batches  # also with `max_steps`
         speed, rest = self._images / seconds, duration(left * seconds / self._steps)
         self._print(trainer, f"{text}: {speed:.0f} images/s, about {rest} of training left")
 
@@ -63,6 +63,12 @@ class ProgressLine(L.Callback):
         if trainer.is_global_zero:
             log.info(text)
             print(text, flush=True)
+
+
+def epoch_of(trainer: L.Trainer) -> str:
+    """ "epoch 3/40", or "epoch 3" where the number of epochs is not limited."""
+    limited = trainer.max_epochs is not None and trainer.max_epochs > 0
+    return f"epoch {trainer.current_epoch + 1}" + (f"/{trainer.max_epochs}" if limited else "")
 
 
 def duration(seconds: float) -> str:
