@@ -280,11 +280,36 @@ class TestCompare:
             "just text",
             "- a list",
             "\x00",
+            pytest.param("x: 1\n" + "# comment\n" * 110_000, id="too large"),
         ],
     )
     def test_hostile_config(self, command: Command, folder: Path, marker: Path, tmp_path: Path, text: str) -> None:
         (folder / "config.yaml").write_text(text.format(marker=marker))
         assert_refused(*command("compare", folder, "--out", tmp_path / "comparison"), marker, "config.yaml")
+
+    @pytest.mark.parametrize(
+        ("before", "after", "problem"),
+        [
+            ("clean", "spotless", "no column clean"),
+            (",happy,happy,", ",happy,merry,", "prediction 'merry' is not one of its classes"),
+            (",happy,happy,", ",merry,happy,", "label 'merry' is not one of its classes"),
+            ("True,True,", "True,2,", "clean is not True or False"),
+        ],
+    )
+    def test_foreign_predictions(
+        self, command: Command, folder: Path, marker: Path, tmp_path: Path, before: str, after: str, problem: str
+    ) -> None:
+        path = folder / "report/predictions.csv"
+        text = path.read_text() + "x,private,happy,happy,True,0.4,True" + ",0.1" * 7 + "\n"
+        assert before in text
+        path.write_text(text.replace(before, after))
+        out = tmp_path / "comparison"
+        assert_refused(*command("compare", folder, "--out", out), marker, "predictions.csv", problem)
+
+    @pytest.mark.parametrize("content", ["[1]", "[" * 100_000, "{"])
+    def test_hostile_metrics(self, command: Command, folder: Path, marker: Path, tmp_path: Path, content: str) -> None:
+        (folder / "metrics.json").write_text(content)
+        assert_refused(*command("compare", folder, "--out", tmp_path / "comparison"), marker, "metrics.json")
 
 
 class TestResume:

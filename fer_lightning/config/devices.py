@@ -25,7 +25,7 @@ def count(trainer: Mapping[str, Any]) -> int:
     if isinstance(wanted, str) and "," in wanted:
         wanted = [part.strip() for part in wanted.split(",") if part.strip()]
     try:
-        chosen = [int(i) for i in wanted] if isinstance(wanted, list) else int(wanted)
+        chosen = [_whole(i) for i in wanted] if isinstance(wanted, list) else _whole(wanted)
     except (TypeError, ValueError):
         chosen = 0
     if isinstance(chosen, list):
@@ -36,7 +36,7 @@ def count(trainer: Mapping[str, Any]) -> int:
             what = f"there is no device {absent[0]}" if absent else "each device once, and one at least"
             raise UserError(f"trainer.devices={wanted}: {what}; {_there(accelerator, there or 0)}")
         return len(chosen)
-    if chosen < 1 or isinstance(wanted, bool):
+    if chosen < 1:
         raise UserError(f"trainer.devices={wanted}: use a number from 1, a list of GPUs such as [0,2], or auto")
     if there is not None and chosen > there:
         raise UserError(f"trainer.devices={wanted}: {_there(accelerator, there)}; use trainer.devices={there} or auto")
@@ -70,6 +70,13 @@ def kind(trainer: Mapping[str, Any]) -> str:
             "use accelerator=cpu or auto, or install a build of PyTorch that fits the GPU's driver"
         )
     return there if wanted == "gpu" else str(wanted)
+
+
+def _whole(number: Any) -> int:
+    """A whole number from a config value; int() alone would take 1.5 for 1, and true as well."""
+    if isinstance(number, bool | float):
+        raise TypeError
+    return int(number)
 
 
 def _there(accelerator: str, number: int) -> str:

@@ -90,7 +90,7 @@ def near_pairs(images: NDArray[np.uint8]) -> NearPairs:
     return NearPairs(rows[pairs["i"]], rows[pairs["j"]], pairs["similarity"].copy(), pairs["mirrored"].copy())
 
 
-def near_twins(faces: FaceTable, cache_root: Path) -> tuple[NDArray[np.int64], NearPairs]:
+def near_duplicates(faces: FaceTable, cache_root: Path) -> tuple[NDArray[np.int64], NearPairs]:
     """Group number of each image, int64 (N,), and the pairs of near-duplicates that the groups follow from.
 
     Two images share a group if they are duplicates, near-duplicates, or joined by a chain of such. In the pairs, the

@@ -18,7 +18,7 @@ from fer_lightning.audit.write import audit
 from fer_lightning.data.ferplus import VOTES
 from fer_lightning.data.protocols import Partition, partition
 from fer_lightning.data.quality.cleaning import drop, relabel
-from fer_lightning.data.quality.duplicates import near_twins
+from fer_lightning.data.quality.duplicates import near_duplicates
 from fer_lightning.data.readers.sources import load
 from fer_lightning.data.synthetic import synthetic
 from fer_lightning.data.table import FER_CLASSES, UNLABELLED, FaceTable
@@ -77,7 +77,7 @@ def test_drop_removes_images_with_named_faults(
 
 
 def test_near_duplicates_leak_only_with_twins_near(faces: FaceTable, tmp_path: Path) -> None:
-    near = replace(faces, near=near_twins(faces, tmp_path)[0])
+    near = replace(faces, near=near_duplicates(faces, tmp_path)[0])
     assert left_out(near, ["leaks"], tmp_path)[0] == [15, 21]
     assert not partition(near, "report").clean[faces.rows("public")[0]]
 
@@ -285,7 +285,7 @@ def test_run_with_cleaning_reports_it_and_can_be_evaluated(train: Train, csv: Pa
         evaluate(run.folder, split="train")
     again = train(*ON_CSV, *options, "trainer.max_epochs=2", f"resume={run.folder}", folder=run.folder)
     assert "data.relabel_digest: " in again.err
-    with pytest.raises(UserError, match="--twins alike: exact or near"):
+    with pytest.raises(UserError, match="--twins alike: use exact or near"):
         evaluate(run.folder, twins="alike")
     other = evaluate(run.folder, data=csv, split="all")
     assert np.isclose(float(other["test/clean/support/happy"]), expected_unseen(csv, "happy"))
@@ -353,7 +353,7 @@ def test_clean_images_of_other_data_depend_on_hold_out_of_the_run(train: Train, 
     run = train(*ON_CSV, f"data.path={own}", "data.twins=near", "trainer.max_epochs=1")
     assert run.code == 0, run.err
     faces = load(own)
-    near = replace(faces, near=near_twins(faces, tmp_path)[0])
+    near = replace(faces, near=near_duplicates(faces, tmp_path)[0])
     evaluate(run.folder, data=own, split="all")
     clean = pd.read_csv(run.folder / "evaluation/own.csv-all/report/predictions.csv")["clean"]
     assert clean.tolist() == partition(near).clean.tolist()
@@ -370,7 +370,7 @@ def scored(folder: Path, split: str, twins: str | None = None, name: str = "") -
 def expected_unseen(csv: Path, label: str) -> int:
     """Images of a class without a near-duplicate in the training set."""
     table = load(csv)
-    group: NDArray[np.int64] = near_twins(table, csv.parent)[0]
+    group: NDArray[np.int64] = near_duplicates(table, csv.parent)[0]
     unseen = ~np.isin(group, group[table.rows("train")])
     return int((unseen & (table.labels == FER_CLASSES.index(label))).sum())
 
