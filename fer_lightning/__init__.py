@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fer_lightning.data.datamodule import FERDataModule
+    from fer_lightning.inference.predictor import Predictor, load_model
     from fer_lightning.training.module import FERClassifier
 
 __all__ = ["FERClassifier", "FERDataModule", "Predictor", "__version__", "load_model"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from torch import Tensor, nn
 from fer_lightning.distributed.signals import interrupts
 
 
+_calls: Counter[Path] = Counter()
+
+
 class EndAt(L.Callback):
     """Sends this process a signal when a hook is called for the n-th time; once only, however often the run starts.
 
     Args:
         hook: name of a callback's hook.
-        n: which call of it in one process, from 1.
+        n: which call of it in one process, from 1; the stages of a job have a callback each, and are counted together.
         signal: name of the signal.
         once: a file that is created when the signal is sent.
         rank: of the process that receives it.
@@ -30,13 +34,12 @@ class EndAt(L.Callback):
 
     def __init__(self, hook: str, n: int, signal: str, once: str, rank: int = 0) -> None:
         self.hook, self.n, self.signal, self.once, self.rank = hook, n, signal, Path(once), rank
-        self.calls = 0
 
     def _called(self, hook: str, trainer: L.Trainer) -> None:
         if hook != self.hook or trainer.global_rank != self.rank:
             return
-        self.calls += 1
-        if self.calls == self.n and not self.once.exists():
+        _calls[self.once] += 1
+        if _calls[self.once] == self.n and not self.once.exists():
             self.once.touch()
             self._act()
 

@@ -175,7 +175,7 @@ class TestScoring:
 
     def test_target_in_hyperparameters(self, score: Command, folder: Path, marker: Path) -> None:
         change_checkpoint(
-            folder / "checkpoints/best.ckpt", lambda c: c["hyper_parameters"]["model"].update(dropout=call(marker))
+            folder / "checkpoints/best.ckpt", lambda c: c["hyper_parameters"]["model"].update(zero_init_last=call(marker))
         )
         assert_refused(*score(folder), marker, "os.mkdir", "best.ckpt", "--trust")
         score(folder, "--trust")
@@ -479,12 +479,12 @@ def test_checkpoint_paths_stay_in_their_folder(finished: Path, tmp_path: Path) -
     victim = f"{path.parent}/../victim"
 
     def attack(checkpoint: dict[str, Any]) -> None:
-        (state,) = (s for name, s in checkpoint["callbacks"].items() if name.startswith("ModelCheckpoint"))
+        (state,) = (s for name, s in checkpoint["callbacks"].items() if name.startswith("BestCheckpoint"))
         state |= {"kth_best_model_path": victim, "last_model_path": victim, "best_k_models": {victim: torch.tensor(1)}}
 
     change_checkpoint(path, attack)
     checkpoint = WholeCheckpointIO().load_checkpoint(path)
-    (state,) = (s for name, s in checkpoint["callbacks"].items() if name.startswith("ModelCheckpoint"))
+    (state,) = (s for name, s in checkpoint["callbacks"].items() if name.startswith("BestCheckpoint"))
     paths = [state["kth_best_model_path"], state["last_model_path"], *state["best_k_models"], state["best_model_path"]]
     assert {str(Path(p).parent) for p in paths} == {str(path.parent)}
     assert all(".." not in p for p in paths)

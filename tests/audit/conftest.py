@@ -69,9 +69,9 @@ def planted() -> list[Face]:
         copy("near_leak2", train[7], "private", "near_leak", change=darker),
         alone("blank", np.zeros((48, 48)), "blank"),
         alone("near_blank", notice, "near_blank", "public"),
-        alone("dark", (spare[0] - spare[0].mean()) * 0.45 + 5, "dark"),
+        alone("dark", (spare[0] - spare[0].mean()) * 0.7 + 5, "dark"),
         alone("bright", (spare[1] - spare[1].mean()) * 0.45 + 252, "bright", "private"),
-        alone("low_contrast", (spare[2] - spare[2].mean()) * 6 / spare[2].std() + 128, "low_contrast"),
+        alone("low_contrast", (spare[2] - spare[2].mean()) * 9 / spare[2].std() + 128, "low_contrast"),
     ]
     return clean + faults
 
