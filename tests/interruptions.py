@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from fer_lightning.distributed.signals import interrupts
 
-
 _calls: Counter[Path] = Counter()
 
 

@@ -175,7 +175,8 @@ class TestScoring:
 
     def test_target_in_hyperparameters(self, score: Command, folder: Path, marker: Path) -> None:
         change_checkpoint(
-            folder / "checkpoints/best.ckpt", lambda c: c["hyper_parameters"]["model"].update(zero_init_last=call(marker))
+            folder / "checkpoints/best.ckpt",
+            lambda c: c["hyper_parameters"]["model"].update(zero_init_last=call(marker)),
         )
         assert_refused(*score(folder), marker, "os.mkdir", "best.ckpt", "--trust")
         score(folder, "--trust")
@@ -293,7 +294,7 @@ class TestCompare:
             ("clean", "spotless", "no column clean"),
             (",happy,happy,", ",happy,merry,", "prediction 'merry' is not one of its classes"),
             (",happy,happy,", ",merry,happy,", "label 'merry' is not one of its classes"),
-            ("True,True,", "True,2,", "clean is not True or False"),
+            ("0.4,True,", "0.4,2,", "clean is not True or False"),
         ],
     )
     def test_foreign_predictions(

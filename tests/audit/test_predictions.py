@@ -76,7 +76,7 @@ def test_labels_are_judged_by_runs_that_did_not_train_on_the_image(
     (run.folder / "metrics.json").unlink()
     refused = audit(csv[0], *options)
     assert refused.code == 1
-    assert "not finished; go on with it by" in refused.err
+    assert "not finished; resume it with" in refused.err
     refused = audit(csv[0], "--run", csv[0].parent)
     assert refused.code == 1
     assert "not a run folder" in refused.err
