@@ -281,12 +281,17 @@ class TestCompare:
             "just text",
             "- a list",
             "\x00",
-            pytest.param("x: 1\n" + "# comment\n" * 110_000, id="too large"),
         ],
     )
     def test_hostile_config(self, command: Command, folder: Path, marker: Path, tmp_path: Path, text: str) -> None:
         (folder / "config.yaml").write_text(text.format(marker=marker))
         assert_refused(*command("compare", folder, "--out", tmp_path / "comparison"), marker, "config.yaml")
+
+    def test_size_of_the_config_is_limited(self, command: Command, folder: Path, marker: Path, tmp_path: Path) -> None:
+        path = folder / "config.yaml"
+        path.write_text(path.read_text() + "#\n" * 600_000)
+        out = tmp_path / "comparison"
+        assert_refused(*command("compare", folder, "--out", out), marker, "config.yaml", "bytes, more than 1,048,576")
 
     @pytest.mark.parametrize(
         ("before", "after", "problem"),

@@ -90,11 +90,13 @@ def load_parts(settings: Settings, *, cleaned: bool = True) -> Loaded:
     digests = parts.digests(faces)
     done, given = [], None
     if cleaned and data["relabel"]:
-        faces, parts, words, given = relabel(faces, parts, data["relabel"], data["merge"] or {}, data["relabel_digest"])
-        done.append(words)
+        faces, parts, summary, given = relabel(
+            faces, parts, data["relabel"], data["merge"] or {}, data["relabel_digest"]
+        )
+        done.append(summary)
     if cleaned and data["drop"]:
-        parts, words = drop(faces, parts, data["drop"], cache_root(data), given)
-        done.append(words)
+        parts, summary = drop(faces, parts, data["drop"], cache_root(data), given)
+        done.append(summary)
     if done:  # FER+ votes that decide who is left out may change as well
         digests["cleaned"] = parts.digests(faces)["train"]
     return Loaded(faces, parts, "; ".join(done), digests)

@@ -1,4 +1,4 @@
-"""Which devices a job asks for, and whether they are there."""
+"""The devices that a job requests, and whether this machine has them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ AUTO = ("auto", -1, "-1")
 
 
 def count(trainer: Mapping[str, Any]) -> int:
-    """How many devices of this machine the `trainer` group asks for.
+    """The number of devices of this machine that the `trainer` group requests.
 
     Raises:
-        UserError: a device that is not there, or a value that means none.
+        UserError: a device that does not exist, or an invalid value.
     """
     accelerator, wanted = kind(trainer), trainer["devices"]
     there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(accelerator)  # on the CPU any number of processes
@@ -33,7 +33,7 @@ def count(trainer: Mapping[str, Any]) -> int:
             raise UserError(f"trainer.devices={wanted}: a CPU has no numbered devices; give a number of processes")
         absent = [i for i in chosen if not 0 <= i < (there or 0)]
         if absent or not chosen or len(set(chosen)) < len(chosen):
-            what = f"there is no device {absent[0]}" if absent else "each device once, and one at least"
+            what = f"there is no device {absent[0]}" if absent else "name each device once, and at least one"
             raise UserError(f"trainer.devices={wanted}: {what}; {_there(accelerator, there or 0)}")
         return len(chosen)
     if chosen < 1:
@@ -52,10 +52,10 @@ def chosen(trainer: Mapping[str, Any], processes: int) -> Any:
 
 
 def kind(trainer: Mapping[str, Any]) -> str:
-    """ "cpu", "cuda" or "mps": what the `trainer` group's accelerator comes to on this machine.
+    """ "cpu", "cuda" or "mps": the type of device that the `trainer` group selects on this machine.
 
     Raises:
-        UserError: unknown, or not there.
+        UserError: an unknown accelerator, or one that this machine does not have.
     """
     wanted = trainer["accelerator"]
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -63,7 +63,7 @@ def kind(trainer: Mapping[str, Any]) -> str:
     if wanted in ("auto", "cpu"):
         return (there or "cpu") if wanted == "auto" else "cpu"
     if wanted not in ("gpu", "cuda", "mps"):
-        raise UserError(f"trainer.accelerator={wanted}: there are auto, cpu and gpu")
+        raise UserError(f"trainer.accelerator={wanted}: use auto, cpu or gpu")
     if there is None or (wanted == "cuda" and not has_cuda) or (wanted == "mps" and not has_mps):
         raise UserError(
             f"accelerator={wanted}: PyTorch {torch.__version__} sees no {'Apple ' if wanted == 'mps' else ''}GPU here; "
@@ -73,7 +73,7 @@ def kind(trainer: Mapping[str, Any]) -> str:
 
 
 def _whole(number: Any) -> int:
-    """A whole number from a config value; int() alone would take 1.5 for 1, and true as well."""
+    """A whole number from a config value; int() would truncate 1.5 and accept true."""
     if isinstance(number, bool | float):
         raise TypeError
     return int(number)

@@ -42,7 +42,7 @@ def check(settings: Mapping[str, Any], started: Started | None = None) -> None:
         started: the processes that were started from outside, if any were.
 
     Raises:
-        UserError: the first thing found.
+        UserError: the first problem found.
     """
     data = settings["data"]
     _check_seeds(settings)
@@ -130,7 +130,7 @@ def _check_cleaning(data: Mapping[str, Any]) -> None:
 
 
 def check_monitor(monitor: Mapping[str, str], classes: tuple[str, ...]) -> None:
-    """Raises UserError for a metric that validation does not compute, or one that is to go the wrong way."""
+    """Raises UserError for a metric that validation does not compute, or a mode that contradicts it."""
     metric, mode = monitor["metric"], monitor["mode"]
     known = {f"val/{name}": entry for name, entry in by_name(classes).items()}
     if metric not in known:
@@ -180,8 +180,8 @@ def _check_devices(settings: Mapping[str, Any], started: Started | None) -> None
     if batch_size % world or batch_size < 2 * world:
         fits = [n * world for n in (batch_size // world, batch_size // world + 1) if n >= 2]
         raise UserError(
-            f"data.batch_size={batch_size} cannot be shared out evenly, 2 images or more to each of {world} devices: "
+            f"data.batch_size={batch_size} cannot be divided evenly among {world} devices with at least 2 images each: "
             f"use {' or '.join(map(str, fits))}"
             if world > 1
-            else f"data.batch_size={batch_size}: batch norm needs 2 images at least"
+            else f"data.batch_size={batch_size}: batch norm needs at least 2 images; raise it"
         )

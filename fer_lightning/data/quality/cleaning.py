@@ -98,13 +98,13 @@ class Relabelled(NamedTuple):
     """A table and a partition with corrected labels.
 
     Attributes:
-        words: a description with the number of changes.
+        summary: a description with the number of changes.
         given: the rows with a label from the file, in no particular order, including those that had this label before.
     """
 
     faces: FaceTable
     parts: Partition
-    words: str
+    summary: str
     given: Rows
 
 
@@ -171,12 +171,12 @@ def relabel(
     train = train[faces.training_labels[train] != UNLABELLED]
     need_every_class(faces, train, way_out=f"{where} leaves none")
     left_out = sum(new == UNLABELLED for new in changed.values())
-    words = f"{len(changed) - left_out:,} training images relabelled, {left_out:,} left out"
+    summary = f"{len(changed) - left_out:,} training images relabelled, {left_out:,} left out"
     if unsafe:
-        words += f"; {len(unsafe):,} not trained on, being copies of images that are held out"
+        summary += f"; {len(unsafe):,} excluded as duplicates of held-out images"
     if elsewhere:
-        words += f"; {elsewhere:,} validation or test images keep their labels"
-    return Relabelled(faces, replace(parts, train=train), words, rows[labels != UNLABELLED])
+        summary += f"; {elsewhere:,} validation or test images keep their labels"
+    return Relabelled(faces, replace(parts, train=train), summary, rows[labels != UNLABELLED])
 
 
 def _with_copies(

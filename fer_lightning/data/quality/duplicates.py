@@ -3,7 +3,8 @@
 FER-2013 contains photographs several times: in other brightness, with and without a watermark, shifted by a few pixels,
 compressed twice as JPEG, mirrored. Two images are compared by OpenCV's normalised cross-correlation (Lewis
 1995, "Fast Normalized Cross-Correlation"; `cv2.matchTemplate`) of their fine structure: faces in the same light share
-their coarse structure, whoever they show. The centre of one slides over the other by up to `SHIFT` pixels each way.
+their coarse structure, even those of different people. The centre of one slides over the other by up to `SHIFT` pixels
+each way.
 
 Only candidates are compared so: pairs whose thumbnails correlate, with or without a small shift.
 """

@@ -187,7 +187,7 @@ def test_relabelled_duplicate_of_held_out_image_stays_out_of_training(
         after, cleaned, words, _ = relabel(some, parts, str(tmp_path / "fixed.csv"), {})
         assert not np.isin(after.identical[cleaned.train], after.identical[cleaned.val]).any()
         entered.append(11 in cleaned.train)
-        assert entered[-1] == (10 not in parts.val) == ("copies of images that are held out" not in words)
+        assert entered[-1] == (10 not in parts.val) == ("duplicates of held-out images" not in words)
     assert any(entered)
     if protocol == "kfold":
         assert sum(entered) == 4
