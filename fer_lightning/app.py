@@ -5,11 +5,14 @@ Everything heavy is imported inside `job`, so that help and config errors answer
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -65,14 +68,15 @@ def job(cfg: DictConfig) -> float | None:
 def _metrics(cfg: DictConfig) -> dict[str, float | str]:
     """The content of the job's metrics.json, after running it in this process, in one per device, or as one of the
     ranks that torchrun or srun started."""
-    from fer_lightning.config import devices
-    from fer_lightning.config.resolve import resolve
-    from fer_lightning.config.validation import Started, check
-    from fer_lightning.distributed import launch, ranks
-    from fer_lightning.runs import folder
-    from fer_lightning.training import worker
-    from fer_lightning.training.imbalance import Strategy
-    from fer_lightning.training.job import run
+    with _no_collection():
+        from fer_lightning.config import devices
+        from fer_lightning.config.resolve import resolve
+        from fer_lightning.config.validation import Started, check
+        from fer_lightning.distributed import launch, ranks
+        from fer_lightning.runs import folder
+        from fer_lightning.training import worker
+        from fer_lightning.training.imbalance import Strategy
+        from fer_lightning.training.job import run
 
     run_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
     rank = ranks.started_outside()
@@ -106,6 +110,21 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
         metrics = folder.finished(run_dir)
         assert metrics is not None
         return metrics
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Import without the garbage collector: what modules define stays, and searching it takes an eighth of the time
+    that importing Lightning does."""
+    collects = gc.isenabled() and "lightning" not in sys.modules
+    if collects:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+            gc.freeze()  # nor search it later
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Accept runs whose config could run any code, such as networks of your own: only from who you trust.",
+        help="Accept runs whose config could run any code, such as networks of your own: only from people you trust.",
     ),
 ]
 
@@ -31,7 +31,7 @@ def evaluate(
         str, typer.Option(help="train, val or test of the run; or all, or a split of the source by its name.")
     ] = "test",
     data: Annotated[
-        Path | None, typer.Option(help="Score other faces than the run's own: a CSV, a folder or an archive.")
+        str | None, typer.Option(help="Score other faces than the run's own: a CSV, a folder, an archive or a URL.")
     ] = None,
     twins: Annotated[
         str | None,
@@ -78,7 +78,7 @@ def compare(
 
 @cli.command()
 def audit(
-    data: Annotated[Path, typer.Argument(help="A CSV, a folder or an archive of faces.")],
+    data: Annotated[str, typer.Argument(help="A CSV, a folder or an archive of faces, or the URL of one.")],
     near: Annotated[
         bool, typer.Option(help="Also look for near-duplicates: changed copies of the same photograph.")
     ] = True,

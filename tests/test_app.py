@@ -44,7 +44,7 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["imbalance='none'", "logger=null"], "logger=null: name one of the options of logger"),
         (["imbalance=none", "logger={a: 1}"], "logger={a: 1}: name one of the options of logger, all, csv, none,"),
         (["model.depth=51"], r"model: depth must be one of \[18, 34, 50, 101, 152\], not 51"),
-        (["augment.flip=2"], "augment: augment.flip is a probability"),
+        (["augment.flip=2"], "augment: flip is a probability"),
         (["imbalance.loss.label_smoothing=1"], "imbalance.loss: label_smoothing"),
         (
             ["imbalance.resample.factors.disgust=3"],
@@ -64,6 +64,7 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["trainer.accelerator=cpu", "trainer.precision=16-mixed"], "precision=fp16 needs a GPU"),
         (["trainer.accelerator=tpu"], "trainer.accelerator=tpu"),
         (["trainer.devices=[0,1]"], "a CPU has no numbered devices"),
+        (["trainer.accelerator=cpu", "trainer.devices=1.5"], "trainer.devices=1.5: use a number from 1"),
         (["trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 .* callbacks=none"),
         (["trainer.limit_val_batches=0", "schedule=plateau", "callbacks=none"], "contradicts schedule=plateau"),
         (["trainer.check_val_every_n_epoch=3", "schedule=plateau", "callbacks=none"], "with schedule=plateau"),
@@ -73,6 +74,12 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0"),
         (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0"),
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1"),
+        (["trainer.gradient_clip_val=nan"], "trainer.gradient_clip_val=nan"),
+        (["trainer.max_steps=0"], "trainer.max_steps=0: use 1 or more, or -1"),
+        (["imbalance=balanced", "imbalance.resample.seed=-1"], "imbalance.resample.seed=-1: use a whole number"),
+        (["imbalance=balanced", "imbalance.resample.factors.happy=many"], "imbalance.resample: factors.happy must be"),
+        (["imbalance=balanced", "imbalance.resample.factors.happy=nan"], "imbalance.resample: factors.happy must be"),
+        (["augment.rotate=inf"], "augment: rotate is a number of degrees, not inf"),
         (["data.eval_batch_size=0"], "data.eval_batch_size=0"),
         (["seed=-1"], "seed=-1: use a whole number from 0 to 4294967295"),
         (["seed=4294967296"], "seed=4294967296"),
@@ -110,6 +117,8 @@ def test_missing_source_names_the_remedy(train: Train, tmp_path: Path) -> None:
     assert missing.code == 1
     assert "data.path" in missing.err
     assert "data=synthetic" in missing.err
+    unset = train("data=fer2013", "data.path=")  # as in "data.path=$FER2013" without this variable
+    assert "data.path is empty" in unset.err
     near = train(f"data.path={tmp_path / 'fer2031.csv'}")
     assert near.code == 1
     assert "fer2013.csv" in near.err

@@ -60,7 +60,7 @@ def test_duplicates_and_counts(fer2013_dir: Path, cache: Path) -> None:
     assert tuple(faces.counts(report.test[leaked]))[FER_CLASSES.index("disgust")] == 31
     kaggle = partition(faces, "kaggle")
     assert (~kaggle.clean[kaggle.test]).sum() == 288
-    assert len(faces) - faces.twins.max() - 1 == 1851
+    assert len(faces) - faces.duplicate_groups.max() - 1 == 1851
 
 
 @pytest.mark.parametrize(

@@ -287,6 +287,36 @@ class TestCompare:
         (folder / "config.yaml").write_text(text.format(marker=marker))
         assert_refused(*command("compare", folder, "--out", tmp_path / "comparison"), marker, "config.yaml")
 
+    def test_size_of_the_config_is_limited(self, command: Command, folder: Path, marker: Path, tmp_path: Path) -> None:
+        path = folder / "config.yaml"
+        path.write_text(path.read_text() + "#\n" * 600_000)
+        out = tmp_path / "comparison"
+        assert_refused(*command("compare", folder, "--out", out), marker, "config.yaml", "bytes, more than 1,048,576")
+
+    @pytest.mark.parametrize(
+        ("before", "after", "problem"),
+        [
+            ("clean", "spotless", "no column clean"),
+            (",happy,happy,", ",happy,merry,", "prediction 'merry' is not one of its classes"),
+            (",happy,happy,", ",merry,happy,", "label 'merry' is not one of its classes"),
+            ("0.4,True,", "0.4,2,", "clean is not True or False"),
+        ],
+    )
+    def test_foreign_predictions(
+        self, command: Command, folder: Path, marker: Path, tmp_path: Path, before: str, after: str, problem: str
+    ) -> None:
+        path = folder / "report/predictions.csv"
+        text = path.read_text() + "x,private,happy,happy,True,0.4,True" + ",0.1" * 7 + "\n"
+        assert before in text
+        path.write_text(text.replace(before, after))
+        out = tmp_path / "comparison"
+        assert_refused(*command("compare", folder, "--out", out), marker, "predictions.csv", problem)
+
+    @pytest.mark.parametrize("content", ["[1]", "[" * 100_000, "{"])
+    def test_hostile_metrics(self, command: Command, folder: Path, marker: Path, tmp_path: Path, content: str) -> None:
+        (folder / "metrics.json").write_text(content)
+        assert_refused(*command("compare", folder, "--out", tmp_path / "comparison"), marker, "metrics.json")
+
 
 class TestResume:
     """`resume=<folder>`."""

@@ -68,7 +68,7 @@ def exact(faces: FaceTable) -> pd.DataFrame:
     split) or both, which together are all redundant copies. A conflict is reported for each image whose label is not
     that of the first labelled image of the group.
     """
-    table = _ordered(faces, faces.twins)
+    table = _ordered(faces, faces.duplicate_groups)
     duplicates, leaks = _redundant(table)
     labelled = table[table["label"] != UNLABELLED]
     first = labelled.groupby("group")[["row", "label"]].transform("first")
@@ -100,7 +100,10 @@ def near(faces: FaceTable, group: NDArray[np.int64], pairs: NearPairs) -> pd.Dat
     table = _ordered(faces, group)
     parts = []
     for fault, rows, known in zip(
-        ("near_duplicate", "near_leak"), _redundant(table), _redundant(_ordered(faces, faces.twins)), strict=True
+        ("near_duplicate", "near_leak"),
+        _redundant(table),
+        _redundant(_ordered(faces, faces.duplicate_groups)),
+        strict=True,
     ):
         # A copy of an image of the split is nothing new, unless its photograph is in an earlier split as well.
         same = pd.merge(rows, known, on="row", how="inner", suffixes=("", "_exact"))
@@ -217,11 +220,11 @@ def _redundant(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _edges(faces: FaceTable, pairs: NearPairs) -> pd.DataFrame:
     """Pairs of near-duplicates among all copies of either image, the most similar first; twin comes before row."""
-    copies = pd.DataFrame({"row": np.arange(len(faces)), "group": faces.twins})
+    copies = pd.DataFrame({"row": np.arange(len(faces)), "group": faces.duplicate_groups})
     edges = pd.DataFrame(
         {
-            "a": faces.twins[pairs.first],
-            "b": faces.twins[pairs.second],
+            "a": faces.duplicate_groups[pairs.first],
+            "b": faces.duplicate_groups[pairs.second],
             "similarity": pairs.similarity.astype(np.float64),
         }
     )

@@ -25,17 +25,17 @@ def out_of_sample(
     accelerator: str = "auto",
     trust: bool = False,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Mean probabilities over the runs that neither an image nor a twin of it was trained on by.
+    """Mean probabilities of each image over the runs whose training set has neither it nor a duplicate of it.
 
     Args:
         faces: the images.
         runs: folders of finished runs of these images and classes.
-        group: int64 (N,), two images share one where they are twins.
+        group: int64 (N,), duplicates share a number.
         accelerator: "auto", "cpu" or "gpu".
         trust: allow targets of the runs' configs that are not on the allow-list.
 
     Returns:
-        float64 (N, C), 0 throughout where there are none, and the number of runs for each image, int64 (N,).
+        float64 (N, C), all 0 for an image without such runs, and the number of runs for each image, int64 (N,).
 
     Raises:
         UserError: a run is not finished, or was trained on other images or classes, or on data that have changed since.
@@ -59,7 +59,9 @@ def out_of_sample(
         here = np.array([row_of.get(name, -1) for name in own.ids.tolist()], dtype=np.int64)
         if (here < 0).any() or (own.digests != faces.digests[here]).any():
             raise UserError(f"--run {run_dir}: its data, {own.source}, has images that {faces.source} does not have")
-        alike = [np.isin(of, of[parts.train]) for of in (group[here], own.twins)]  # duplicates by either grouping
+        alike = [
+            np.isin(of, of[parts.train]) for of in (group[here], own.duplicate_groups)
+        ]  # duplicates by either grouping
         rows = np.flatnonzero(~np.logical_or(*alike))
         print(f"{run_dir}: predicting {len(rows):,} images that it was not trained on", flush=True)
         total[here[rows]] += predictor.probabilities(own.images[rows])

@@ -72,12 +72,12 @@ def facts(
         runs: number of runs whose predictions were used.
         predicted: bool (N,), true if an image has out-of-sample predictions.
     """
-    size = np.bincount(faces.twins)
+    size = np.bincount(faces.duplicate_groups)
     conflicting = findings.loc[findings["fault"] == "conflict", "row"]
     known: dict[str, Any] = {
         "redundant": int(len(faces) - len(size)),
         "groups": int((size > 1).sum()),
-        "conflict_groups": int(np.unique(faces.twins[conflicting]).size),
+        "conflict_groups": int(np.unique(faces.duplicate_groups[conflicting]).size),
     }
     if "nonface" in looked_for:
         assert faces.votes is not None

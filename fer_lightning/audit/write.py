@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from fer_lightning.audit import findings, gallery, summary
 from fer_lightning.audit.confident import confident_learning
-from fer_lightning.data.quality.duplicates import near_twins
+from fer_lightning.data.quality.duplicates import near_duplicates
 from fer_lightning.data.readers import sources
 from fer_lightning.data.readers.cache import default_root
+from fer_lightning.data.readers.remote import source_name
 from fer_lightning.data.table import UNLABELLED, FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.report import html
@@ -29,7 +31,7 @@ LOWEST_FIRST = ("tiny", "blank", "dark", "low_contrast", "disagreement")
 
 
 def audit(
-    data: Path,
+    data: str | os.PathLike[str],
     *,
     near: bool = True,
     votes: Path | None = None,
@@ -40,7 +42,7 @@ def audit(
     """Look for all faults in a source of faces, print a summary and write the findings to a folder.
 
     Args:
-        data: a CSV, a folder or an archive.
+        data: a CSV, a folder or an archive, or the URL of one.
         near: whether to look for near-duplicates as well.
         votes: FER+ votes for the rows of the CSV.
         runs: folders of finished runs on this data, whose predictions show which labels are likely wrong.
@@ -54,14 +56,15 @@ def audit(
         UserError: data, votes or runs cannot be read or do not belong together, or the folder has findings that were
             edited.
     """
-    out = out or Path("audit") / data.absolute().name
+    name = source_name(data)
+    out = out or Path("audit") / name
     _check_not_edited(out)
     survey = sources.survey(data, votes=votes)
     faces = survey.faces
-    group = faces.twins
+    group = faces.duplicate_groups
     parts = [findings.tiny(faces, survey.small), findings.looks(faces), findings.exact(faces)]
     if near:
-        group, pairs = near_twins(faces, default_root())
+        group, pairs = near_duplicates(faces, default_root())
         parts.append(findings.near(faces, group, pairs))
     if votes:
         parts.append(findings.by_votes(faces))
@@ -90,7 +93,7 @@ def audit(
     broken = survey.broken[: gallery.SHOWN]
     page = html.render(
         "audit.html",
-        data.absolute().name,
+        name,
         FILES,
         kind="audit",
         images=len(faces),
@@ -121,7 +124,7 @@ def _check_not_edited(out: Path) -> None:
         return
     try:
         written = json.loads((out / FILES[1]).read_text())["findings_digest"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         written = None
     if _digest(path.read_bytes()) != written:
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, flat, quoted
 from fer_lightning.metrics import sums
-from fer_lightning.report.tables import PROBABILITY, labels_of, probabilities_of
-from fer_lightning.runs.folder import CONFIG, METRICS, PIXELS, load_settings
+from fer_lightning.report.tables import classes_of, labels_of, probabilities_of
+from fer_lightning.runs.folder import CONFIG, METRICS, PIXELS, finished, load_settings
 
 IGNORED = ("seed", "resume", "allow_changes", "logger", "data.cache_dir", "trainer.progress_bar")
 """Keys that do not belong to a setting; `seed` distinguishes the runs of one."""
@@ -141,19 +140,39 @@ def _order(folder: Path) -> list[tuple[int, str]]:
 
 def _read(folder: Path, clean: bool) -> FinishedRun:
     settings = load_settings(folder)
+    pixels = str((finished(folder) or {}).get(PIXELS))
     path = folder / PREDICTIONS
     try:
-        # A class may be called "nan", and an id may look like a number.
-        pixels = str(json.loads((folder / METRICS).read_text()).get(PIXELS))
-        table = pd.read_csv(path, dtype={"id": str, "label": str, "prediction": str}, keep_default_na=False)
+        table = _predictions(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: cannot read its predictions ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: not the predictions of a run ({flat(error)}); restore the file") from error
     used = (table["label"] != "") & (table["clean"] if clean else True)
     if not used.any():
         raise UserError(f"{path}: contains no {'clean ' if clean else ''}labelled test image")
-    classes = tuple(name.removeprefix(PROBABILITY) for name in table.columns if name.startswith(PROBABILITY))
     table = table[used].reset_index(drop=True)
-    return FinishedRun(folder, dict(_flat(settings)), int(settings["seed"]), table, classes, pixels)
+    return FinishedRun(folder, dict(_flat(settings)), int(settings["seed"]), table, classes_of(table), pixels)
+
+
+def _predictions(path: Path) -> pd.DataFrame:
+    """The content of predictions.csv.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not such a file.
+    """
+    # A class may be called "nan", and an id may look like a number.
+    table = pd.read_csv(path, dtype={"id": str, "label": str, "prediction": str}, keep_default_na=False)
+    if missing := [name for name in ("id", "label", "prediction", "clean") if name not in table]:
+        raise ValueError(f"no column {', '.join(missing)}")
+    classes = classes_of(table)
+    for column, known in (("label", {*classes, ""}), ("prediction", {*classes})):
+        if unknown := sorted({*table[column]} - known):
+            raise ValueError(f"{column} {quoted(unknown[0])} is not one of its classes")
+    if table["clean"].dtype != bool:
+        raise ValueError("a value of clean is not True or False")
+    if not np.isfinite(probabilities_of(table, classes)).all():
+        raise ValueError("a probability is not a finite number")
+    return table
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -199,22 +218,23 @@ def _settings(runs: Sequence[FinishedRun]) -> list[Setting]:
     named = _sufficient(keys_used, list(groups))
     beside = tuple(sorted(key for key in differing if not any(_implied(key, name) for name in named)))
     settings = []
-    for values, members in groups.items():
+    for members in groups.values():
         members.sort(key=lambda run: run.seed)
         for one, other in pairwise(members):
             if one.seed == other.seed:
                 raise UserError(
                     f"{one.folder} and {other.folder} have the same setting and seed: name only one of them"
                 )
-        keys = {key: values[keys_used.index(key)] for key in named}
+        keys = {key: members[0].keys.get(key) for key in named}
         settings.append(Setting(_name(keys), keys, tuple(members), beside))
     return settings
 
 
-def _grouped(runs: Sequence[FinishedRun], keys: Sequence[str]) -> dict[tuple[Any, ...], list[FinishedRun]]:
-    groups: dict[tuple[Any, ...], list[FinishedRun]] = {}
+def _grouped(runs: Sequence[FinishedRun], keys: Sequence[str]) -> dict[tuple[str, ...], list[FinishedRun]]:
+    """Runs by their values of `keys`, as text: limit_train_batches=1 is one batch, and 1.0 is all of them."""
+    groups: dict[tuple[str, ...], list[FinishedRun]] = {}
     for run in runs:
-        groups.setdefault(tuple(run.keys.get(key) for key in keys), []).append(run)
+        groups.setdefault(tuple(str(run.keys.get(key)) for key in keys), []).append(run)
     return groups
 
 
@@ -240,12 +260,12 @@ def _differing(runs: Sequence[FinishedRun]) -> list[str]:
     return sorted(found, key=lambda name: (not name.endswith(".name"), name.count("."), name))
 
 
-def _sufficient(differing: Sequence[str], groups: Sequence[tuple[Any, ...]]) -> list[str]:
+def _sufficient(differing: Sequence[str], groups: Sequence[tuple[str, ...]]) -> list[str]:
     """The first keys that together distinguish all groups; the others follow from them."""
     chosen: list[int] = []
     distinct = 1
     for i in range(len(differing)):
-        n = len({tuple(str(values[j]) for j in (*chosen, i)) for values in groups})
+        n = len({tuple(values[j] for j in (*chosen, i)) for values in groups})
         if n > distinct:
             chosen.append(i)
             distinct = n

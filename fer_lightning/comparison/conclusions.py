@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fer_lightning.comparison.collect import Setting
-from fer_lightning.comparison.statistics import Comparison, shown
+from fer_lightning.comparison.statistics import Comparison, mean_with_sd
 from fer_lightning.metrics.scores import TESTED, Metric
 
 
@@ -48,7 +48,7 @@ def _best(comparison: Comparison, metric: Metric, best: str) -> str:
     lower = [name for name, difference in above.items() if difference]
     similar = [name for name, difference in above.items() if not difference]
     row = comparison.table[comparison.table["setting"] == best].to_dict("records")[0]
-    parts = [f"{best} has the highest {metric.phrase}, {shown(row[metric.name], row[f'{metric.name}_sd'])}"]
+    parts = [f"{best} has the highest {metric.phrase}, {mean_with_sd(row[metric.name], row[f'{metric.name}_sd'])}"]
     if lower:
         parts.append(f"significantly higher than that of {_listed(lower)}")
     if similar:

@@ -139,6 +139,6 @@ def mean_shares(setting: Setting) -> Floats:
     return mean
 
 
-def shown(mean: float, sd: float, digits: int = 3) -> str:
+def mean_with_sd(mean: float, sd: float, digits: int = 3) -> str:
     """ "0.612 ± 0.004", or the mean alone if there is no standard deviation."""
     return f"{mean:.{digits}f}" if np.isnan(sd) else f"{mean:.{digits}f} ± {sd:.{digits}f}"

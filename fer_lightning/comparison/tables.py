@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fer_lightning.comparison.statistics import Comparison, shown
+from fer_lightning.comparison.statistics import Comparison, mean_with_sd
 from fer_lightning.metrics.scores import HEADLINES, PRIMARY, TESTED
 
 
@@ -33,7 +33,7 @@ def in_percent(comparison: Comparison, score: str) -> pd.DataFrame:
     table, classes = comparison.table, comparison.settings[0].runs[0].classes
     percent = {name: 100 * table[[f"{score}/{name}", f"{score}/{name}_sd"]].to_numpy() for name in classes}
     columns = {
-        name: [shown(mean, sd, digits=0).replace(" ", "") for mean, sd in rows] for name, rows in percent.items()
+        name: [mean_with_sd(mean, sd, digits=0).replace(" ", "") for mean, sd in rows] for name, rows in percent.items()
     }
     return pd.DataFrame({"setting": table["setting"], **columns})
 
@@ -99,7 +99,7 @@ def _differences(pair: Mapping[Hashable, Any], swapped: bool) -> dict[str, str]:
 
 def _as_text(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     cells = {
-        title: [shown(*values) for values in table[[score, f"{score}_sd"]].to_numpy()]
+        title: [mean_with_sd(*values) for values in table[[score, f"{score}_sd"]].to_numpy()]
         for score, title in columns.items()
     }
     return pd.DataFrame({"setting": table["setting"], "seeds": table["seeds"], **cells})

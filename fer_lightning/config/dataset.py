@@ -11,7 +11,7 @@ from fer_lightning.config import instantiate
 from fer_lightning.data import ferplus
 from fer_lightning.data.protocols import Partition, partition
 from fer_lightning.data.quality.cleaning import drop, relabel
-from fer_lightning.data.quality.duplicates import near_twins
+from fer_lightning.data.quality.duplicates import near_duplicates
 from fer_lightning.data.readers.cache import default_root
 from fer_lightning.data.table import FaceTable
 from fer_lightning.errors import UserError
@@ -40,7 +40,7 @@ def load_faces(settings: Settings) -> FaceTable:
     if data.get("merge") and "merge" not in takes:
         faces = faces.merged(data["merge"])
     faces = faces.only(data["classes"]) if data["classes"] else faces
-    return with_twins(faces, data)
+    return with_duplicate_groups(faces, data)
 
 
 def _argument(data: Mapping[str, Any], key: str) -> tuple[str, Any]:
@@ -53,10 +53,10 @@ def _argument(data: Mapping[str, Any], key: str) -> tuple[str, Any]:
     return key.rpartition(".")[2], value
 
 
-def with_twins(faces: FaceTable, data: Mapping[str, Any]) -> FaceTable:
+def with_duplicate_groups(faces: FaceTable, data: Mapping[str, Any]) -> FaceTable:
     """A copy of the table in which near-duplicates count as the same image if `data.twins` is "near"."""
     near = data["twins"] == "near"
-    return replace(faces, near=near_twins(faces, cache_root(data))[0] if near else None)
+    return replace(faces, near=near_duplicates(faces, cache_root(data))[0] if near else None)
 
 
 def cache_root(data: Mapping[str, Any]) -> Path:
@@ -90,11 +90,13 @@ def load_parts(settings: Settings, *, cleaned: bool = True) -> Loaded:
     digests = parts.digests(faces)
     done, given = [], None
     if cleaned and data["relabel"]:
-        faces, parts, words, given = relabel(faces, parts, data["relabel"], data["merge"] or {}, data["relabel_digest"])
-        done.append(words)
+        faces, parts, summary, given = relabel(
+            faces, parts, data["relabel"], data["merge"] or {}, data["relabel_digest"]
+        )
+        done.append(summary)
     if cleaned and data["drop"]:
-        parts, words = drop(faces, parts, data["drop"], cache_root(data), given)
-        done.append(words)
+        parts, summary = drop(faces, parts, data["drop"], cache_root(data), given)
+        done.append(summary)
     if done:  # FER+ votes that decide who is left out may change as well
         digests["cleaned"] = parts.digests(faces)["train"]
     return Loaded(faces, parts, "; ".join(done), digests)

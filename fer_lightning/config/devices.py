@@ -1,4 +1,4 @@
-"""Which devices a job asks for, and whether they are there."""
+"""The devices that a job requests, and whether this machine has them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ AUTO = ("auto", -1, "-1")
 
 
 def count(trainer: Mapping[str, Any]) -> int:
-    """How many devices of this machine the `trainer` group asks for.
+    """The number of devices of this machine that the `trainer` group requests.
 
     Raises:
-        UserError: a device that is not there, or a value that means none.
+        UserError: a device that does not exist, or an invalid value.
     """
     accelerator, wanted = kind(trainer), trainer["devices"]
     there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(accelerator)  # on the CPU any number of processes
@@ -25,7 +25,7 @@ def count(trainer: Mapping[str, Any]) -> int:
     if isinstance(wanted, str) and "," in wanted:
         wanted = [part.strip() for part in wanted.split(",") if part.strip()]
     try:
-        chosen = [int(i) for i in wanted] if isinstance(wanted, list) else int(wanted)
+        chosen = [_whole(i) for i in wanted] if isinstance(wanted, list) else _whole(wanted)
     except (TypeError, ValueError):
         chosen = 0
     if isinstance(chosen, list):
@@ -33,10 +33,10 @@ def count(trainer: Mapping[str, Any]) -> int:
             raise UserError(f"trainer.devices={wanted}: a CPU has no numbered devices; give a number of processes")
         absent = [i for i in chosen if not 0 <= i < (there or 0)]
         if absent or not chosen or len(set(chosen)) < len(chosen):
-            what = f"there is no device {absent[0]}" if absent else "each device once, and one at least"
+            what = f"there is no device {absent[0]}" if absent else "name each device once, and at least one"
             raise UserError(f"trainer.devices={wanted}: {what}; {_there(accelerator, there or 0)}")
         return len(chosen)
-    if chosen < 1 or isinstance(wanted, bool):
+    if chosen < 1:
         raise UserError(f"trainer.devices={wanted}: use a number from 1, a list of GPUs such as [0,2], or auto")
     if there is not None and chosen > there:
         raise UserError(f"trainer.devices={wanted}: {_there(accelerator, there)}; use trainer.devices={there} or auto")
@@ -52,10 +52,10 @@ def chosen(trainer: Mapping[str, Any], processes: int) -> Any:
 
 
 def kind(trainer: Mapping[str, Any]) -> str:
-    """ "cpu", "cuda" or "mps": what the `trainer` group's accelerator comes to on this machine.
+    """ "cpu", "cuda" or "mps": the type of device that the `trainer` group selects on this machine.
 
     Raises:
-        UserError: unknown, or not there.
+        UserError: an unknown accelerator, or one that this machine does not have.
     """
     wanted = trainer["accelerator"]
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -63,13 +63,20 @@ def kind(trainer: Mapping[str, Any]) -> str:
     if wanted in ("auto", "cpu"):
         return (there or "cpu") if wanted == "auto" else "cpu"
     if wanted not in ("gpu", "cuda", "mps"):
-        raise UserError(f"trainer.accelerator={wanted}: there are auto, cpu and gpu")
+        raise UserError(f"trainer.accelerator={wanted}: use auto, cpu or gpu")
     if there is None or (wanted == "cuda" and not has_cuda) or (wanted == "mps" and not has_mps):
         raise UserError(
             f"accelerator={wanted}: PyTorch {torch.__version__} sees no {'Apple ' if wanted == 'mps' else ''}GPU here; "
             "use accelerator=cpu or auto, or install a build of PyTorch that fits the GPU's driver"
         )
     return there if wanted == "gpu" else str(wanted)
+
+
+def _whole(number: Any) -> int:
+    """A whole number from a config value; int() would truncate 1.5 and accept true."""
+    if isinstance(number, bool | float):
+        raise TypeError
+    return int(number)
 
 
 def _there(accelerator: str, number: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -33,11 +32,10 @@ def resolve(cfg: DictConfig, resumed: Mapping[str, Any] | None = None) -> dict[s
     except OmegaConfBaseException as error:
         raise UserError(value_error(error)) from error
     data, trainer = settings["data"], settings["trainer"]
-    for key in ("path", "votes", "relabel"):
-        if data[key] == "" and key != "path":
-            data[key] = None
-        if data[key] is not None and not is_url(data[key]):  # so that the run can be evaluated from another folder
-            data[key] = os.path.abspath(Path(data[key]).expanduser())
+    for key in ("path", "votes", "relabel", "cache_dir"):
+        if data[key] and not is_url(data[key]):  # so that the run can be evaluated from another folder
+            data[key] = os.path.abspath(os.path.expanduser(data[key]))  # noqa: PTH111 (Path's raises without a home)
+        data[key] = data[key] or None  # "data.path=$FER2013" where the variable is not set is not this folder
     # So that a run whose file has changed since is not resumed with other labels.
     data["relabel_digest"] = digest(data["relabel"]) if data["relabel"] else None
     if trainer["precision"] == AUTO:

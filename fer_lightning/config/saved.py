@@ -14,6 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from fer_lightning.config.schema import ABOUT_RESUMING, Config
 from fer_lightning.errors import UserError
 
+MAX_BYTES = 1 << 20
+"""Size of the largest file that is read; a run's config takes five thousand bytes."""
+
 T = TypeVar("T", dict[str, Any], list[Any])
 
 
@@ -25,10 +28,12 @@ def read_yaml(path: Path, kind: type[T]) -> T:
         kind: what it holds: dict or list.
 
     Raises:
-        UserError: the file is not YAML, is not of that kind, has Python objects, or has aliases, by which a few lines
-            expand to gigabytes.
+        UserError: the file is not YAML, is not of that kind, is too large, has Python objects, or has aliases, by which
+            a few lines expand to gigabytes.
     """
     try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ValueError(f"{size:,} bytes, more than {MAX_BYTES:,}")
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise UserError(f"{path}: YAML aliases (`*name`) are refused; write the values out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ def check(settings: Mapping[str, Any], started: Started | None = None) -> None:
         started: the processes that were started from outside, if any were.
 
     Raises:
-        UserError: the first thing found.
+        UserError: the first problem found.
     """
     data = settings["data"]
     _check_seeds(settings)
@@ -53,13 +54,15 @@ def check(settings: Mapping[str, Any], started: Started | None = None) -> None:
 
 def _check_seeds(settings: Mapping[str, Any]) -> None:
     synthetic = settings["data"].get("synthetic") or {}
+    resample = settings["imbalance"].get("resample") or {}
     seeds = {
         "seed": settings["seed"],
         "protocol.seed": settings["protocol"]["seed"],
         "data.synthetic.seed": synthetic.get("seed", 0),
+        "imbalance.resample.seed": resample.get("seed", 0),
     }
     for key, seed in seeds.items():
-        if not 0 <= seed < SEEDS:
+        if not isinstance(seed, int) or not 0 <= seed < SEEDS:
             raise UserError(f"{key}={seed}: use a whole number from 0 to {SEEDS - 1}")
 
 
@@ -68,6 +71,8 @@ def _check_training(settings: Mapping[str, Any]) -> None:
     epochs, steps, every = trainer["max_epochs"], trainer["max_steps"], trainer["check_val_every_n_epoch"]
     if epochs == 0 or (epochs < 1 and steps < 1):
         raise UserError(f"trainer.max_epochs={epochs}: use 1 or more")
+    if steps < 1 and steps != -1:
+        raise UserError(f"trainer.max_steps={steps}: use 1 or more, or -1 for no limit")
     at_least_1 = {
         "trainer.check_val_every_n_epoch": every,
         "trainer.accumulate_grad_batches": trainer["accumulate_grad_batches"],
@@ -78,7 +83,7 @@ def _check_training(settings: Mapping[str, Any]) -> None:
         if number < 1:
             raise UserError(f"{key}={number}: use 1 or more")
     clip = trainer["gradient_clip_val"]
-    if clip is not None and clip < 0:
+    if clip is not None and not 0 <= clip < math.inf:
         raise UserError(
             f"trainer.gradient_clip_val={clip}: use a number above 0, or null to leave gradients as they are"
         )
@@ -175,8 +180,8 @@ def _check_devices(settings: Mapping[str, Any], started: Started | None) -> None
     if batch_size % world or batch_size < 2 * world:
         fits = [n * world for n in (batch_size // world, batch_size // world + 1) if n >= 2]
         raise UserError(
-            f"data.batch_size={batch_size} cannot be shared out evenly, 2 images or more to each of {world} devices: "
+            f"data.batch_size={batch_size} cannot be divided evenly among {world} devices with at least 2 images each: "
             f"use {' or '.join(map(str, fits))}"
             if world > 1
-            else f"data.batch_size={batch_size}: batch norm needs 2 images at least"
+            else f"data.batch_size={batch_size}: batch norm needs at least 2 images; raise it"
         )

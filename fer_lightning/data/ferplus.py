@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_lightning.data.labels import class_name, split_name
-from fer_lightning.data.readers.streams import reading
+from fer_lightning.data.readers.archive import Archive
+from fer_lightning.data.readers.streams import decompressed, reading
 from fer_lightning.data.table import FER_CLASSES, SPLITS, UNLABELLED, FaceTable, merge_classes
 from fer_lightning.errors import UserError, printable, quoted
 
@@ -155,7 +156,15 @@ def _read(path: Path, where: str, named: str) -> tuple[NDArray[np.int8], NDArray
     with reading(where):
         if not path.exists():
             raise UserError(f"{named} {where} does not exist: {HOW_TO_GET}")
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        with Archive(path, where) as archive:
+            names = archive.names
+            if len(names) != 1:
+                raise UserError(f"{named}: {where} holds {len(names)} files: name the one with the votes; {HOW_TO_GET}")
+            for name, stream in archive.members(names):  # not by pandas, which would inflate a decompression bomb
+                content = decompressed(stream, archive.where(name))
+                frame = pd.read_csv(
+                    content, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True
+                )
     frame.columns = [str(name).strip().lower() for name in frame.columns]
     if missing := [name for name in ("Usage", *VOTES) if name.lower() not in frame]:
         raise UserError(f"{named}: {where} has no column {', '.join(missing)}: {HOW_TO_GET}")

@@ -29,7 +29,7 @@ class Partition:
         val: labelled images.
         test: images to score; unlabelled ones among them are predicted, but not scored.
         clean: bool (N,), one for each image of the table: false where it, or an image that counts as the same (see
-            `FaceTable.twins`), is among those that `seen` returns.
+            `FaceTable.duplicate_groups`), is among those that `seen` returns.
     """
 
     train: Rows
@@ -64,7 +64,8 @@ def partition(
     validates on part number `fold` and tests on PrivateTest. Where a source has no validation or labelled test images
     of its own, a hold-out of its training images replaces them.
 
-    Hold-outs and folds are stratified by class; images that count as the same, see `FaceTable.twins`, stay together.
+    Hold-outs and folds are stratified by class; images that count as the same, see `FaceTable.duplicate_groups`, stay
+    together.
 
     Args:
         faces: the table.
@@ -118,7 +119,9 @@ def partition(
         )
 
     test = np.union1d(test, unlabelled_test)
-    return Partition(train, val, test, clean=~np.isin(faces.twins, faces.twins[seen(faces, name, test)]))
+    return Partition(
+        train, val, test, clean=~np.isin(faces.duplicate_groups, faces.duplicate_groups[seen(faces, name, test)])
+    )
 
 
 def seen(faces: FaceTable, name: ProtocolName, test: Rows) -> Rows:
@@ -155,7 +158,7 @@ def _positions(faces: FaceTable, rows: Rows, stream: str, seed: int) -> NDArray[
 
     Of those with different labels, the label of the first counts.
     """
-    _, first, group = np.unique(faces.twins[rows], return_index=True, return_inverse=True)
+    _, first, group = np.unique(faces.duplicate_groups[rows], return_index=True, return_inverse=True)
     size = np.bincount(group)
     label = faces.training_labels[rows[first]]
     order = stream_rng(stream, seed).permutation(len(size))

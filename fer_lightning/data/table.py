@@ -107,7 +107,7 @@ class FaceTable:
         return np.unique(self.digests, return_inverse=True)[1].astype(np.int64)
 
     @property
-    def twins(self) -> NDArray[np.int64]:
+    def duplicate_groups(self) -> NDArray[np.int64]:
         """Group number of each image, int64 (N,): images that count as the same share one."""
         return self.identical if self.near is None else self.near
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from fer_lightning.config import instantiate
-from fer_lightning.config.dataset import cache_root, load_parts_of, with_twins
+from fer_lightning.config.dataset import cache_root, load_parts_of, with_duplicate_groups
 from fer_lightning.config.saved import check_complete
 from fer_lightning.data.protocols import Rows, seen
-from fer_lightning.data.quality.duplicates import near_twins
+from fer_lightning.data.quality.duplicates import near_duplicates
 from fer_lightning.data.readers import sources
+from fer_lightning.data.readers.remote import source_name
 from fer_lightning.data.table import SPLITS, FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.inference.predictor import Predictor
@@ -34,7 +36,7 @@ def evaluate(
     run_dir: Path,
     *,
     split: str = "test",
-    data: Path | None = None,
+    data: str | os.PathLike[str] | None = None,
     twins: str | None = None,
     posthoc_tau: float | None = None,
     out: Path | None = None,
@@ -78,15 +80,15 @@ def evaluate(
         rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(faces, split)
         clean = parts.clean
         if twins != own_twins:
-            twinned = with_twins(faces, settings["data"] | {"twins": twins})
+            regrouped = with_duplicate_groups(faces, settings["data"] | {"twins": twins})
             known = seen(faces, settings["protocol"]["name"], parts.test)
-            clean = ~np.isin(twinned.twins, twinned.twins[known])
+            clean = ~np.isin(regrouped.duplicate_groups, regrouped.duplicate_groups[known])
     else:
         faces = sources.load(data, cache_dir=cache_root(settings["data"]))
         faces = faces.as_known_by(classes, settings["data"].get("merge"))
         rows = _rows_of(faces, split)
         clean = _unseen(faces, run_dir, settings, twins)
-    name = (f"{data.name}-{split}" if data else split) + (f"-{twins}" if twins != own_twins else "")
+    name = (f"{source_name(data)}-{split}" if data else split) + (f"-{twins}" if twins != own_twins else "")
     name += f"-tau{tau:g}" if tau != own_tau else ""
     out = out or run_dir / "evaluation" / name
     try:
@@ -125,7 +127,7 @@ def evaluate(
 
 
 def _unseen(faces: FaceTable, run_dir: Path, settings: dict[str, Any], twins: str) -> NDArray[np.bool_]:
-    """Which faces have no duplicate among the run's training images; none, if these are unavailable."""
+    """Which faces have no duplicate in the run's training data, bool (N,); all false if that data is unavailable."""
     data = settings["data"]
     try:
         own, parts, *_ = load_parts_of(run_dir, settings, cleaned=False, way_out="to know which images are clean")
@@ -137,7 +139,7 @@ def _unseen(faces: FaceTable, run_dir: Path, settings: dict[str, Any], twins: st
         return ~np.isin(faces.digests, own.digests[trained])
     names = ("images", "labels", "split", "ids")
     both: dict[str, Any] = {name: np.concatenate([getattr(own, name)[trained], getattr(faces, name)]) for name in names}
-    groups, _ = near_twins(replace(faces, **both, votes=None, targets=None), cache_root(data))
+    groups, _ = near_duplicates(replace(faces, **both, votes=None, targets=None), cache_root(data))
     return ~np.isin(groups[len(trained) :], groups[: len(trained)])
 
 

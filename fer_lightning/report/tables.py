@@ -74,6 +74,11 @@ def labels_of(predictions: pd.DataFrame, classes: Sequence[str], column: str = "
     return np.array(pd.Index(classes).get_indexer(pd.Index(predictions[column])), dtype=np.int64)
 
 
+def classes_of(predictions: pd.DataFrame) -> tuple[str, ...]:
+    """The class names in label order, from the columns of a table from `predictions`."""
+    return tuple(name.removeprefix(PROBABILITY) for name in predictions.columns if name.startswith(PROBABILITY))
+
+
 def probabilities_of(predictions: pd.DataFrame, classes: Sequence[str]) -> NDArray[np.float64]:
     """The probabilities (N, C) in a table from `predictions`."""
     return predictions[[f"{PROBABILITY}{name}" for name in classes]].to_numpy(dtype=np.float64)

@@ -49,7 +49,7 @@ def test_no_near_compares_identical_images_only(
     audit: Audit, csv: tuple[Path, Path, set[Finding]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _, expected = csv
-    monkeypatch.setattr("fer_lightning.audit.write.near_twins", None)
+    monkeypatch.setattr("fer_lightning.audit.write.near_duplicates", None)
     done = audit(path, "--no-near")
     without_votes = {f for f in expected if f[1] not in ("nonface", "disagreement")}
     assert done.found == {f for f in without_votes if f[1] == "near_blank" or not f[1].startswith("near_")}

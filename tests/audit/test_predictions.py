@@ -12,7 +12,7 @@ import pytest
 
 from fer_lightning.audit.confident import confident_learning
 from fer_lightning.data.protocols import partition
-from fer_lightning.data.quality.duplicates import near_twins
+from fer_lightning.data.quality.duplicates import near_duplicates
 from fer_lightning.data.readers.sources import load
 from fer_lightning.inference.evaluate import evaluate
 from fer_lightning.report.tables import probabilities_of
@@ -62,7 +62,7 @@ def test_labels_are_judged_by_runs_that_did_not_train_on_the_image(
         assert found.at[f"row {row}", "suggested"] == faces.classes[label]
         assert float(found.at[f"row {row}", "value"]) == pytest.approx(margin, abs=1e-5)
 
-    near, _ = near_twins(faces, tmp_path)
+    near, _ = near_duplicates(faces, tmp_path)
     unseen = [~np.isin(near, near[partition(faces, "kfold", folds=2, fold=fold).train]) for fold in range(folds)]
     done = audit(csv[0], *options)
     assert json.loads((done.folder / "summary.json").read_text())["predicted"] == np.any(unseen, axis=0).sum()

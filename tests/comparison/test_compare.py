@@ -106,6 +106,13 @@ def test_names_have_as_many_keys_as_needed(tmp_path: Path) -> None:
     ]
 
 
+def test_one_batch_and_all_batches_are_different_settings(tmp_path: Path) -> None:
+    for name, limit in {"a": 1, "b": 1.0}.items():
+        make_run(tmp_path / name, 0.5, trainer__limit_train_batches=limit)
+    settings, _ = collect([tmp_path])
+    assert [s.name for s in settings] == ["trainer.limit_train_batches=1", "trainer.limit_train_batches=1.0"]
+
+
 def test_lists_are_named_as_in_an_override(tmp_path: Path) -> None:
     make_run(tmp_path / "a", 0.5, data__drop=[])
     make_run(tmp_path / "b", 0.6, data__drop=["blank", "leaks"])

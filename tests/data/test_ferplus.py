@@ -385,6 +385,9 @@ def test_damaged_votes_and_folders(source: tuple[Path, Path, NDArray[np.int64]],
     (tmp_path / "votes.csv.gz").write_bytes(source[1].read_bytes()[:500])
     with pytest.raises(UserError, match=r"votes.csv.gz is damaged or truncated"):
         ferplus.attach(sources.load(source[0]), tmp_path / "votes.csv.gz")
+    (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(bytes(80 << 20)))
+    with pytest.raises(UserError, match=r"bomb.csv.gz decompresses to over .* as only a bomb does"):
+        ferplus.attach(sources.load(source[0]), tmp_path / "bomb.csv.gz")
     folder = sources.load(write_folder(tmp_path / "mine", folder_files()))
     with pytest.raises(UserError, match=r"does not number its images .* leave data.votes out"):
         ferplus.attach(folder, source[1])

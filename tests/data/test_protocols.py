@@ -56,7 +56,7 @@ def test_report_tests_on_public_and_private() -> None:
 def test_hold_out_is_stratified_and_keeps_duplicates_together(fraction: float) -> None:
     faces = table(**KAGGLE)
     parts = partition(faces, "report", holdout=fraction)
-    assert not np.isin(faces.twins[parts.val], faces.twins[parts.train]).any()
+    assert not np.isin(faces.duplicate_groups[parts.val], faces.duplicate_groups[parts.train]).any()
     share = faces.counts(parts.val) / faces.counts(faces.rows("train"))
     assert share == pytest.approx([fraction] * 3, abs=0.025)
 
@@ -66,7 +66,7 @@ def test_folds_cover_every_image_once() -> None:
     folds = [partition(faces, "kfold", folds=4, fold=i) for i in range(4)]
     assert (np.sort(np.concatenate([f.val for f in folds])) == faces.rows("train", "public")).all()
     for fold in folds:
-        assert not np.isin(faces.twins[fold.val], faces.twins[fold.train]).any()
+        assert not np.isin(faces.duplicate_groups[fold.val], faces.duplicate_groups[fold.train]).any()
         assert (fold.test == faces.rows("private")).all()
 
 

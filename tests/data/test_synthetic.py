@@ -63,7 +63,7 @@ def test_training_faces_do_not_depend_on_the_other_splits() -> None:
 
 
 def test_all_faces_differ(faces: FaceTable) -> None:
-    assert len(np.unique(faces.twins)) == len(faces)
+    assert len(np.unique(faces.duplicate_groups)) == len(faces)
 
 
 def test_seven_faces_are_one_of_each_class() -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fer_lightning.data.ferplus import nonface
 from fer_lightning.data.protocols import Partition, Rows, need_every_class
 from fer_lightning.data.quality.blank import is_blank, is_near_blank
-from fer_lightning.data.quality.duplicates import near_twins
+from fer_lightning.data.quality.duplicates import near_duplicates
 from fer_lightning.data.table import UNLABELLED, FaceTable
 from fer_lightning.errors import UserError
 
@@ -50,21 +50,21 @@ def dropped(faces: FaceTable, parts: Partition, fault: str, cache_root: Path, gi
     """The training images with a fault, as row numbers.
 
     `duplicates` are duplicates of an earlier training image, `near_duplicates` those and near-duplicates of one.
-    `conflicts` are all images that count as the same (see `FaceTable.twins`) and have different labels; `leaks` those
-    that count as the same as a validation or test image. `blank` and `near_blank`: see
+    `conflicts` are all images that count as the same (see `FaceTable.duplicate_groups`) and have different labels;
+    `leaks` those that count as the same as a validation or test image. `blank` and `near_blank`: see
     `fer_lightning.data.quality.blank`. `nonface` are images in which most taggers of FER+ see no face.
     """
     train = parts.train
     if fault == "duplicates":
         return _all_but_first(faces.identical, train, given)
     if fault == "near_duplicates":
-        return _all_but_first(near_twins(faces, cache_root)[0], train, given)
+        return _all_but_first(near_duplicates(faces, cache_root)[0], train, given)
     if fault == "leaks":
-        return train[np.isin(faces.twins[train], faces.twins[np.union1d(parts.val, parts.test)])]
+        return train[np.isin(faces.duplicate_groups[train], faces.duplicate_groups[np.union1d(parts.val, parts.test)])]
     if fault == "conflicts":
-        pairs = np.unique(np.stack([faces.twins[train], faces.training_labels[train]]), axis=1)
+        pairs = np.unique(np.stack([faces.duplicate_groups[train], faces.training_labels[train]]), axis=1)
         group, labels = np.unique(pairs[0], return_counts=True)
-        return train[np.isin(faces.twins[train], group[labels > 1])]
+        return train[np.isin(faces.duplicate_groups[train], group[labels > 1])]
     if fault == "blank":
         return train[is_blank(faces.images[train])]
     if fault == "near_blank":
@@ -98,13 +98,13 @@ class Relabelled(NamedTuple):
     """A table and a partition with corrected labels.
 
     Attributes:
-        words: a description with the number of changes.
+        summary: a description with the number of changes.
         given: the rows with a label from the file, in no particular order, including those that had this label before.
     """
 
     faces: FaceTable
     parts: Partition
-    words: str
+    summary: str
     given: Rows
 
 
@@ -114,7 +114,7 @@ def relabel(
     """Apply the labels of a CSV to training images and their duplicates.
 
     Nothing leaks into hold-outs: an image that was not in the training set for lack of a label stays out if an image
-    that counts as the same, see `FaceTable.twins`, is held out.
+    that counts as the same, see `FaceTable.duplicate_groups`, is held out.
 
     Args:
         faces: the table.
@@ -171,12 +171,12 @@ def relabel(
     train = train[faces.training_labels[train] != UNLABELLED]
     need_every_class(faces, train, way_out=f"{where} leaves none")
     left_out = sum(new == UNLABELLED for new in changed.values())
-    words = f"{len(changed) - left_out:,} training images relabelled, {left_out:,} left out"
+    summary = f"{len(changed) - left_out:,} training images relabelled, {left_out:,} left out"
     if unsafe:
-        words += f"; {len(unsafe):,} not trained on, being copies of images that are held out"
+        summary += f"; {len(unsafe):,} excluded as duplicates of held-out images"
     if elsewhere:
-        words += f"; {elsewhere:,} validation or test images keep their labels"
-    return Relabelled(faces, replace(parts, train=train), words, rows[labels != UNLABELLED])
+        summary += f"; {elsewhere:,} validation or test images keep their labels"
+    return Relabelled(faces, replace(parts, train=train), summary, rows[labels != UNLABELLED])
 
 
 def _with_copies(
@@ -203,7 +203,7 @@ def _kept_from_training(faces: FaceTable, parts: Partition, rows: Rows) -> set[i
     scored = np.union1d(parts.val, parts.test)
     held_out = scored[np.isin(faces.split[scored], faces.split[parts.train])]
     entering = np.setdiff1d(rows, parts.train)
-    return set(entering[np.isin(faces.twins[entering], faces.twins[held_out])].tolist())
+    return set(entering[np.isin(faces.duplicate_groups[entering], faces.duplicate_groups[held_out])].tolist())
 
 
 def _lines(path: str, where: str) -> Iterator[tuple[int, str, str, str]]:

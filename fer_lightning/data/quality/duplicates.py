@@ -3,7 +3,8 @@
 FER-2013 contains photographs several times: in other brightness, with and without a watermark, shifted by a few pixels,
 compressed twice as JPEG, mirrored. Two images are compared by OpenCV's normalised cross-correlation (Lewis
 1995, "Fast Normalized Cross-Correlation"; `cv2.matchTemplate`) of their fine structure: faces in the same light share
-their coarse structure, whoever they show. The centre of one slides over the other by up to `SHIFT` pixels each way.
+their coarse structure, even those of different people. The centre of one slides over the other by up to `SHIFT` pixels
+each way.
 
 Only candidates are compared so: pairs whose thumbnails correlate, with or without a small shift.
 """
@@ -90,7 +91,7 @@ def near_pairs(images: NDArray[np.uint8]) -> NearPairs:
     return NearPairs(rows[pairs["i"]], rows[pairs["j"]], pairs["similarity"].copy(), pairs["mirrored"].copy())
 
 
-def near_twins(faces: FaceTable, cache_root: Path) -> tuple[NDArray[np.int64], NearPairs]:
+def near_duplicates(faces: FaceTable, cache_root: Path) -> tuple[NDArray[np.int64], NearPairs]:
     """Group number of each image, int64 (N,), and the pairs of near-duplicates that the groups follow from.
 
     Two images share a group if they are duplicates, near-duplicates, or joined by a chain of such. In the pairs, the

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import posixpath
 import re
 import uuid
@@ -31,6 +32,14 @@ def is_url(path: str) -> bool:
     return _URL.match(path) is not None
 
 
+def source_name(path: str | os.PathLike[str]) -> str:
+    """The last part of a path or URL, as a name for a folder of results."""
+    text = os.fspath(path)
+    if not is_url(text):
+        return Path(os.path.abspath(text)).name
+    return re.sub(r"[^\w.-]", "_", posixpath.basename(text.partition("?")[0].rstrip("/"))).lstrip(".") or "file"
+
+
 def download(url: str, cache_root: Path) -> Path:
     """A copy of the file at `url` under `cache_root`, downloaded if there is none or the file has changed since.
 
@@ -48,7 +57,7 @@ def download(url: str, cache_root: Path) -> Path:
     if "::" in url:
         raise UserError(f"{where}: chained file systems are not supported; give the address of the file itself")
     folder = cache_root / "downloads" / hashlib.sha256(url.encode(errors="surrogateescape")).hexdigest()[:32]
-    copy = folder / (re.sub(r"[^\w.-]", "_", posixpath.basename(url.partition("?")[0].rstrip("/"))) or "file")
+    copy = folder / source_name(url)
     note = folder / "version.json"
     try:
         files, remote_path = fsspec.url_to_fs(url, **_options(url))

@@ -1,4 +1,4 @@
-"""Byte streams for files that nobody has vetted: errors become UserErrors, and decompression is bounded."""
+"""Byte streams for untrusted files: errors become UserErrors, and decompression is bounded."""
 
 from __future__ import annotations
 

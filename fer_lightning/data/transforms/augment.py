@@ -77,12 +77,14 @@ class BatchAugment:
     ) -> None:
         for name, p in (("flip", flip), ("erase", erase)):
             if not 0 <= p <= 1:
-                raise ValueError(f"augment.{name} is a probability, from 0 to 1, not {p}")
+                raise ValueError(f"{name} is a probability, from 0 to 1, not {p}")
         for name, amount in (("scale", scale), ("shift", shift), ("brightness", brightness), ("contrast", contrast)):
             if not 0 <= amount < 1:
-                raise ValueError(f"augment.{name} is a fraction, at least 0 and below 1, not {amount}")
+                raise ValueError(f"{name} is a fraction, at least 0 and below 1, not {amount}")
         if not (len(erase_area) == 2 and 0 < erase_area[0] <= erase_area[1] < 1):
-            raise ValueError(f"augment.erase_area is a smallest and a largest fraction, not {list(erase_area)}")
+            raise ValueError(f"erase_area is a smallest and a largest fraction, not {list(erase_area)}")
+        if not math.isfinite(rotate):
+            raise ValueError(f"rotate is a number of degrees, not {rotate}")
         self.flip, self.rotate, self.scale, self.shift = (flip, math.radians(rotate), scale, shift)
         self.brightness, self.contrast = brightness, contrast
         self.erase, self.erase_area = erase, tuple(erase_area)

@@ -40,6 +40,10 @@ class TrainingSet:
         return np.bincount(self.labels, minlength=n_classes)
 
 
+MAX_FACTOR = 1000
+"""Largest factor of `Resample`: FER-2013's rarest class needs 17 to become as large as the most frequent one."""
+
+
 class Resample:
     """Grow or shrink classes: the student report's "balanced data".
 
@@ -50,9 +54,15 @@ class Resample:
         factors: f by class name; 1 for classes that are not named.
         transforms: the albumentations pipeline for the copies, see `Pipeline`.
         seed: of the dropped images and the augmentation.
+
+    Raises:
+        ValueError: a factor is not a number, or too large.
     """
 
     def __init__(self, factors: Mapping[str, float], transforms: Sequence[Mapping[str, Any]], seed: int = 0) -> None:
+        for name, factor in factors.items():
+            if isinstance(factor, bool | str) or factor is None or not factor <= MAX_FACTOR:
+                raise ValueError(f"factors.{name} must be a number up to {MAX_FACTOR}, not {factor}")
         self.factors, self.transforms, self.seed = dict(factors), list(transforms), seed
 
     def __call__(self, training: TrainingSet, classes: Sequence[str]) -> TrainingSet:

@@ -103,30 +103,30 @@ def test_groups_join_duplicates_and_near_duplicates(faces: FaceTable, tmp_path: 
             for name in ("images", "labels", "split", "ids")
         },
     )
-    group, _ = duplicates.near_twins(again, tmp_path)
+    group, _ = duplicates.near_duplicates(again, tmp_path)
     assert len(np.unique(group)) == 300
     for i in range(50):
         assert group[i] == group[300 + i] == group[350 + i]
 
 
 def test_pairs_are_cached_on_disk(faces: FaceTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = duplicates.near_twins(faces, tmp_path)
+    first, _ = duplicates.near_duplicates(faces, tmp_path)
     monkeypatch.setattr(duplicates, "near_pairs", None)
-    assert np.array_equal(duplicates.near_twins(faces, tmp_path)[0], first)
+    assert np.array_equal(duplicates.near_duplicates(faces, tmp_path)[0], first)
 
 
 def test_damaged_cache_of_pairs_is_recomputed(faces: FaceTable, tmp_path: Path) -> None:
-    first, _ = duplicates.near_twins(faces, tmp_path)
+    first, _ = duplicates.near_duplicates(faces, tmp_path)
     [file] = tmp_path.glob("*/*.npz")
     file.write_bytes(file.read_bytes()[:100])
-    assert np.array_equal(duplicates.near_twins(faces, tmp_path)[0], first)
+    assert np.array_equal(duplicates.near_duplicates(faces, tmp_path)[0], first)
 
 
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_near_duplicates_of_fer2013(fer2013_dir: Path, tmp_path: Path) -> None:
     faces = load(fer2013_dir / "fer2013.csv.gz")
-    group, pairs = duplicates.near_twins(faces, tmp_path)
+    group, pairs = duplicates.near_duplicates(faces, tmp_path)
     assert len(pairs.first) == pytest.approx(5309, abs=25)  # OpenCV's releases round differently
     trained = group[faces.rows("train")]
     leaked = [int(np.isin(group[faces.rows(split)], trained).sum()) for split in ("public", "private")]

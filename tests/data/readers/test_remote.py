@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fer_lightning.cli import app
 from fer_lightning.data.readers import remote
 from fer_lightning.data.readers.sources import load
 from fer_lightning.errors import UserError
@@ -148,6 +149,15 @@ def test_cache_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
 def test_unusable_protocols(url: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     refused(url, url, message)
+
+
+def test_audit_of_a_url(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["fer-lightning", "audit", f"{server.url}/fer2013.csv?version=2", "--no-near"])
+    with pytest.raises(SystemExit) as end:
+        app()
+    assert end.value.code == 0
+    assert (tmp_path / "audit/fer2013.csv/findings.csv").is_file()
 
 
 def test_run_with_a_remote_source(server: Server, train: Callable[..., Run]) -> None:
