@@ -26,7 +26,7 @@ class EndAt(L.Callback):
 
     Args:
         hook: name of a callback's hook.
-        n: which call of it by a job in one process, from 1; its stages, which have a callback each, are counted together.
+        n: which call of it by a job in one process, from 1; its stages have a callback each, and are counted together.
         signal: name of the signal.
         once: a file that is created when the signal is sent.
         rank: of the process that receives it.
