@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from fer_lightning.distributed.signals import interrupts
 
-_calls: Counter[tuple[Path, str]] = Counter()
+_calls: Counter[tuple[str, Path]] = Counter()
+"""Calls so far, by run folder and `once`."""
 
 
 class EndAt(L.Callback):
@@ -25,7 +26,7 @@ class EndAt(L.Callback):
 
     Args:
         hook: name of a callback's hook.
-        n: which call of it in a job, from 1; the stages of a job have a callback each, and are counted together.
+        n: which call of it by a job in one process, from 1; its stages have a callback each, and are counted together.
         signal: name of the signal.
         once: a file that is created when the signal is sent.
         rank: of the process that receives it.
@@ -37,9 +38,9 @@ class EndAt(L.Callback):
     def _called(self, hook: str, trainer: L.Trainer) -> None:
         if hook != self.hook or trainer.global_rank != self.rank:
             return
-        job = self.once, trainer.default_root_dir
-        _calls[job] += 1
-        if _calls[job] == self.n and not self.once.exists():
+        key = trainer.default_root_dir, self.once
+        _calls[key] += 1
+        if _calls[key] == self.n and not self.once.exists():
             self.once.touch()
             self._act()
 
