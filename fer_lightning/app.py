@@ -21,17 +21,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fer_lightning.config import schema
+from fer_lightning.config import CONF, schema
 from fer_lightning.config.messages import composition_error
 from fer_lightning.distributed import slurm
 from fer_lightning.distributed.launch import RankError
 from fer_lightning.distributed.signals import Interrupted, end_with_parent, handled, ignore_at_exit, interrupts
 from fer_lightning.errors import UserError
 from fer_lightning.runs import resume, sweeps
-
-HERE = Path(__file__).parent
-CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())
-"""Hydra's groups: inside the package in a wheel, beside it in a checkout."""
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 """Hydra's own switch: set to 1, errors come with their traceback."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from fer_lightning.config import CONF
 from fer_lightning.errors import UserError
 
 if TYPE_CHECKING:  # `check_targets` runs before torch is needed
@@ -22,41 +25,6 @@ if TYPE_CHECKING:  # `check_targets` runs before torch is needed
     from torch.optim.lr_scheduler import LRScheduler
 
     from fer_lightning.models.network import FaceNetwork
-
-OWN_TARGETS = frozenset(
-    {
-        "fer_lightning.data.readers.sources.load",
-        "fer_lightning.data.readers.sources.load_ferplus",
-        "fer_lightning.data.synthetic.synthetic",
-        "fer_lightning.data.transforms.augment.AlbumentationsAugment",
-        "fer_lightning.data.transforms.augment.BatchAugment",
-        "fer_lightning.data.transforms.mixing.Mix",
-        "fer_lightning.data.transforms.resampling.ClassSampling",
-        "fer_lightning.data.transforms.resampling.Resample",
-        "fer_lightning.models.resnet.ResNet",
-        "fer_lightning.report.loggers.CSV",
-        "fer_lightning.report.loggers.TensorBoard",
-        "fer_lightning.report.tracking.wandb_logger",
-        "fer_lightning.training.callbacks.BestCheckpoint",
-        "fer_lightning.training.callbacks.EMA",
-        "fer_lightning.training.callbacks.LastCheckpoint",
-        "fer_lightning.training.callbacks.PatientStopping",
-        "fer_lightning.training.losses.BalancedSoftmax",
-        "fer_lightning.training.losses.CrossEntropy",
-        "fer_lightning.training.losses.Focal",
-        "fer_lightning.training.losses.LDAM",
-        "fer_lightning.training.losses.LogitAdjusted",
-        "fer_lightning.training.optim.constant",
-        "fer_lightning.training.optim.cosine",
-        "fer_lightning.training.optim.onecycle",
-        "fer_lightning.training.optim.plateau",
-    }
-)
-"""This project's targets that a file may name: those of the groups in conf/.
-
-Listed rather than matched by prefix: Hydra resolves dotted paths by `getattr`, so that every function that any module
-imports is reachable below `fer_lightning.`, such as `fer_lightning.app.os.system`.
-"""
 
 LIBRARY_TARGETS = {
     "lightning.pytorch.callbacks": "Callback",
@@ -67,6 +35,17 @@ LIBRARY_TARGETS = {
 """Modules whose public classes a file may name, and the base class that these have in common."""
 
 TARGET = "_target_"
+
+
+@cache
+def own_targets() -> frozenset[str]:
+    """This project's targets that a file may name: those that the config groups name.
+
+    They are listed rather than matched by prefix: Hydra resolves dotted paths by `getattr`, so that every function that
+    any module imports is reachable below `fer_lightning.`, such as `fer_lightning.app.os.system`.
+    """
+    texts = (path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml"))
+    return frozenset(target for text in texts for target in re.findall(rf"{TARGET}: *(fer_lightning\.[\w.]+)", text))
 
 
 def check_targets(node: Any, *, where: str, trust: bool = False, own: Iterable[str] = ()) -> None:
@@ -86,7 +65,7 @@ def check_targets(node: Any, *, where: str, trust: bool = False, own: Iterable[s
     """
     if trust:
         return
-    allowed = OWN_TARGETS | set(own)
+    allowed = own_targets() | set(own)
     pending = [node]  # no recursion: a file may nest as deeply as it likes
     while pending:
         item = pending.pop()
