@@ -44,7 +44,7 @@ def own_targets() -> frozenset[str]:
     They are listed rather than matched by prefix: Hydra resolves dotted paths by `getattr`, so that every function that
     any module imports is reachable below `fer_lightning.`, such as `fer_lightning.app.os.system`.
     """
-    texts = (path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml"))
+    texts = (path.read_text(encoding="utf-8") for path in CONF.glob("*/*.yaml"))
     return frozenset(target for text in texts for target in re.findall(rf"{TARGET}: *(fer_lightning\.[\w.]+)", text))
 
 
