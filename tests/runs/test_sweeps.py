@@ -44,7 +44,8 @@ def test_a_sweep_trains_every_combination_and_reports_failed_jobs(tmp_path: Path
     ended = apart(tmp_path, *without(SMALL, "data.batch_size"), *choices, f"hydra.sweep.dir={sweep}")
     assert ended.code == 1
     assert {name: settings(job).imbalance.name for name, job in jobs(sweep).items()} == {"0": "none", "2": "weighted"}
-    assert ended.err.count("data.batch_size=1: batch norm needs at least 2 images") == 2 * 2  # at once, and in the summary
+    # Both failures are reported at once, and again in the summary.
+    assert ended.err.count("data.batch_size=1: batch norm needs at least 2 images") == 2 * 2
     assert "job 1 failed (" in ended.err
     assert "job 3 failed (" in ended.err
     assert "2 of 4 jobs finished" in ended.out
