@@ -8,35 +8,32 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 
-def _is_candidate(trainer: L.Trainer, module: Any, monitor: str | None) -> bool:
-    """Whether the epoch has a score that counts: `trainer.max_steps` may end one before its validation, and Lightning
-    would then compare the score of an earlier epoch."""
-    scored = not str(monitor).startswith("val/") or module.is_validated
-    return bool(scored and trainer.current_epoch >= module.first_scored_epoch)
+class _Candidates(L.Callback):
+    """Mixed in before a callback that follows a metric, which then sees only epochs with a score that counts.
 
-
-class BestCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint; epochs before the module's `first_scored_epoch` are not candidates.
-
-    Before it, what a strategy defers (weights, sampling) is not in force, and a score belongs to another training.
+    Before the module's `first_scored_epoch`, what a strategy defers (weights, sampling) is not in force, and a score
+    belongs to another training. And `trainer.max_steps` may end an epoch before its validation: Lightning would compare
+    the score of an earlier epoch.
     """
 
+    monitor: Any
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if _is_candidate(trainer, pl_module, self.monitor):
+        if self._is_candidate(trainer, pl_module):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if _is_candidate(trainer, pl_module, self.monitor):
+        if self._is_candidate(trainer, pl_module):
             super().on_validation_end(trainer, pl_module)
 
+    def _is_candidate(self, trainer: L.Trainer, module: Any) -> bool:
+        scored = not str(self.monitor).startswith("val/") or module.is_validated
+        return bool(scored and trainer.current_epoch >= module.first_scored_epoch)
 
-class PatientStopping(EarlyStopping):
-    """Lightning's EarlyStopping; patience begins at the module's `first_scored_epoch`."""
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if _is_candidate(trainer, pl_module, self.monitor):
-            super().on_train_epoch_end(trainer, pl_module)
+class BestCheckpoint(_Candidates, ModelCheckpoint):
+    """Lightning's ModelCheckpoint over the epochs whose score counts."""
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if _is_candidate(trainer, pl_module, self.monitor):
-            super().on_validation_end(trainer, pl_module)
+
+class PatientStopping(_Candidates, EarlyStopping):
+    """Lightning's EarlyStopping over the epochs whose score counts."""
