@@ -1,0 +1,249 @@
+"""Writing a model file from runs, or an ONNX file from runs or model files, with a model card beside it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fer_lightning import __version__
+from fer_lightning.data.table import SIDE
+from fer_lightning.errors import UserError, printable
+from fer_lightning.inference import modelfile, onnxfile
+from fer_lightning.inference.faces.crops import RULES
+from fer_lightning.inference.labelled import Labelled, own_data
+from fer_lightning.inference.load import load, together
+from fer_lightning.inference.modelfile import Description, MemberConfig
+from fer_lightning.inference.predictor import Loaded, NetworkMember, Predictor, calibrated
+from fer_lightning.inference.tta import check
+from fer_lightning.metrics import calibration
+from fer_lightning.models.network import FaceNetwork
+from fer_lightning.report import card
+from fer_lightning.report.files import write_atomically
+from fer_lightning.runs import results
+
+TOLERANCE = 1e-4
+"""Largest difference between probabilities of PyTorch and of an exported graph in float32."""
+
+INT8_LOSS = 0.005
+"""Largest loss of accuracy on the validation images by 8 bits."""
+
+INT8_IMAGES = 512
+"""Training images from which the ranges of activations are taken."""
+
+NOTES = (
+    "FER-2013 was collected from web searches for the ICML 2013 challenge; its images belong to their owners, and the "
+    "data set is used for research. These weights are a product of training on it; no image is contained."
+)
+
+Format = Literal["safetensors", "onnx", "int8"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A comparison that an export has passed.
+
+    Attributes:
+        what: is compared.
+        value: of the comparison, for people.
+    """
+
+    what: str
+    value: str
+
+
+def export(
+    models: Sequence[str | Path],
+    to: Path,
+    *,
+    tta: str | None = None,
+    fp32: bool = False,
+    name: str | None = None,
+    data: str | None = None,
+    trust: bool = False,
+) -> list[Check]:
+    """Write a file that predicts like a run, or like the mean of several, and a model card beside it.
+
+    Temperature and threshold are fitted on the validation images and the scores computed on the test images, with the
+    weights as they are stored. The file is read again and compared with PyTorch before it replaces an earlier one.
+
+    Args:
+        models: run folders, or model files.
+        to: the file: .safetensors, .onnx, or .int8.onnx for 8 bits.
+        tta: test-time augmentation to calibrate for, which predicting then uses; None for that of a single model
+            file, and none for runs.
+        fp32: store weights in float32 instead of float16 (.safetensors only; an ONNX graph has float32 or 8 bits).
+        name: of the model; by default that of the file.
+        data: for model files, the data that they were made with; without it they keep their calibration and scores,
+            and only their answers are compared.
+        trust: allow networks of the user's own in runs.
+
+    Returns:
+        The checks that the file has passed.
+
+    Raises:
+        UserError: a model is missing, damaged or does not go with the others, the data are unavailable, a package is
+            not installed, or the file fails a check: then it is not written.
+    """
+    kind = _format(to)
+    stored: Literal["fp16", "fp32"] = "fp32" if fp32 or kind != "safetensors" else "fp16"
+    loaded = [load(model, accelerator="cpu", trust=trust) for model in models]
+    networks, members = _members(loaded)
+    if stored == "fp16":
+        for network in networks:
+            modelfile.round_to_half(network)
+    tta = together(loaded, tta).tta
+    predictor = Predictor([_member(*pair) for pair in zip(networks, members, strict=True)], loaded[0].classes, tta=tta)
+    labelled = _labelled(loaded, data)
+    known = loaded[0].description if len(loaded) == 1 else None
+    description = Description(
+        name=name or to.name.partition(".")[0],
+        version=__version__,
+        commit=", ".join(dict.fromkeys(one.commit for one in loaded)),
+        classes=list(loaded[0].classes),
+        size=SIDE,
+        members=members,
+        tta=tta,
+        calibration=together(loaded).calibration,
+        crop=dict(RULES),
+        protocol=known.protocol if known else {},
+        data=known.data if known else {},
+        scores=known.scores if known and known.tta == tta else {},
+        precision="int8" if kind == "int8" else stored,
+        notes=NOTES,
+    )
+    scored = None
+    if labelled is not None:
+        description, scored = _judged(description, predictor, labelled)
+    checks: list[Check] = []
+    with _replacing(to) as file:
+        if kind == "safetensors":
+            modelfile.write(file, description, networks)
+        elif kind == "onnx":
+            onnxfile.export(file, networks, description)
+        else:
+            checks += _quantized(file, networks, description, labelled)
+        checks += _checks(file, kind, predictor, description, labelled)
+    write_atomically(to.with_suffix(".md"), card.render(description.model_dump(), checks, scored).encode())
+    return checks
+
+
+def _format(to: Path) -> Format:
+    if to.name.endswith(".int8.onnx"):
+        return "int8"
+    if to.suffix not in (".safetensors", ".onnx"):
+        raise UserError(f"--to {printable(to)}: name a file that ends in .safetensors, .onnx or .int8.onnx")
+    if to.is_dir():
+        raise UserError(f"--to {printable(to)}: a folder; name a file in it")
+    return cast(Format, to.suffix[1:])
+
+
+def _members(loaded: Sequence[Loaded]) -> tuple[list[FaceNetwork], list[MemberConfig]]:
+    """Networks on the CPU, and what they are built from."""
+    networks, configs = [], []
+    for one in loaded:
+        if any(not isinstance(member, NetworkMember) for member in one.members):
+            raise UserError(f"{one.path}: an ONNX graph has no network to export; name the run or its model file")
+        networks += [member.network for member in cast("tuple[NetworkMember, ...]", one.members)]
+        configs += one.configs
+    return networks, configs
+
+
+def _labelled(loaded: Sequence[Loaded], data: str | None) -> Labelled | None:
+    """The images that the models were validated and tested on; None for model files without `data`."""
+    runs = [one.path for one in loaded if one.description is None]
+    files = [one for one in loaded if one.description is not None]
+    if runs and not files and data is None:
+        return labelled.of_runs(runs)
+    if runs:
+        raise UserError("--data and model files do not go with runs, whose own data are read; leave them out")
+    if data is None:
+        return None
+    found = [labelled.of_file(data, one.description, one.path) for one in files if one.description]
+    return found[0]
+
+
+def _judged(description: Description, predictor: Predictor, found: Labelled) -> tuple[Description, results.Scored]:
+    """The description with calibration and scores, and the scored test images."""
+    faces, parts, classes = found.faces, found.parts, predictor.classes
+    labels = faces.labels[parts.val]
+    fitted = calibration.fit(predictor.logits(faces.images[parts.val]).numpy(), labels)
+    scored = results.Scored.from_logits(faces, parts.test, predictor.logits(faces.images[parts.test]), parts.clean)
+    scores = results.test_scores(scored, classes, fitted)
+    changed = {
+        "calibration": fitted,
+        "scores": {name: value for name, value in scores.items() if isinstance(value, float)},
+        "protocol": dict(found.protocol),
+        "data": {"source": Path(faces.source).name, **found.digests},
+    }
+    return description.model_copy(update=changed), scored
+
+
+@contextmanager
+def _replacing(to: Path) -> Iterator[Path]:
+    """A path to write to, which replaces `to` if nothing fails."""
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=to.parent, prefix=".export-") as folder:
+            file = Path(folder) / to.name
+            yield file
+            file.replace(to)
+    except OSError as error:
+        raise UserError(f"--to {printable(to)}: {error.strerror}; choose another file") from error
+
+
+def _quantized(
+    file: Path, networks: Sequence[FaceNetwork], description: Description, found: Labelled | None
+) -> list[Check]:
+    if found is None:
+        raise UserError("8 bits need images: name the data with --data, or a run instead of a model file")
+    train = found.parts.train
+    few = train[np.linspace(0, len(train) - 1, min(INT8_IMAGES, len(train))).astype(np.int64)]
+    whole = file.with_suffix(".fp32")
+    onnxfile.export(whole, networks, description)
+    onnxfile.quantize(whole, file, np.array(found.faces.images[few]), description)
+    sizes = (whole.stat().st_size, file.stat().st_size)
+    return [Check("size in float32 and 8 bits", " and ".join(f"{size / 1e6:.2f} MB" for size in sizes))]
+
+
+def _checks(
+    file: Path, kind: Format, reference: Predictor, description: Description, found: Labelled | None
+) -> list[Check]:
+    """Compare the file, read again, with PyTorch.
+
+    Raises:
+        UserError: it answers differently.
+    """
+    written = together([load(file, accelerator="cpu")])
+    images = found.faces.images[found.parts.val] if found else drawn_faces()
+    exact = calibrated(reference.logits(images), description.calibration)
+    given = written.probabilities(images)
+    checks = []
+    if kind != "int8":
+        small = [written.probabilities(images[:n]) for n in (1, 4)]
+        difference = max(
+            np.abs(given - exact).max(), *(np.abs(few - exact[: len(few)]).max() for few in small)
+        )
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"{file.name}: its probabilities differ from PyTorch's by up to {difference:.2g}, more than {TOLERANCE:g}: "
+                "not written; please report this with the versions of torch, onnx and onnxruntime"
+            )
+        checks.append(Check(f"largest difference of a probability on {len(images):,} images", f"{difference:.1e}"))
+    if found:
+        labels = found.faces.labels[found.parts.val]
+        before, after = ((p.argmax(1) == labels).mean() for p in (exact, given))
+        lost = INT8_LOSS if kind == "int8" else 0.0
+        if before - after > lost:
+            raise UserError(
+                f"{file.name}: accuracy on the {len(labels):,} validation images falls from {before:.4f} to {after:.4f}: "
+                f"not written; " + ("export to .onnx instead" if kind == "int8" else "please report this")
+            )
+        checks.append(Check(f"accuracy on {len(labels):,} validation images", f"{before:.4f} before, {after:.4f} after"))
+    return checks

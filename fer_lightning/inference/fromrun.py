@@ -1,0 +1,64 @@
+"""The best checkpoint of a run as part of a predictor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fer_lightning.config import devices, instantiate
+from fer_lightning.config.saved import check_complete
+from fer_lightning.errors import UserError, flat
+from fer_lightning.inference.predictor import Loaded, NetworkMember
+from fer_lightning.metrics.calibration import PREFIX, Calibration
+from fer_lightning.runs.checkpoints import read_checkpoint
+from fer_lightning.runs.folder import BEST, CHECKPOINTS, CONFIG, METRICS, finished, load_settings
+
+NETWORK = "network."
+"""Prefix of the network's parameters and buffers in a checkpoint's state dict."""
+
+
+def load_run(
+    run_dir: Path, *, accelerator: str = "auto", posthoc_tau: float | None = None, trust: bool = False
+) -> Loaded:
+    """The best checkpoint of a run; arguments and errors are those of `fer_lightning.inference.load.load`."""
+    settings, path = load_settings(run_dir), run_dir / CHECKPOINTS / BEST
+    check_complete(settings, run_dir / CONFIG)
+    instantiate.check_targets(settings, where=str(run_dir / CONFIG), trust=trust)
+    batch_size = settings["data"]["eval_batch_size"]
+    if batch_size < 1:
+        raise UserError(f"{run_dir / CONFIG}: data.eval_batch_size={batch_size}: use 1 or more")
+    device = torch.device(devices.kind({"accelerator": accelerator}))
+    if not path.is_file():
+        raise UserError(f"{path}: no best checkpoint; the run has not finished an epoch, or keeps no checkpoints")
+    checkpoint = read_checkpoint(path)
+    try:
+        own, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+        instantiate.check_targets(own["model"], where=str(path), trust=trust)
+        try:
+            network = instantiate.network(own["model"], len(own["classes"]), own["head_scale"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        prefix = len(NETWORK)
+        network.load_state_dict({n[prefix:]: value for n, value in state.items() if n.startswith(NETWORK)})
+        if len(own["class_counts"]) != len(own["classes"]):
+            raise ValueError(f"class_counts must hold {len(own['classes'])} numbers")
+        member = NetworkMember(
+            network,
+            own["class_counts"],
+            posthoc_tau=own["posthoc_tau"] if posthoc_tau is None else posthoc_tau,
+            device=device,
+            precision=settings["trainer"]["precision"],
+            channels_last=own["channels_last"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: damaged, or not a checkpoint of this project ({reason})") from error
+    metrics = finished(run_dir) or {}
+    values = {key.removeprefix(PREFIX): value for key, value in metrics.items() if key.startswith(PREFIX)}
+    try:
+        calibration = Calibration(**{key: float(value) for key, value in values.items()})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{run_dir / METRICS}: its calibration is damaged ({flat(error)}); restore it") from None
+    name = "/".join(run_dir.absolute().parts[-2:])
+    return Loaded(run_dir, name, (member,), tuple(own["classes"]), calibration=calibration, batch_size=batch_size)

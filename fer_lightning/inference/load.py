@@ -1,0 +1,152 @@
+"""From runs, model files, ONNX files or names of shipped models to a predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fer_lightning.config import devices
+from fer_lightning.errors import UserError
+from fer_lightning.inference import modelfile, zoo
+from fer_lightning.inference.modelfile import Description
+from fer_lightning.inference.predictor import Loaded, Member, NetworkMember, Predictor
+from fer_lightning.inference.tta import check
+from fer_lightning.metrics.calibration import Calibration
+
+if TYPE_CHECKING:
+    from fer_lightning.inference.onnxfile import Session
+
+
+def load_model(
+    model: str | Path | Sequence[str | Path], *, accelerator: str = "auto", tta: str | None = None, trust: bool = False
+) -> Predictor:
+    """The predictor of a run's best checkpoint, of a file, of a shipped model, or of several of them together.
+
+    Several are averaged. A run predicts as it did when it was scored: in its precision where the device computes that
+    natively, else in float32, with its batch size and its post-hoc adjustment.
+
+    Args:
+        model: run folder, .safetensors or .onnx file, or name of a shipped model; or a list of them.
+        accelerator: "auto", "cpu" or "gpu".
+        tta: "none", "flip" or "ten_crop"; None for what the file was calibrated with, and none for runs.
+        trust: allow a network that is not on the allow-list, see `fer_lightning.config.instantiate.check_targets`.
+
+    Raises:
+        UserError: there is no such run or file, it is damaged, its network is not allowed, there is no such device, or
+            the models do not go together.
+
+    Example:
+        >>> predictor = load_model("outputs/2026-01-31/12-00-00")  # doctest: +SKIP
+        >>> predictor.probabilities(images)  # uint8 (N, 48, 48) to float64 (N, 7)  # doctest: +SKIP
+    """
+    models = [model] if isinstance(model, str | Path) else list(model)
+    return together([load(one, accelerator=accelerator, trust=trust) for one in models], tta)
+
+
+def load(
+    model: str | Path, *, accelerator: str = "auto", posthoc_tau: float | None = None, trust: bool = False
+) -> Loaded:
+    """One run or file.
+
+    Args:
+        model: see `load_model`.
+        accelerator: "auto", "cpu" or "gpu".
+        posthoc_tau: strength of the post-hoc logit adjustment; None for the model's own.
+        trust: see `load_model`.
+
+    Raises:
+        UserError: see `load_model`.
+    """
+    path = zoo.find(model)
+    if path.is_dir():
+        from fer_lightning.inference.fromrun import load_run  # Hydra and all that reads run folders
+
+        return load_run(path, accelerator=accelerator, posthoc_tau=posthoc_tau, trust=trust)
+    if path.suffix == ".onnx":
+        from fer_lightning.inference.onnxfile import Session
+
+        if posthoc_tau is not None:
+            raise UserError(f"{path}: --posthoc-tau cannot change an ONNX graph; name the run or its model file")
+        session = Session(path)
+        description = session.description
+        inside = replace(description.calibration, temperature=1.0)
+        return _loaded(path, description, (_Graph(session),), inside)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path}: neither a run folder nor a .safetensors or .onnx file of `fer-lightning export`")
+    device = torch.device(devices.kind({"accelerator": accelerator}))
+    description, networks = modelfile.read(path)
+    members = tuple(
+        NetworkMember(
+            network,
+            member.class_counts,
+            posthoc_tau=member.posthoc_tau if posthoc_tau is None else posthoc_tau,
+            device=device,
+        )
+        for network, member in zip(networks, description.members, strict=True)
+    )
+    return _loaded(path, description, members, description.calibration)
+
+
+def together(models: Sequence[Loaded], tta: str | None = None) -> Predictor:
+    """The predictor of the mean of models.
+
+    The temperature and threshold of several models that were not calibrated together are the means of theirs.
+
+    Raises:
+        UserError: their classes differ, or a graph has its own test-time augmentation.
+    """
+    first = models[0]
+    for other in models[1:]:
+        if other.classes != first.classes:
+            raise UserError(
+                f"{other.path}: its classes are {', '.join(other.classes)}, those of {first.path} are "
+                f"{', '.join(first.classes)}: only models of the same classes, in the same order, can be averaged"
+            )
+    inside = {member.tta for one in models for member in one.members} - {None}
+    wanted = check(tta) if tta is not None else first.tta if len({one.tta for one in models}) == 1 else "none"
+    if inside - {wanted}:
+        raise UserError(
+            f"--tta {wanted}: {first.path} averages its views inside the graph (--tta {', '.join(sorted(inside))}); "
+            "export it again with another --tta"
+        )
+    parts = [one.calibration for one in models]
+    calibration = Calibration(
+        float(np.mean([part.temperature for part in parts])), float(np.mean([part.threshold for part in parts]))
+    )
+    return Predictor(
+        [member for one in models for member in one.members],
+        first.classes,
+        tta=wanted,
+        calibration=parts[0] if len(parts) == 1 else calibration,
+        batch_size=min(one.batch_size for one in models),
+    )
+
+
+def _loaded(path: Path, description: Description, members: tuple[Member, ...], calibration: Calibration) -> Loaded:
+    return Loaded(
+        path,
+        description.name,
+        members,
+        tuple(description.classes),
+        description.tta,
+        calibration,
+        description=description,
+    )
+
+
+class _Graph:
+    """An ONNX session as a member."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.tta = session, session.description.tta
+
+    def logits(self, faces: Tensor) -> Tensor:
+        probabilities = torch.from_numpy(self.session.probabilities(faces.numpy()))
+        return probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()

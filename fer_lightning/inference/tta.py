@@ -1,0 +1,43 @@
+"""Test-time augmentation: views of a face whose class probabilities are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fer_lightning.errors import UserError
+
+TTA = Literal["none", "flip", "ten_crop"]
+"""`none`: the face itself; `flip`: and its mirror image; `ten_crop`: the four corners and the centre of the face, and
+the mirror images of the five (Krizhevsky et al. 2012, section 4.1)."""
+
+CROP = 11 / 12
+"""Side of a crop of `ten_crop` as a fraction of the face's: 44 of 48 pixels."""
+
+
+def check(name: str, where: str = "--tta") -> TTA:
+    """The name, or UserError if there is no such augmentation."""
+    if name not in get_args(TTA):
+        raise UserError(f"{where} {name}: use {', '.join(get_args(TTA))}")
+    return name  # type: ignore[return-value]
+
+
+def views(faces: Tensor, tta: TTA) -> Iterator[Tensor]:
+    """The views of faces, uint8 (B, H, W), each of the same shape and type."""
+    if tta == "none":
+        yield faces
+    elif tta == "flip":
+        yield from (faces, faces.flip(2))
+    else:
+        height, width = faces.shape[1:]
+        h, w = round(height * CROP), round(width * CROP)
+        y, x = height - h, width - w
+        for top, left in ((0, 0), (0, x), (y, 0), (y, x), (y // 2, x // 2)):
+            crop = faces[:, None, top : top + h, left : left + w].float()
+            crop = F.interpolate(crop, (height, width), mode="bilinear", align_corners=False)
+            crop = crop.round()[:, 0].to(torch.uint8)
+            yield from (crop, crop.flip(2))

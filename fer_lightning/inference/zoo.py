@@ -1,0 +1,36 @@
+"""Models inside the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fer_lightning.errors import UserError, printable
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+"""Folder of the model files and their cards."""
+
+DEFAULT = "fer2013-small"
+"""Name of the model that commands take if none is given."""
+
+
+def shipped() -> dict[str, Path]:
+    """The model files in the package by name."""
+    return {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors"))}
+
+
+def find(model: str | Path) -> Path:
+    """The run folder or file that a user means: a path, or the name of a shipped model.
+
+    Raises:
+        UserError: neither.
+    """
+    path = Path(model)
+    if path.exists():
+        return path
+    models = shipped()
+    if str(model) in models:
+        return models[str(model)]
+    names = ", ".join(models) or "none"
+    raise UserError(
+        f"--model {printable(model)}: neither a run folder or model file, nor a model of this package ({names})"
+    )

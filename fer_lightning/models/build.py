@@ -1,0 +1,60 @@
+"""From a config node to a network, without Hydra: for model files, which may come from a stranger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from fer_lightning.models.network import FaceNetwork
+from fer_lightning.models.preprocessing import Preprocessing
+
+PACKAGE = "fer_lightning.models."
+TARGET = "_target_"
+
+
+def own_backbone(node: Mapping[str, Any], **extra: Any) -> nn.Module:
+    """The backbone of a config node, if it is a network that a module of `fer_lightning.models` defines.
+
+    Raises:
+        ValueError: it is not.
+    """
+    module_name, _, name = str(node.get(TARGET)).rpartition(".")
+    arguments = {key: value for key, value in node.items() if key != TARGET} | extra
+    # Names are compared before anything is imported, and a name that a module merely imports is not its own.
+    if module_name.startswith(PACKAGE) and all(part.isidentifier() for part in module_name.split(".")):
+        try:
+            found = getattr(import_module(module_name), name, None)
+        except ImportError:
+            found = None
+        if isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module_name:
+            return found(**arguments)
+    raise ValueError(f"{node.get(TARGET)!r} is not a network of this project")
+
+
+def build(
+    node: Mapping[str, Any],
+    num_classes: int,
+    cosine_scale: float | None = None,
+    *,
+    backbone: Callable[..., nn.Module] = own_backbone,
+) -> FaceNetwork:
+    """The network of the config group `model`.
+
+    Args:
+        node: of the backbone, which is given `in_channels`; `preprocessing` and `dropout` are the network's own.
+        num_classes: number of logits.
+        cosine_scale: scale of a cosine head; None for a linear head.
+        backbone: makes the backbone from the rest of the node and `in_channels`.
+
+    Raises:
+        TypeError, ValueError: unknown settings, or a value out of its range.
+    """
+    own = dict(node)
+    dropout, settings = own.pop("dropout", 0.0), own.pop("preprocessing", None) or {}
+    preprocessing = Preprocessing(**settings)
+    return FaceNetwork(
+        backbone(own, in_channels=preprocessing.channels), num_classes, preprocessing, dropout, cosine_scale
+    )

@@ -1,0 +1,98 @@
+"""The model card: plain Markdown with the metadata that the Hugging Face Hub reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import yaml  # type: ignore[import-untyped]
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fer_lightning.metrics.scores import METRICS
+
+TEXTS = Environment(
+    loader=PackageLoader("fer_lightning.report"),
+    autoescape=False,  # Markdown; class names are escaped by `cell`
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def cell(text: object) -> str:
+    """Text for a cell of a Markdown table."""
+    return " ".join(str(text).split()).translate({ord(c): f"\\{c}" for c in "\\|<>*_`[]"})
+
+
+TEXTS.filters["cell"] = cell
+
+
+def render(
+    description: Mapping[str, Any],
+    *,
+    file: str,
+    checks: Sequence[tuple[str, str]],
+    report: pd.DataFrame | None = None,
+    confusion: pd.DataFrame | None = None,
+    clean: int | None = None,
+) -> str:
+    """The card of a model file.
+
+    Args:
+        description: JSON of the file.
+        file: its name.
+        checks: what the export compared, and with what result.
+        report: of the test images, from `tables.classification_report`.
+        confusion: of the test images, from `tables.confusion_matrix`.
+        clean: number of test images without a duplicate in the training set.
+    """
+    scores = description["scores"]
+    sets = [s for s in ("test", "test/clean") if f"{s}/accuracy" in scores]
+    rows = [
+        (metric.title, *(_score(scores, f"{prefix}/{metric.name}") for prefix in sets))
+        for metric in METRICS
+        if metric.title and any(f"{prefix}/{metric.name}" in scores for prefix in sets)
+    ]
+    return TEXTS.get_template("card.md").render(
+        header=yaml.safe_dump(_header(description), sort_keys=False, allow_unicode=True),
+        d=description,
+        file=file,
+        checks=checks,
+        sets=[{"test": "test images", "test/clean": "clean test images"}[prefix] for prefix in sets],
+        rows=rows,
+        report=report,
+        confusion=confusion,
+        clean=clean,
+        images=None if report is None else int(report["support"].iloc[-1]),
+        parameters=description.get("parameters"),
+    )
+
+
+def _header(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of the card, see https://huggingface.co/docs/hub/model-cards."""
+    scores = description["scores"]
+    metrics = [
+        {"type": kind, "value": round(scores[f"test/{name}"], 4), "name": title}
+        for name, kind, title in (("accuracy", "accuracy", "Accuracy"), ("f1_macro", "f1", "Macro-F1"))
+        if f"test/{name}" in scores
+    ]
+    data = {"type": "fer2013", "name": description["data"].get("source", "unknown"), "split": "test"}
+    result = {"task": {"type": "image-classification"}, "dataset": data, "metrics": metrics}
+    return {
+        "license": "mit",
+        "library_name": "fer-lightning",
+        "pipeline_tag": "image-classification",
+        "tags": ["facial-expression-recognition", "emotion-recognition", "fer2013"],
+        "datasets": ["fer2013"],
+        "metrics": ["accuracy", "f1"],
+        **({"model-index": [{"name": description["name"], "results": [result]}]} if metrics else {}),
+    }
+
+
+def _score(scores: Mapping[str, float], key: str) -> str:
+    if key not in scores:
+        return ""
+    low, high = scores.get(f"{key}_low"), scores.get(f"{key}_high")
+    return f"{scores[key]:.3f}" + ("" if low is None or high is None else f" ({low:.3f} to {high:.3f})")
