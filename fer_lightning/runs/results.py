@@ -55,18 +55,23 @@ class Scored(NamedTuple):
 
 def scores(prefix: str, logits: torch.Tensor, labels: NDArray[np.int64], classes: tuple[str, ...]) -> Metrics:
     """Scores of labelled images with the bootstrap interval of their accuracy; empty where there are none."""
-    known = labels != UNLABELLED
-    if not known.any():
+    sums = sums_of(logits, labels)
+    if not sums.images:
         return {}
+    values = metrics.scores(sums, classes)
+    values["accuracy_low"], values["accuracy_high"] = accuracy_interval(int(sums.hits.sum()), int(sums.images))
+    return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def sums_of(logits: torch.Tensor, labels: NDArray[np.int64]) -> Sums:
+    """Sums over the labelled images of logits, float (N, C), and labels, int64 (N,)."""
+    known = labels != UNLABELLED
     labels, logits = labels[known], logits[torch.from_numpy(known)].double()
-    sums = Sums(
-        confusion(labels, logits.argmax(1).numpy(), len(classes)),
+    return Sums(
+        confusion(labels, logits.argmax(1).numpy(), logits.shape[1]),
         calibration_bins(logits.softmax(1).numpy(), labels),
         float(F.cross_entropy(logits, torch.from_numpy(labels), reduction="sum")),
     )
-    values = metrics.scores(sums, classes)
-    values["accuracy_low"], values["accuracy_high"] = accuracy_interval(int(sums.hits.sum()), len(labels))
-    return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 def test_scores(test: Scored, classes: tuple[str, ...]) -> Metrics:
