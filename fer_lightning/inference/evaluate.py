@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 
 from fer_lightning.config import instantiate
 from fer_lightning.config.dataset import cache_root, load_parts_of, with_duplicate_groups
-from fer_lightning.config.saved import check_complete
 from fer_lightning.data.protocols import Rows, seen
 from fer_lightning.data.quality.duplicates import near_duplicates
 from fer_lightning.data.readers import sources
@@ -66,11 +65,10 @@ def evaluate(
     if twins not in (None, "exact", "near"):
         raise UserError(f"--twins {twins}: use exact or near")
     settings = load_settings(run_dir)
-    check_complete(settings, run_dir / CONFIG)
     instantiate.check_targets(settings, where=str(run_dir / CONFIG), trust=trust)
+    predictor = Predictor.from_run(run_dir, accelerator=accelerator, trust=trust)
     own_twins = settings["data"]["twins"]
     twins = twins or own_twins
-    predictor = Predictor.from_run(run_dir, accelerator=accelerator, trust=trust)
     own_tau, classes = predictor.posthoc_tau, predictor.classes
     tau = predictor.posthoc_tau = own_tau if posthoc_tau is None else posthoc_tau
 
