@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,12 +20,11 @@ from fer_lightning.app import CONF
 from fer_lightning.config.instantiate import check_targets, own_targets, targets_in
 from fer_lightning.errors import UserError
 from fer_lightning.runs.resume import expand
-from tests.conftest import TINY, Run
+from tests.conftest import TINY, Command, Run
 from tests.processes import apart
 
 PACKAGE = Path(__file__).parents[1] / "fer_lightning"
 Train = Callable[..., Run]
-Command = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +46,6 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 def marker(tmp_path: Path) -> Path:
     """A folder that exists once code from the run folder has run."""
     return tmp_path / "executed"
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs `fer-lightning <arguments>` in this process; returns its exit code and what it printed as errors."""
-
-    def command(*arguments: object) -> tuple[int, str]:
-        from fer_lightning.cli import app
-
-        monkeypatch.setattr(sys, "argv", ["fer-lightning", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            app()
-        return int(end.value.code or 0), capsys.readouterr().err
-
-    return command
 
 
 def call(marker: Path) -> dict[str, Any]:
