@@ -71,7 +71,10 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0: use 1 or more"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0 leaves nothing to train on"),
         (["trainer.limit_test_batches=0"], "trainer.limit_test_batches=0 leaves nothing to score"),
-        (["trainer.limit_train_batches=1.5"], "trainer.limit_train_batches=1.5: use a number of batches, or a fraction"),
+        (
+            ["trainer.limit_train_batches=1.5"],
+            "trainer.limit_train_batches=1.5: use a number of batches",
+        ),
         (["trainer.limit_val_batches=some"], "trainer.limit_val_batches=some: use a number of batches"),
         (["trainer.limit_test_batches=nan"], "trainer.limit_test_batches=nan: use a number of batches"),
         (["trainer.max_time=soon"], "trainer.max_time=soon: use days:hours:minutes:seconds"),

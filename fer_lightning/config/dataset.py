@@ -19,6 +19,7 @@ from fer_lightning.data.table import FaceTable
 from fer_lightning.errors import UserError, printable
 from fer_lightning.runs import folder
 
+
 def load_faces(settings: Mapping[str, Any]) -> FaceTable:
     """The table that `data.source` returns, with the votes and classes that the `data` group asks for.
 

@@ -71,9 +71,7 @@ def evaluate(
 
     if data is None:
         way_out = "or score what is there now with --data"
-        faces, parts, *_ = load_parts_of(
-            run_dir, settings, cleaned=split == "train", trust=trust, way_out=way_out
-        )
+        faces, parts, *_ = load_parts_of(run_dir, settings, cleaned=split == "train", trust=trust, way_out=way_out)
         rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(faces, split)
         clean = parts.clean
         if twins != own_twins:
