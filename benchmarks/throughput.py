@@ -66,7 +66,7 @@ class BareLoop:
         self.network = instantiate.network(settings["model"], 7).to(device)
         self.network.arrange(device, channels_last=True)
         groups = parameter_groups(self.network, settings["optimizer"]["weight_decay"])
-        self.optimizer = instantiate.optimizer(settings["optimizer"], groups)
+        self.optimizer = instantiate.call("optimizer", settings["optimizer"], groups)
         self.clip = settings["trainer"]["gradient_clip_val"]
         self.bf16 = settings["trainer"]["precision"] == "bf16-mixed"
         n = settings["data"]["batch_size"]

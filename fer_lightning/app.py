@@ -142,7 +142,7 @@ def _run(rank: int) -> None:
     _raised_by_job = problem = None
     failed = True
     try:
-        sys.argv[1:] = resume.expand(sys.argv[1:], CONF)
+        sys.argv[1:] = resume.expand(sys.argv[1:])
         job()
         failed = False
     except Exception as error:
@@ -160,7 +160,7 @@ def _run(rank: int) -> None:
     if problem is not None:
         message = str(problem) if isinstance(problem, UserError) else None
         if message is None and problem is not _raised_by_job:
-            message = composition_error(problem, sys.argv[1:], CONF)
+            message = composition_error(problem, sys.argv[1:])
         if _wants_traceback or message is None:
             raise problem
         _fail(" ".join(message.split()))

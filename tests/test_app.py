@@ -82,6 +82,14 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0: use 1 or more"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0 leaves nothing to train on"),
         (["trainer.limit_test_batches=0"], "trainer.limit_test_batches=0 leaves nothing to score"),
+        (
+            ["trainer.limit_train_batches=1.5"],
+            "trainer.limit_train_batches=1.5: use a number of batches",
+        ),
+        (["trainer.limit_val_batches=some"], "trainer.limit_val_batches=some: use a number of batches"),
+        (["trainer.limit_test_batches=nan"], "trainer.limit_test_batches=nan: use a number of batches"),
+        (["trainer.max_time=soon"], "trainer.max_time=soon: use days:hours:minutes:seconds"),
+        (["imbalance.posthoc_tau=nan"], "imbalance.posthoc_tau=nan: use a number"),
         (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0"),
         (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0"),
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1"),
@@ -110,6 +118,14 @@ def test_bad_option_is_one_line(train: Train, overrides: list[str], message: str
     assert re.search(f"^error: .*{message}", last), run.err
     assert "Traceback" not in run.err
     assert not (run.folder / "metrics.csv").exists()
+
+
+def test_unknown_key_in_a_config_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mine.yaml").write_text("defaults: [synthetic]\ncolour: red\n")
+    ended = apart(tmp_path / "out", "--config-dir", str(tmp_path), "data=mine")
+    assert ended.code == 1
+    assert "error: In 'data/mine': Key 'colour' not in 'Data'" in ended.err
 
 
 def test_missing_source_names_the_remedy(train: Train, tmp_path: Path) -> None:

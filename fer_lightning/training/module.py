@@ -80,7 +80,7 @@ class FERClassifier(L.LightningModule):
         self.classes = list(classes)
         self.first_scored_epoch = first_scored_epoch
         self.network = instantiate.network(model, len(self.classes), head_scale)
-        self.loss = instantiate.loss(loss, class_counts)
+        self.loss = instantiate.node("imbalance.loss", loss, class_counts=list(class_counts))
         if isinstance(self.loss, LDAM) and self.loss.scale != head_scale:
             raise UserError(
                 f"imbalance.loss.scale={self.loss.scale} needs imbalance.head.scale={self.loss.scale}, not "
@@ -226,11 +226,12 @@ class FERClassifier(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams
         groups = parameter_groups(self.network, hparams["optimizer"].get("weight_decay", 0.0))
-        optimizer = instantiate.optimizer(hparams["optimizer"], groups)
+        optimizer = instantiate.call("optimizer", hparams["optimizer"], groups)
         steps = int(self.trainer.estimated_stepping_batches)
         if first := hparams["first_epoch"]:  # less those of an earlier stage
             steps = round(steps * (1 - first / self.trainer.max_epochs))
-        scheduler, interval = instantiate.schedule(hparams["schedule"], optimizer, steps, hparams["monitor"]["mode"])
+        mode = hparams["monitor"]["mode"]
+        scheduler, interval = instantiate.call("schedule", hparams["schedule"], optimizer, steps, mode)
         return {
             "optimizer": optimizer,
             # `on_train_epoch_end` steps the plateau schedule; Lightning only wants a metric that is always there.

@@ -17,7 +17,7 @@ ROOM = "fer_lightning.training.optim."
 
 def rates(name: str, steps: int = 100, **arguments: float) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    scheduler, interval = instantiate.schedule({"_target_": ROOM + name, **arguments}, optimizer, steps, "max")
+    scheduler, interval = instantiate.call("schedule", {"_target_": ROOM + name, **arguments}, optimizer, steps, "max")
     assert interval == "step"
     seen = []
     for _ in range(steps):
@@ -63,7 +63,7 @@ def test_constant_after_warmup() -> None:
 def test_plateau_lowers_the_rate_when_nothing_gets_better() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     node = {"_target_": ROOM + "plateau", "factor": 0.5, "patience": 2}
-    scheduler, interval = instantiate.schedule(node, optimizer, 100, "max")
+    scheduler, interval = instantiate.call("schedule", node, optimizer, 100, "max")
     assert interval == "epoch"
     for value in (0.5, 0.5, 0.5, 0.5):
         scheduler.step(value)  # type: ignore[arg-type]
