@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fer_lightning.data.loader import Augment, EvaluationOrder, FaceLoader, MixImages, TrainingOrder
+from fer_lightning.data.loader import Augment, EvaluationOrder, FaceLoader, TrainingOrder
 from fer_lightning.data.protocols import Partition, Rows
 from fer_lightning.data.table import FaceTable
+from fer_lightning.data.transforms.mixing import Mix
 from fer_lightning.data.transforms.resampling import ClassSampling, TrainingSet
 from fer_lightning.errors import UserError
 
@@ -49,7 +50,7 @@ class FERDataModule(L.LightningDataModule):
         sampler: ClassSampling | None = None,
         sampled_from: int = 0,
         augment: Augment | None = None,
-        mix: MixImages | None = None,
+        mix: Mix | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 512,
         seed: int = 0,
@@ -135,15 +136,10 @@ class FERDataModule(L.LightningDataModule):
         return self.evaluation_loader(self.parts.test)
 
     def evaluation_loader(self, rows: Rows) -> FaceLoader:
-        """The images of `rows`, in order."""
-        return evaluation_loader(self.faces, rows, self.eval_batch_size, self.trainer)
-
-
-def evaluation_loader(faces: FaceTable, rows: Rows, batch_size: int, trainer: L.Trainer | None) -> FaceLoader:
-    """The images of `rows` that the rank of the trainer scores, in order, on its device."""
-    rank, world = _rank(trainer)
-    order = EvaluationOrder(len(rows), batch_size, rank=rank, world=world)
-    return FaceLoader(faces.images[rows], faces.labels[rows], rows, order, _device(trainer))
+        """The images of `rows` that the rank of the trainer scores, in order, on its device."""
+        rank, world = _rank(self.trainer)
+        order = EvaluationOrder(len(rows), self.eval_batch_size, rank=rank, world=world)
+        return FaceLoader(self.faces.images[rows], self.faces.labels[rows], rows, order, _device(self.trainer))
 
 
 def _rank(trainer: L.Trainer | None) -> tuple[int, int]:

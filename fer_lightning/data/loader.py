@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fer_lightning.data.seeding import stream_rng, stream_seed
 from fer_lightning.data.transforms.augment import Draws
+from fer_lightning.data.transforms.mixing import Mix
 
 
 class Batch(NamedTuple):
@@ -26,14 +27,7 @@ class Batch(NamedTuple):
     targets: Tensor | None = None
 
 
-class Augment(Protocol):
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor: ...
-
-
-class MixImages(Protocol):
-    def __call__(
-        self, images: Tensor, targets: Tensor, draws: Draws, class_counts: Tensor
-    ) -> tuple[Tensor, Tensor]: ...
+Augment = Callable[[Tensor, Draws], Tensor]
 
 
 def draw_labels(targets: NDArray[np.float32], rows: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -159,7 +153,7 @@ class FaceLoader:
         order: TrainingOrder | EvaluationOrder,
         device: torch.device,
         augment: Augment | None = None,
-        mix: MixImages | None = None,
+        mix: Mix | None = None,
         class_counts: NDArray[np.int64] | None = None,
         skip: int = 0,
         targets: NDArray[np.float32] | None = None,
