@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
@@ -103,7 +102,20 @@ class FERDataModule(L.LightningDataModule):
             raise UserError(
                 f"{self.faces.source}: {len(training)} training images are too few for {world} devices; use fewer"
             )
-        order = TrainingOrder(len(training), self.batch_size, seed=self.seed, rank=rank, world=world, **self._drawn())
+        probabilities = None
+        if self.sampler is not None:
+            counts = training.counts(len(self.faces.classes))
+            of_class = self.sampler.probabilities(counts) / np.maximum(counts, 1)
+            probabilities = of_class[training.labels] / of_class[training.labels].sum()
+        order = TrainingOrder(
+            len(training),
+            self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            probabilities=probabilities,
+            drawn_from=self.sampled_from,
+        )
         skip, self._skip = self._skip, 0
         self._loader = FaceLoader(
             training.images,
@@ -119,15 +131,6 @@ class FERDataModule(L.LightningDataModule):
             self.draw_labels,
         )
         return self._loader
-
-    def _drawn(self) -> dict[str, Any]:
-        """The arguments of the training order that follow from the sampler."""
-        if self.sampler is None:
-            return {}
-        counts = self.training.counts(len(self.faces.classes))
-        labels = self.training.labels
-        probabilities = (self.sampler.probabilities(counts) / np.maximum(counts, 1))[labels]
-        return {"probabilities": probabilities / probabilities.sum(), "drawn_from": self.sampled_from}
 
     def val_dataloader(self) -> FaceLoader:
         return self.evaluation_loader(self.parts.val)

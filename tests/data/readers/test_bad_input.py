@@ -26,7 +26,6 @@ from tests.data.conftest import (
     fer_rows,
     folder_files,
     image_bytes,
-    pixel_text,
     write_folder,
     write_form,
     write_tar,
@@ -404,8 +403,3 @@ def test_damage_anywhere_loads_or_raises_one_line(tmp_path: Path, form: str) -> 
         message = outcome(path)
         assert message.isprintable(), f"step {step}"
         assert not message or str(path) in message, f"step {step}"
-
-
-def test_pixel_text_has_the_format_of_the_challenge() -> None:
-    """The generated rows have the format of the challenge."""
-    assert pixel_text(faces(1)[0]).count(" ") == 2303
