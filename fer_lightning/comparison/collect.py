@@ -14,8 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fer_lightning.errors import UserError, flat, quoted
-from fer_lightning.metrics import sums
-from fer_lightning.report.tables import classes_of, labels_of, probabilities_of
+from fer_lightning.report.tables import classes_of, confusion_of, labels_of, probabilities_of
 from fer_lightning.runs.folder import CONFIG, PIXELS, finished, load_settings
 
 IGNORED = ("seed", "resume", "allow_changes", "logger", "data.cache_dir", "trainer.progress_bar")
@@ -69,7 +68,7 @@ class FinishedRun:
     @property
     def confusion(self) -> NDArray[np.int64]:
         """(C, C)."""
-        return sums.confusion(self.labels, self.guesses, len(self.classes))
+        return confusion_of(self.predictions, self.classes)
 
 
 @dataclass(frozen=True)
