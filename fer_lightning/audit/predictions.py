@@ -18,12 +18,7 @@ from fer_lightning.runs.folder import CONFIG, finished, load_settings
 
 
 def out_of_sample(
-    faces: FaceTable,
-    runs: Sequence[Path],
-    group: NDArray[np.int64],
-    *,
-    accelerator: str = "auto",
-    trust: bool = False,
+    faces: FaceTable, runs: Sequence[Path], group: NDArray[np.int64], *, trust: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Mean probabilities of each image over the runs whose training set has neither it nor a duplicate of it.
 
@@ -31,7 +26,6 @@ def out_of_sample(
         faces: the images.
         runs: folders of finished runs of these images and classes.
         group: int64 (N,), duplicates share a number.
-        accelerator: "auto", "cpu" or "gpu".
         trust: allow targets of the runs' configs that are not on the allow-list.
 
     Returns:
@@ -49,7 +43,7 @@ def out_of_sample(
             raise UserError(f"--run {run_dir}: not finished; resume it with `python train.py resume={run_dir}`")
         check_complete(settings, run_dir / CONFIG)
         instantiate.check_targets(settings, where=str(run_dir / CONFIG), trust=trust)
-        predictor = Predictor.from_run(run_dir, accelerator=accelerator, trust=trust)
+        predictor = Predictor.from_run(run_dir, trust=trust)
         if predictor.classes != faces.classes:
             raise UserError(
                 f"--run {run_dir}: its classes are {', '.join(predictor.classes)}, those of {faces.source} are "
