@@ -16,12 +16,7 @@ from fer_lightning.runs.folder import finished
 
 
 def out_of_sample(
-    faces: FaceTable,
-    runs: Sequence[Path],
-    group: NDArray[np.int64],
-    *,
-    accelerator: str = "auto",
-    trust: bool = False,
+    faces: FaceTable, runs: Sequence[Path], group: NDArray[np.int64], *, trust: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Mean probabilities of each image over the runs whose training set has neither it nor a duplicate of it.
 
@@ -29,7 +24,6 @@ def out_of_sample(
         faces: the images.
         runs: folders of finished runs of these images and classes.
         group: int64 (N,), duplicates share a number.
-        accelerator: "auto", "cpu" or "gpu".
         trust: allow targets of the runs' configs that are not on the allow-list, and the download of their data.
 
     Returns:
@@ -45,7 +39,7 @@ def out_of_sample(
         settings = settings_of(run_dir, trust=trust)
         if finished(run_dir) is None:
             raise UserError(f"--run {run_dir}: not finished; resume it with `python train.py resume={run_dir}`")
-        predictor = Predictor.from_run(run_dir, accelerator=accelerator, trust=trust)
+        predictor = Predictor.from_run(run_dir, trust=trust)
         if predictor.classes != faces.classes:
             raise UserError(
                 f"--run {run_dir}: its classes are {', '.join(predictor.classes)}, those of {faces.source} are "

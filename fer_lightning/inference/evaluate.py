@@ -115,8 +115,7 @@ def evaluate(
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(settings)),
         about={"name": f"{run_dir.name}: {out.name}", "data": faces.source, "split": split, "run": str(run_dir)},
     )
-    report = tables.classification_report(results.confusion_of(scored.predictions, classes), classes)
-    tables.print_report(report, title=f"{faces.source}, {split}: per class")
+    tables.print_report(scored.predictions, classes, f"{faces.source}, {split}: per class")
     print(f"report   {index}")
     return metrics
 

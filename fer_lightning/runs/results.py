@@ -47,9 +47,8 @@ class Scored(NamedTuple):
         """
         splits = [SPLITS[split] for split in faces.split[rows]]
         probabilities = logits.double().softmax(1).numpy()
-        table = tables.predictions(
-            faces.ids[rows], splits, faces.labels[rows], probabilities, clean[rows], faces.classes
-        )
+        ids = [name.decode() for name in faces.ids[rows].tolist()]
+        table = tables.predictions(ids, splits, faces.labels[rows], probabilities, clean[rows], faces.classes)
         return cls(table, logits, rows)
 
 
@@ -79,12 +78,6 @@ def test_scores(test: Scored, classes: tuple[str, ...]) -> Metrics:
     labels, clean = tables.labels_of(test.predictions, classes), test.predictions["clean"].to_numpy(copy=True)
     clean_scores = scores("test/clean", test.logits[torch.from_numpy(clean)], labels[clean], classes)
     return scores("test", test.logits, labels, classes) | clean_scores
-
-
-def confusion_of(predictions: pd.DataFrame, classes: tuple[str, ...]) -> NDArray[np.int64]:
-    """The confusion matrix of a table of predictions: int64 (C, C)."""
-    labels, guesses = (tables.labels_of(predictions, classes, column) for column in ("label", "prediction"))
-    return confusion(labels, guesses, len(classes))
 
 
 def git_commit() -> str:

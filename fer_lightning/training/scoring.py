@@ -96,24 +96,20 @@ def write(
         config_yaml=(run_dir / CONFIG).read_text(),
         about=about,
         monitor=settings["monitor"]["metric"],
-        mode=settings["monitor"]["mode"],
         best_epoch=None if best is None else best_epoch,
     )
-    matrices = {name: results.confusion_of(s.predictions, classes) for name, s in (("val", val), ("test", test))}
-    report = tables.classification_report(matrices["test"], classes)
     tracking.log_results(
         trainer.loggers,
         step=trainer.global_step,
         metrics=metrics,
-        report=report,
-        confusions={split: tables.confusion_matrix(matrix, classes) for split, matrix in matrices.items()},
-        predictions=test.predictions,
+        predictions={"val": val.predictions, "test": test.predictions},
+        classes=classes,
         images=images,
         checkpoint=best,
     )
     # Its presence means that the run is finished.
     write_atomically(run_dir / METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
-    tables.print_report(report, title=f"{faces.source}, {about['protocol']}: test images, per class")
+    tables.print_report(test.predictions, classes, f"{faces.source}, {about['protocol']}: test images, per class")
     print(f"report   {index}")
     return metrics
 
