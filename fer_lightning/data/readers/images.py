@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_lightning.data.table import SIDE
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, flat
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,12 +24,7 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _ORIENTATION = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
 
 
-def decode_face(data: bytes, where: str) -> NDArray[np.uint8]:
-    """The face in the image file `data`, uint8 (48, 48), see `decode_sized`."""
-    return decode_sized(data, where)[0]
-
-
-def decode_sized(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def decode(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """The face in the image file `data`, uint8 (48, 48), and the width and height of the image in the file.
 
     The image is rotated by its EXIF tag, converted to grey (16 bits scaled to 8, transparent parts white), scaled so
@@ -52,9 +47,8 @@ def decode_sized(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int,
             size = image.size
             image.draft(None, (4 * SIDE, 4 * SIDE))  # lets a large JPEG be decoded at a fraction of its size
             image.load()
-            if image.format == "TIFF" or not _ORIENTATION.isdisjoint(
-                image.info
-            ):  # reading the tag takes as long as decoding
+            # Only where there may be a tag: reading it takes as long as decoding.
+            if image.format == "TIFF" or not _ORIENTATION.isdisjoint(image.info):
                 ImageOps.exif_transpose(image, in_place=True)
             grey = _grey(image, where)
             if grey.size != (SIDE, SIDE):
@@ -67,8 +61,7 @@ def decode_sized(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int,
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(too_large) from None
     except Exception as error:  # Pillow's readers raise nearly anything on damaged data
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"{where} is a damaged image ({reason}): replace or remove it") from error
+        raise UserError(f"{where} is a damaged image ({flat(error)}): replace or remove it") from error
 
 
 def _grey(image: Image.Image, where: str) -> Image.Image:
