@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fer_lightning.config.dataset import load_parts_of, settings_of
 from fer_lightning.data.table import FaceTable
 from fer_lightning.errors import UserError
-from fer_lightning.inference.predictor import Predictor
+from fer_lightning.inference.load import load_model
 from fer_lightning.runs.folder import finished
 
 
@@ -39,7 +39,7 @@ def out_of_sample(
         settings = settings_of(run_dir, trust=trust)
         if finished(run_dir) is None:
             raise UserError(f"--run {run_dir}: not finished; resume it with `python train.py resume={run_dir}`")
-        predictor = Predictor.from_run(run_dir, trust=trust)
+        predictor = load_model(run_dir, trust=trust)
         if predictor.classes != faces.classes:
             raise UserError(
                 f"--run {run_dir}: its classes are {', '.join(predictor.classes)}, those of {faces.source} are "

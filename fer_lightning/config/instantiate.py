@@ -10,7 +10,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import InstantiationException
@@ -112,25 +112,15 @@ def _short(value: Any) -> str:
 
 
 def network(node: Mapping[str, Any], num_classes: int, cosine_scale: float | None = None) -> FaceNetwork:
-    """The network of the config group `model`.
-
-    Args:
-        node: of the backbone, which is given `in_channels`; `preprocessing` and `dropout` are the network's own.
-        num_classes: number of logits.
-        cosine_scale: scale of a cosine head; None for a linear head.
+    """The network of the config group `model`, see `fer_lightning.models.build.build`.
 
     Raises:
         UserError: a value is out of its range.
     """
-    from fer_lightning.models.network import FaceNetwork
-    from fer_lightning.models.preprocessing import Preprocessing
+    from fer_lightning.models.build import build
 
-    own = dict(node)
-    dropout, settings = own.pop("dropout", 0.0), own.pop("preprocessing", None) or {}
     try:
-        preprocessing = Preprocessing(**settings)
-        backbone = _instantiate("model", own, in_channels=preprocessing.channels)
-        return FaceNetwork(backbone, num_classes, preprocessing, dropout, cosine_scale)
+        return build(node, num_classes, cosine_scale, backbone=partial(_instantiate, "model"))
     except (TypeError, ValueError) as error:
         raise UserError(f"model: {error}") from error
 

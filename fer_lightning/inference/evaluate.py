@@ -1,10 +1,12 @@
-"""Scoring a finished run again."""
+"""Scoring finished runs again, and model files."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from fer_lightning.data.readers import sources
 from fer_lightning.data.readers.remote import source_name
 from fer_lightning.data.table import SPLITS, FaceTable
 from fer_lightning.errors import UserError
-from fer_lightning.inference.predictor import Predictor
+from fer_lightning.inference import ensembles, labelled
+from fer_lightning.inference.load import load, together
+from fer_lightning.inference.predictor import Loaded, pooled
 from fer_lightning.report import tables
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
@@ -30,77 +34,93 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(
-    run_dir: Path,
+    models: Sequence[str | Path],
     *,
     split: str = "test",
     data: str | os.PathLike[str] | None = None,
     twins: str | None = None,
     posthoc_tau: float | None = None,
+    tta: str | None = None,
     out: Path | None = None,
     accelerator: str = "auto",
     trust: bool = False,
 ) -> dict[str, float | str]:
-    """Score a run's best checkpoint on a split of its own data or of other data, and write metrics.json and report/.
+    """Score runs or model files on a split of their own data or of other data, and write metrics.json and report/.
+
+    The probabilities of several are averaged, and members.csv then has the scores of each.
 
     Args:
-        run_dir: the run folder.
-        split: "train", "val" or "test" as the run's protocol has them, "all", or a split of the source such as
+        models: run folders, model files, ONNX files or names of shipped models.
+        split: "train", "val" or "test" as the first run's protocol has them, "all", or a split of the source such as
             "private". Of other data, "test" means its test images, or all of it where it has none.
-        data: a source of other faces, labelled with classes that the run knows.
+        data: a source of other faces, labelled with classes that the models know; required for model files.
         twins: "exact" or "near", which images of the training data make a test image unclean; by default the run's own.
         posthoc_tau: strength of a post-hoc logit adjustment by the class counts of training (Menon et al. 2021); by
-            default the run's own. Choose it on `split="val"`.
-        out: the folder to write; by default one under the run folder.
+            default the models' own. Choose it on `split="val"`.
+        tta: test-time augmentation: "none", "flip" or "ten_crop"; by default what a file was calibrated with, and none
+            for runs.
+        out: the folder to write; by default one under the run folder, or evaluation/ in the working directory.
         accelerator: "auto", "cpu" or "gpu".
-        trust: allow targets of the run's config that are not on the allow-list, and the download of its data.
+        trust: allow targets of a run's config that are not on the allow-list, and the download of its data.
 
     Returns:
-        The content of metrics.json: on the run's own test images, the numbers of the run.
+        The content of metrics.json: on a run's own test images, the numbers of the run.
 
     Raises:
-        UserError: no finished run there, no such split, or data that does not fit.
+        UserError: no such model or split, or models or data that do not go together.
     """
     if twins not in (None, "exact", "near"):
         raise UserError(f"--twins {twins}: use exact or near")
-    settings = settings_of(run_dir, trust=trust)
-    predictor = Predictor.from_run(run_dir, accelerator=accelerator, trust=trust)
-    own_twins = settings["data"]["twins"]
-    twins = twins or own_twins
-    own_tau, classes = predictor.posthoc_tau, predictor.classes
-    tau = predictor.posthoc_tau = own_tau if posthoc_tau is None else posthoc_tau
+    if posthoc_tau is not None and not math.isfinite(posthoc_tau):
+        raise UserError(f"--posthoc-tau {posthoc_tau}: use a finite number; 0 is no adjustment")
+    loaded = [load(model, accelerator=accelerator, posthoc_tau=posthoc_tau, trust=trust) for model in models]
+    predictor, classes = together(loaded, tta), loaded[0].classes
+    runs = [one.path for one in loaded if one.description is None]
+    configs = [settings_of(run_dir, trust=trust) for run_dir in runs]
+    own: dict[str, Any] = configs[0]["data"] if configs else {"twins": "exact", "cache_dir": None}
+    own_twins, own_tau = own["twins"], loaded[0].configs[0].posthoc_tau
+    twins, tau = twins or own_twins, own_tau if posthoc_tau is None else posthoc_tau
 
     if data is None:
-        way_out = "or score what is there now with --data"
-        faces, parts, *_ = load_parts_of(run_dir, settings, cleaned=split == "train", trust=trust, way_out=way_out)
-        rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(faces, split)
-        clean = parts.clean
-        if twins != own_twins:
-            regrouped = with_duplicate_groups(faces, settings["data"] | {"twins": twins})
-            known = seen(faces, settings["protocol"]["name"], parts.test)
-            clean = ~np.isin(regrouped.duplicate_groups, regrouped.duplicate_groups[known])
+        if len(runs) < len(loaded):
+            raise UserError("a model file has no data of its own: name some with --data")
+        faces, rows, clean = _own(runs, configs[0], split, twins, trust)
     else:
-        faces = sources.load(data, cache_dir=cache_root(settings["data"]))
-        faces = faces.as_known_by(classes, settings["data"].get("merge"))
+        faces = sources.load(data, cache_dir=cache_root(own)).as_known_by(classes, own.get("merge"))
         rows = _rows_of(faces, split)
-        clean = _unseen(faces, run_dir, settings, twins, trust)
-    name = (f"{source_name(data)}-{split}" if data else split) + (f"-{twins}" if twins != own_twins else "")
+        clean = np.full(len(faces), len(runs) == len(loaded))  # what model files were trained on is not at hand
+        for run_dir, settings in zip(runs, configs, strict=True):
+            clean &= _unseen(faces, run_dir, settings, twins, trust)
+    name = f"{source_name(data)}-{split}" if data else split
+    name += f"-{twins}" if twins != own_twins else ""
     name += f"-tau{tau:g}" if tau != own_tau else ""
-    out = out or run_dir / "evaluation" / name
+    name += f"-{predictor.tta}" if predictor.tta != "none" else ""
+    model_name = loaded[0].name if len(loaded) == 1 else f"{len(loaded)} models"
+    if out is None:
+        alone = runs[0] if len(loaded) == len(runs) == 1 else None
+        out = alone / "evaluation" / name if alone else Path("evaluation") / f"{model_name.replace(' ', '-')}-{name}"
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}; choose a writable folder with --out") from error
 
-    scored = results.Scored.from_logits(faces, rows, predictor.logits(faces.images[rows]), clean)
+    of_members = predictor.of_members(faces.images[rows])
+    scored = results.Scored.from_logits(faces, rows, pooled(of_members), clean)
     metrics: dict[str, float | str] = {
-        **results.test_scores(scored, classes),
+        **results.test_scores(scored, classes, predictor.calibration),
         "data/source": faces.source,
         "data/split": split,
         "data/twins": twins,
         "posthoc_tau": tau,
+        "tta": predictor.tta,
     }
     if not any(name.startswith("test/") for name in metrics):
         raise UserError(f"{faces.source}: no image of the split '{split}' has a label to score it by")
+    if len(of_members) > 1:
+        table = ensembles.members_table(_member_names(loaded), of_members, faces.labels[rows], classes)
+        metrics |= ensembles.summary(table, of_members, faces.labels[rows], float(metrics["test/accuracy"]))
+        write_atomically(out / "members.csv", tables.as_csv(table))
+        ensembles.show(table, metrics)
     write_atomically(out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     counts = dict(zip(classes, faces.counts(rows).tolist(), strict=True))
     index = write_report(
@@ -112,12 +132,41 @@ def evaluate(
         metrics=metrics,
         history=None,
         images=faces.images[rows],
-        config_yaml=OmegaConf.to_yaml(OmegaConf.create(settings)),
-        about={"name": f"{run_dir.name}: {out.name}", "data": faces.source, "split": split, "run": str(run_dir)},
+        config_yaml=OmegaConf.to_yaml(OmegaConf.create(configs[0])) if configs else "",
+        about={
+            "name": f"{model_name}: {out.name}",
+            "data": faces.source,
+            "split": split,
+            "models": ", ".join(str(one.path) for one in loaded),
+        },
     )
     tables.print_report(scored.predictions, classes, f"{faces.source}, {split}: per class")
     print(f"report   {index}")
     return metrics
+
+
+def _own(
+    runs: Sequence[Path], settings: dict[str, Any], split: str, twins: str, trust: bool
+) -> tuple[FaceTable, Rows, NDArray[np.bool_]]:
+    """The table of runs, the rows of a split, and which images are clean, bool (N,)."""
+    found = labelled.of_runs(
+        runs, remedy="or score what is there now with --data", cleaned=split == "train", trust=trust
+    )
+    faces, parts, clean = found.faces, found.parts, found.parts.clean
+    rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(faces, split)
+    if twins != settings["data"]["twins"]:
+        regrouped = with_duplicate_groups(faces, settings["data"] | {"twins": twins})
+        known = seen(faces, settings["protocol"]["name"], parts.test)
+        clean = ~np.isin(regrouped.duplicate_groups, regrouped.duplicate_groups[known])
+    return faces, rows, clean
+
+
+def _member_names(loaded: Sequence[Loaded]) -> list[str]:
+    return [
+        one.name if len(one.members) == 1 else f"{one.name} {i}"
+        for one in loaded
+        for i in range(1, len(one.members) + 1)
+    ]
 
 
 def _unseen(faces: FaceTable, run_dir: Path, settings: dict[str, Any], twins: str, trust: bool) -> NDArray[np.bool_]:

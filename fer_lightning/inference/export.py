@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fer_lightning import __version__
+from fer_lightning.data import synthetic
 from fer_lightning.data.table import SIDE
 from fer_lightning.errors import UserError, printable
-from fer_lightning.inference import modelfile, onnxfile
-from fer_lightning.inference.faces.crops import RULES
-from fer_lightning.inference.labelled import Labelled, own_data
+from fer_lightning.inference import labelled, modelfile, onnxfile
+from fer_lightning.inference.faces.detector import RULES
+from fer_lightning.inference.labelled import Labelled
 from fer_lightning.inference.load import load, together
 from fer_lightning.inference.modelfile import Description, MemberConfig
-from fer_lightning.inference.predictor import Loaded, NetworkMember, Predictor, calibrated
-from fer_lightning.inference.tta import check
-from fer_lightning.metrics import calibration
+from fer_lightning.inference.predictor import Loaded, NetworkMember, Predictor
+from fer_lightning.metrics.calibration import Calibration, calibrated
 from fer_lightning.models.network import FaceNetwork
-from fer_lightning.report import card
+from fer_lightning.report import card, tables
 from fer_lightning.report.files import write_atomically
 from fer_lightning.runs import results
 
@@ -45,8 +44,7 @@ NOTES = (
 Format = Literal["safetensors", "onnx", "int8"]
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """A comparison that an export has passed.
 
     Attributes:
@@ -100,7 +98,7 @@ def export(
             modelfile.round_to_half(network)
     tta = together(loaded, tta).tta
     predictor = Predictor([_member(*pair) for pair in zip(networks, members, strict=True)], loaded[0].classes, tta=tta)
-    labelled = _labelled(loaded, data)
+    found = _labelled(loaded, data, trust)
     known = loaded[0].description if len(loaded) == 1 else None
     description = Description(
         name=name or to.name.partition(".")[0],
@@ -110,7 +108,7 @@ def export(
         size=SIDE,
         members=members,
         tta=tta,
-        calibration=together(loaded).calibration,
+        calibration=together(loaded).calibration or Calibration(),
         crop=dict(RULES),
         protocol=known.protocol if known else {},
         data=known.data if known else {},
@@ -119,8 +117,8 @@ def export(
         notes=NOTES,
     )
     scored = None
-    if labelled is not None:
-        description, scored = _judged(description, predictor, labelled)
+    if found is not None:
+        description, scored = _judged(description, predictor, found)
     checks: list[Check] = []
     with _replacing(to) as file:
         if kind == "safetensors":
@@ -128,10 +126,24 @@ def export(
         elif kind == "onnx":
             onnxfile.export(file, networks, description)
         else:
-            checks += _quantized(file, networks, description, labelled)
-        checks += _checks(file, kind, predictor, description, labelled)
-    write_atomically(to.with_suffix(".md"), card.render(description.model_dump(), checks, scored).encode())
+            checks += _quantized(file, networks, description, found)
+        checks += _checks(file, kind, predictor, description, found)
+    report = matrix = clean = None
+    if scored is not None:
+        counts = tables.confusion_of(scored.predictions, predictor.classes)
+        report = tables.classification_report(counts, predictor.classes)
+        matrix = tables.confusion_matrix(counts, predictor.classes)
+        clean = int(scored.predictions["clean"].sum())
+    text = card.render(
+        description.model_dump(), file=to.name, checks=checks, report=report, confusion=matrix, clean=clean
+    )
+    write_atomically(card_of(to), text.encode())
     return checks
+
+
+def card_of(file: Path) -> Path:
+    """The path of a file's model card."""
+    return file.with_name(file.name + ".md" if file.suffix == ".onnx" else f"{file.stem}.md")
 
 
 def _format(to: Path) -> Format:
@@ -155,12 +167,21 @@ def _members(loaded: Sequence[Loaded]) -> tuple[list[FaceNetwork], list[MemberCo
     return networks, configs
 
 
-def _labelled(loaded: Sequence[Loaded], data: str | None) -> Labelled | None:
+def _member(network: FaceNetwork, config: MemberConfig) -> NetworkMember:
+    return NetworkMember(network, config.class_counts, posthoc_tau=config.posthoc_tau)
+
+
+def _drawn_faces() -> NDArray[np.uint8]:
+    """Images that are always at hand."""
+    return synthetic.synthetic(n_train=70, n_val=14, n_test=14).images
+
+
+def _labelled(loaded: Sequence[Loaded], data: str | None, trust: bool) -> Labelled | None:
     """The images that the models were validated and tested on; None for model files without `data`."""
     runs = [one.path for one in loaded if one.description is None]
     files = [one for one in loaded if one.description is not None]
     if runs and not files and data is None:
-        return labelled.of_runs(runs)
+        return labelled.of_runs(runs, remedy="or export where they are", trust=trust)
     if runs:
         raise UserError("--data and model files do not go with runs, whose own data are read; leave them out")
     if data is None:
@@ -173,7 +194,9 @@ def _judged(description: Description, predictor: Predictor, found: Labelled) -> 
     """The description with calibration and scores, and the scored test images."""
     faces, parts, classes = found.faces, found.parts, predictor.classes
     labels = faces.labels[parts.val]
-    fitted = calibration.fit(predictor.logits(faces.images[parts.val]).numpy(), labels)
+    fitted = results.fit_calibration(predictor.logits(faces.images[parts.val]), labels)
+    if fitted is None:
+        raise UserError(f"{faces.source}: no validation image has a label, by which a temperature could be fitted")
     scored = results.Scored.from_logits(faces, parts.test, predictor.logits(faces.images[parts.test]), parts.clean)
     scores = results.test_scores(scored, classes, fitted)
     changed = {
@@ -221,19 +244,17 @@ def _checks(
         UserError: it answers differently.
     """
     written = together([load(file, accelerator="cpu")])
-    images = found.faces.images[found.parts.val] if found else drawn_faces()
-    exact = calibrated(reference.logits(images), description.calibration)
+    images = found.faces.images[found.parts.val] if found else _drawn_faces()
+    exact = calibrated(reference.logits(images).numpy(), description.calibration.temperature)
     given = written.probabilities(images)
     checks = []
     if kind != "int8":
         small = [written.probabilities(images[:n]) for n in (1, 4)]
-        difference = max(
-            np.abs(given - exact).max(), *(np.abs(few - exact[: len(few)]).max() for few in small)
-        )
+        difference = max(np.abs(given - exact).max(), *(np.abs(few - exact[: len(few)]).max() for few in small))
         if not difference <= TOLERANCE:
             raise UserError(
-                f"{file.name}: its probabilities differ from PyTorch's by up to {difference:.2g}, more than {TOLERANCE:g}: "
-                "not written; please report this with the versions of torch, onnx and onnxruntime"
+                f"{file.name}: its probabilities differ from PyTorch's by up to {difference:.2g}, more than "
+                f"{TOLERANCE:g}: not written; please report this with the versions of torch, onnx and onnxruntime"
             )
         checks.append(Check(f"largest difference of a probability on {len(images):,} images", f"{difference:.1e}"))
     if found:
@@ -242,8 +263,10 @@ def _checks(
         lost = INT8_LOSS if kind == "int8" else 0.0
         if before - after > lost:
             raise UserError(
-                f"{file.name}: accuracy on the {len(labels):,} validation images falls from {before:.4f} to {after:.4f}: "
-                f"not written; " + ("export to .onnx instead" if kind == "int8" else "please report this")
+                f"{file.name}: accuracy on the {len(labels):,} validation images falls from {before:.4f} to "
+                f"{after:.4f}: not written; {'export to .onnx instead' if kind == 'int8' else 'please report this'}"
             )
-        checks.append(Check(f"accuracy on {len(labels):,} validation images", f"{before:.4f} before, {after:.4f} after"))
+        checks.append(
+            Check(f"accuracy on {len(labels):,} validation images", f"{before:.4f} before, {after:.4f} after")
+        )
     return checks

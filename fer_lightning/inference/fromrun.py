@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from fer_lightning.config import devices, instantiate
-from fer_lightning.config.saved import check_complete
+from fer_lightning.config.dataset import settings_of
 from fer_lightning.errors import UserError, flat
+from fer_lightning.inference.modelfile import MemberConfig
 from fer_lightning.inference.predictor import Loaded, NetworkMember
 from fer_lightning.metrics.calibration import PREFIX, Calibration
 from fer_lightning.runs.checkpoints import read_checkpoint
-from fer_lightning.runs.folder import BEST, CHECKPOINTS, CONFIG, METRICS, finished, load_settings
+from fer_lightning.runs.folder import BEST, CHECKPOINTS, CONFIG, METRICS, finished
 
 NETWORK = "network."
 """Prefix of the network's parameters and buffers in a checkpoint's state dict."""
@@ -22,9 +23,7 @@ def load_run(
     run_dir: Path, *, accelerator: str = "auto", posthoc_tau: float | None = None, trust: bool = False
 ) -> Loaded:
     """The best checkpoint of a run; arguments and errors are those of `fer_lightning.inference.load.load`."""
-    settings, path = load_settings(run_dir), run_dir / CHECKPOINTS / BEST
-    check_complete(settings, run_dir / CONFIG)
-    instantiate.check_targets(settings, where=str(run_dir / CONFIG), trust=trust)
+    settings, path = settings_of(run_dir, trust=trust), run_dir / CHECKPOINTS / BEST
     batch_size = settings["data"]["eval_batch_size"]
     if batch_size < 1:
         raise UserError(f"{run_dir / CONFIG}: data.eval_batch_size={batch_size}: use 1 or more")
@@ -55,10 +54,26 @@ def load_run(
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: damaged, or not a checkpoint of this project ({reason})") from error
     metrics = finished(run_dir) or {}
+    config = MemberConfig(
+        model=own["model"],
+        head_scale=own["head_scale"],
+        class_counts=own["class_counts"],
+        posthoc_tau=own["posthoc_tau"],
+        seed=own["seed"],
+    )
     values = {key.removeprefix(PREFIX): value for key, value in metrics.items() if key.startswith(PREFIX)}
     try:
-        calibration = Calibration(**{key: float(value) for key, value in values.items()})
+        calibration = Calibration(**{key: float(value) for key, value in values.items()}) if values else None
     except (TypeError, ValueError) as error:
         raise UserError(f"{run_dir / METRICS}: its calibration is damaged ({flat(error)}); restore it") from None
     name = "/".join(run_dir.absolute().parts[-2:])
-    return Loaded(run_dir, name, (member,), tuple(own["classes"]), calibration=calibration, batch_size=batch_size)
+    return Loaded(
+        run_dir,
+        name,
+        (member,),
+        (config,),
+        tuple(own["classes"]),
+        calibration=calibration,
+        batch_size=batch_size,
+        commit=str(metrics.get("commit", "unknown")),
+    )

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fer_lightning.config.dataset import load_parts_of
+from fer_lightning.config.dataset import load_parts_of, settings_of
 from fer_lightning.data.protocols import Partition, partition
 from fer_lightning.data.readers import sources
 from fer_lightning.data.table import FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.inference.modelfile import Description
-from fer_lightning.runs.folder import compare_partition, load_settings
+from fer_lightning.runs.folder import compare_partition
 
 PARTS = {"val": "validation", "test": "test"}
 
@@ -35,24 +35,26 @@ class Labelled:
     digests: Mapping[str, str]
 
 
-def of_runs(run_dirs: Sequence[Path], parts: Sequence[str] = ("val", "test"), *, cleaned: bool = False) -> Labelled:
-    """The data of runs that are to be averaged.
+def of_runs(run_dirs: Sequence[Path], *, remedy: str, cleaned: bool = False, trust: bool = False) -> Labelled:
+    """The data of runs that are to be averaged, which must have validation and test images in common.
 
     Args:
-        run_dirs: of the runs; their configs have been checked.
-        parts: "val", "test": which parts the runs must have in common.
+        run_dirs: of the runs.
+        remedy: for data that are missing or have changed.
         cleaned: with the training set cleaned as the first run did.
+        trust: see `fer_lightning.config.dataset.settings_of`.
 
     Raises:
         UserError: the data are missing or have changed, or the runs have other validation or test images.
     """
     first = run_dirs[0]
-    settings = load_settings(first)
-    remedy = "or name a model file, and the data with --data"
-    loaded = load_parts_of(first, settings, cleaned=cleaned, way_out=remedy)
+    settings = settings_of(first, trust=trust)
+    loaded = load_parts_of(first, settings, cleaned=cleaned, trust=trust, way_out=remedy)
     for other in run_dirs[1:]:  # otherwise one may have been trained on what another is scored on
-        same = {name: loaded.digests[name] for name in parts}
-        compare_partition(other, loaded.faces.source, same, f"or name only runs of the same data and protocol as {first}")
+        same = {name: loaded.digests[name] for name in PARTS}
+        compare_partition(
+            other, loaded.faces.source, same, f"or name only runs of the same data and protocol as {first}"
+        )
     return Labelled(loaded.faces, loaded.parts, settings["protocol"], loaded.digests)
 
 
@@ -73,4 +75,3 @@ def of_file(data: str, description: Description, path: Path) -> Labelled:
                 "--data out"
             )
     return Labelled(faces, parts, protocol, digests)
-

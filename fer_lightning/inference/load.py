@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -116,15 +115,21 @@ def together(models: Sequence[Loaded], tta: str | None = None) -> Predictor:
             f"--tta {wanted}: {first.path} averages its views inside the graph (--tta {', '.join(sorted(inside))}); "
             "export it again with another --tta"
         )
-    parts = [one.calibration for one in models]
-    calibration = Calibration(
-        float(np.mean([part.temperature for part in parts])), float(np.mean([part.threshold for part in parts]))
-    )
+    calibration, *others = (one.calibration for one in models)
+    if others:
+        known = [one.calibration for one in models if one.calibration]
+        calibration = (
+            Calibration(
+                float(np.mean([part.temperature for part in known])), float(np.mean([part.threshold for part in known]))
+            )
+            if len(known) == len(models)
+            else None
+        )
     return Predictor(
         [member for one in models for member in one.members],
         first.classes,
         tta=wanted,
-        calibration=parts[0] if len(parts) == 1 else calibration,
+        calibration=calibration,
         batch_size=min(one.batch_size for one in models),
     )
 
@@ -134,10 +139,12 @@ def _loaded(path: Path, description: Description, members: tuple[Member, ...], c
         path,
         description.name,
         members,
+        tuple(description.members),
         tuple(description.classes),
         description.tta,
         calibration,
         description=description,
+        commit=description.commit,
     )
 
 

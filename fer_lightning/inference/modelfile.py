@@ -1,7 +1,7 @@
 """Model files: weights as safetensors, and everything that predicting needs as one JSON in the metadata.
 
-A file is read without pickle and without Hydra: tensors by safetensors, the description by a strict schema, and networks
-only of the classes that `conf/model/` names.
+A file is read without pickle and without Hydra: tensors by safetensors, the description by a strict schema; networks
+are those that `fer_lightning.models` defines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fer_lightning.errors import UserError, flat
-from fer_lightning.inference.faces.crops import CropRule
+from fer_lightning.inference.faces.frame import CropRule
 from fer_lightning.inference.tta import TTA
 from fer_lightning.metrics.calibration import Calibration
 from fer_lightning.models.build import build
@@ -71,7 +71,7 @@ class Description(_Strict):
         tta: test-time augmentation that the calibration holds for, and that is used by default.
         calibration: temperature and threshold.
         crop: for each detector the rule by which faces are cut out.
-        protocol: who trained, validated and tested.
+        protocol: the config group `protocol`: who trained, validated and tested.
         data: source and digests of the data.
         scores: metrics as in metrics.json: "test/accuracy", "test/accuracy_low", "test/clean/accuracy" ….
         precision: of the weights.
@@ -88,11 +88,18 @@ class Description(_Strict):
     tta: TTA = "none"
     calibration: Calibration
     crop: dict[str, CropRule]
-    protocol: str
+    protocol: dict[str, str | int | float]
     data: dict[str, str]
     scores: dict[str, float]
     precision: Literal["fp16", "fp32", "int8"]
     notes: str
+
+
+def round_to_half(network: FaceNetwork) -> None:
+    """Round a network's weights to those that are stored in float16."""
+    for tensor in _weights(network).values():
+        if tensor.ndim > 1:
+            tensor.copy_(tensor.half())
 
 
 def write(path: Path, description: Description, networks: Sequence[FaceNetwork]) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from fer_lightning.config.precision import BF16, FP16, FP32, has_native_bf16
 from fer_lightning.inference.tta import TTA, views
-from fer_lightning.metrics.calibration import Calibration
+from fer_lightning.metrics.calibration import Calibration, calibrated
 from fer_lightning.models.heads import adjusted, log_prior
 from fer_lightning.models.network import FaceNetwork
 
 if TYPE_CHECKING:
-    from fer_lightning.inference.modelfile import Description
+    from fer_lightning.inference.modelfile import Description, MemberConfig
 
 BATCH = 512
 """Images per forward pass of a model file; a run has its own number."""
@@ -89,21 +89,25 @@ class Loaded:
         path: of it.
         name: for people.
         members: its networks.
+        configs: what they are built from.
         classes: class names in label order.
         tta: that its calibration was fitted with.
-        calibration: of its mean.
+        calibration: of its mean; None if it has none.
         batch_size: images per forward pass.
         description: of a file; None for a run.
+        commit: of the source tree that trained it.
     """
 
     path: Path
     name: str
     members: tuple[Member, ...]
+    configs: tuple[MemberConfig, ...]
     classes: tuple[str, ...]
     tta: TTA = "none"
-    calibration: Calibration = Calibration()
+    calibration: Calibration | None = None
     batch_size: int = BATCH
     description: Description | None = None
+    commit: str = "unknown"
 
 
 class Predictor:
@@ -115,7 +119,7 @@ class Predictor:
         members: networks that were trained on the same classes.
         classes: class names in label order.
         tta: test-time augmentation.
-        calibration: temperature and threshold.
+        calibration: temperature and threshold; None for a temperature of 1.
         batch_size: images per forward pass.
     """
 
@@ -130,7 +134,7 @@ class Predictor:
     ) -> None:
         assert members
         self.members, self.classes, self.batch_size = tuple(members), tuple(classes), batch_size
-        self.tta, self.calibration = tta, calibration or Calibration()
+        self.tta, self.calibration = tta, calibration
 
     def logits(self, images: NDArray[np.uint8]) -> Tensor:
         """Logits before calibration, float32 (N, C) on the CPU, of grey faces, uint8 (N, H, W).
@@ -160,7 +164,7 @@ class Predictor:
         Raises:
             ValueError: as `logits` does.
         """
-        return calibrated(self.logits(images), self.calibration)
+        return calibrated(self.logits(images).numpy(), self.calibration.temperature if self.calibration else 1.0)
 
 
 def pooled(logits: Sequence[Tensor]) -> Tensor:
@@ -168,9 +172,3 @@ def pooled(logits: Sequence[Tensor]) -> Tensor:
     if len(logits) == 1:
         return logits[0]
     return torch.stack([one.log_softmax(1) for one in logits]).logsumexp(0) - float(np.log(len(logits)))
-
-
-def calibrated(logits: Tensor, calibration: Calibration) -> NDArray[np.float64]:
-    """Probabilities, float64 (N, C), of logits (N, C)."""
-    probabilities: NDArray[np.float64] = (logits.double() / calibration.temperature).softmax(1).numpy()
-    return probabilities

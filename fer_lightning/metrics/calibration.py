@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
 
 PREFIX = "calibration/"
 """Prefix of the fields of a `Calibration` in metrics.json."""
@@ -44,7 +42,7 @@ class Calibration:
 
 
 def fit(logits: NDArray[Any], labels: NDArray[np.int64], sure_accuracy: float = SURE_ACCURACY) -> Calibration:
-    """The temperature of the lowest cross-entropy, and the lowest threshold above which predictions are accurate enough.
+    """The temperature of the lowest cross-entropy, and the lowest threshold from which on predictions are accurate.
 
     Args:
         logits: float (N, C), of labelled images that the network was not trained on.
@@ -52,8 +50,14 @@ def fit(logits: NDArray[Any], labels: NDArray[np.int64], sure_accuracy: float = 
         sure_accuracy: accuracy that the predictions above the threshold have together.
     """
     temperature = fit_temperature(logits, labels)
-    probabilities = softmax(np.asarray(logits, np.float64) / temperature, axis=1)
-    return Calibration(temperature, *choose_threshold(probabilities, labels, sure_accuracy))
+    return Calibration(temperature, *choose_threshold(calibrated(logits, temperature), labels, sure_accuracy))
+
+
+def calibrated(logits: NDArray[Any], temperature: float) -> NDArray[np.float64]:
+    """Probabilities, float64 (N, C), of logits (N, C) divided by a temperature."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    odds = np.exp(scaled - scaled.max(1, keepdims=True))
+    return odds / odds.sum(1, keepdims=True)  # type: ignore[no-any-return]
 
 
 def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
@@ -62,6 +66,9 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
     The cross-entropy is convex in the inverse temperature, so that there is one minimum; where it lies outside
     `TEMPERATURES`, as for predictions that are all right, the end of the range is returned.
     """
+    from scipy.optimize import minimize_scalar  # takes half a second, and predicting does without it
+    from scipy.special import log_softmax
+
     logits = np.asarray(logits, np.float64)
     rows = np.arange(len(labels))
     found = minimize_scalar(
@@ -84,7 +91,8 @@ def choose_threshold(
         sure_accuracy: accuracy that the predictions at or above the threshold have together.
 
     Returns:
-        Threshold, coverage and accuracy; (`NEVER_SURE`, 0, 0) if no `FEWEST_SURE` most confident predictions are that accurate.
+        Threshold, coverage and accuracy; (`NEVER_SURE`, 0, 0) if no number of most confident predictions, from
+        `FEWEST_SURE` on, is that accurate.
     """
     confidence, hits = probabilities.max(1), probabilities.argmax(1) == labels
     order = np.argsort(-confidence, kind="stable")

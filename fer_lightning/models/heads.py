@@ -1,7 +1,10 @@
-"""Classifiers on top of a backbone's features."""
+"""Classifiers on top of a backbone's features, and what is done to their logits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,3 +21,14 @@ class CosineHead(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
+
+
+def log_prior(class_counts: Sequence[int]) -> Tensor:
+    """The log of each class's share of the training images, float (C,)."""
+    counts = torch.tensor(class_counts, dtype=torch.float64)
+    return (counts / counts.sum()).log().float()
+
+
+def adjusted(logits: Tensor, log_prior: Tensor, tau: float) -> Tensor:
+    """Logits (B, C) minus τ times the log of the class shares (C,) (Menon et al. 2021, arXiv:2007.07314, eq. 9)."""
+    return logits - tau * log_prior if tau else logits

@@ -63,7 +63,7 @@ def render(
         sets=[{"test": "test images", "test/clean": "clean test images"}[prefix] for prefix in sets],
         rows=rows,
         report=report,
-        confusion=confusion,
+        confusion=None if confusion is None else [(str(n), row.tolist()) for n, row in confusion.iterrows()],
         clean=clean,
         images=None if report is None else int(report["support"].iloc[-1]),
         parameters=description.get("parameters"),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fer_lightning.data.table import SPLITS, UNLABELLED, FaceTable
 from fer_lightning.metrics import scores as metrics
+from fer_lightning.metrics.calibration import Calibration, calibrated, fit
 from fer_lightning.metrics.sums import Sums, accuracy_interval, calibration_bins, confusion
 from fer_lightning.report import tables
 
@@ -52,14 +53,38 @@ class Scored(NamedTuple):
         return cls(table, logits, rows)
 
 
-def scores(prefix: str, logits: torch.Tensor, labels: NDArray[np.int64], classes: tuple[str, ...]) -> Metrics:
-    """Scores of labelled images with the bootstrap interval of their accuracy; empty where there are none."""
+def scores(
+    prefix: str,
+    logits: torch.Tensor,
+    labels: NDArray[np.int64],
+    classes: tuple[str, ...],
+    calibration: Calibration | None = None,
+) -> Metrics:
+    """Scores of labelled images with the bootstrap interval of their accuracy; empty where there are none.
+
+    With a calibration, also "ece_calibrated" and, of the predictions that are not unsure, "coverage", their share, and
+    "accuracy_sure".
+    """
     sums = sums_of(logits, labels)
     if not sums.images:
         return {}
     values = metrics.scores(sums, classes)
     values["accuracy_low"], values["accuracy_high"] = accuracy_interval(int(sums.hits.sum()), int(sums.images))
+    if calibration is not None:
+        after = sums_of(logits / calibration.temperature, labels)
+        values["ece_calibrated"] = float(metrics.calibration_error(after))
+        known = labels != UNLABELLED
+        p = calibrated(logits[torch.from_numpy(known)].numpy(), calibration.temperature)
+        sure = p.max(1) >= calibration.threshold
+        values["coverage"] = float(sure.mean())
+        values["accuracy_sure"] = float((p.argmax(1) == labels[known])[sure].mean()) if sure.any() else 0.0
     return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def fit_calibration(logits: torch.Tensor, labels: NDArray[np.int64]) -> Calibration | None:
+    """The calibration on the labelled images among those of logits (N, C); None where there are none."""
+    known = labels != UNLABELLED
+    return fit(logits[torch.from_numpy(known)].numpy(), labels[known]) if known.any() else None
 
 
 def sums_of(logits: torch.Tensor, labels: NDArray[np.int64]) -> Sums:
@@ -73,11 +98,11 @@ def sums_of(logits: torch.Tensor, labels: NDArray[np.int64]) -> Sums:
     )
 
 
-def test_scores(test: Scored, classes: tuple[str, ...]) -> Metrics:
+def test_scores(test: Scored, classes: tuple[str, ...], calibration: Calibration | None) -> Metrics:
     """Scores over all images and, as "test/clean/…", over those without a duplicate in the training data."""
     labels, clean = tables.labels_of(test.predictions, classes), test.predictions["clean"].to_numpy(copy=True)
-    clean_scores = scores("test/clean", test.logits[torch.from_numpy(clean)], labels[clean], classes)
-    return scores("test", test.logits, labels, classes) | clean_scores
+    clean_scores = scores("test/clean", test.logits[torch.from_numpy(clean)], labels[clean], classes, calibration)
+    return scores("test", test.logits, labels, classes, calibration) | clean_scores
 
 
 def git_commit() -> str:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer_lightning.distributed import ranks
+from fer_lightning.models.heads import log_prior
 
 Weights = Literal["inverse", "effective"]
 
@@ -196,9 +197,3 @@ class LDAM(ClassLoss):
     def terms(self, logits: Tensor) -> Tensor:
         lowered = logits[:, None, :] - torch.diag(self.margins)  # (B, C, C): row c as if c were the true class
         return lowered.logsumexp(2) - (logits - self.margins)
-
-
-def log_prior(class_counts: Sequence[int]) -> Tensor:
-    """The log of each class's share of the training images, float (C,)."""
-    counts = torch.tensor(class_counts, dtype=torch.float64)
-    return (counts / counts.sum()).log().float()

@@ -19,8 +19,9 @@ from fer_lightning.data.seeding import stream_seed
 from fer_lightning.distributed import ranks
 from fer_lightning.errors import UserError
 from fer_lightning.metrics.scores import scores
+from fer_lightning.models.heads import adjusted, log_prior
 from fer_lightning.runs.results import sums_of
-from fer_lightning.training.losses import LDAM, ClassLoss, log_prior
+from fer_lightning.training.losses import LDAM, ClassLoss
 from fer_lightning.training.metrics import Predictions
 from fer_lightning.training.optim import parameter_groups
 
@@ -237,9 +238,3 @@ class FERClassifier(L.LightningModule):
             # `on_train_epoch_end` steps the plateau schedule; Lightning only wants a metric that is always there.
             "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": "train/loss"},
         }
-
-
-def adjusted(logits: Tensor, log_prior: Tensor, tau: float) -> Tensor:
-    """Logits (B, C) minus τ times the log of the class shares (C,) (Menon et al. 2021,
-    arXiv:2007.07314, equation 9)."""
-    return logits - tau * log_prior if tau else logits

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.protocols import Rows
+from fer_lightning.metrics.calibration import PREFIX
 from fer_lightning.report import tables, tracking
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
@@ -66,8 +68,10 @@ def write(
         return results.Scored.from_logits(faces, scored.numpy(), logits, parts.clean)
 
     val, test = score(parts.val), score(parts.test)
+    calibration = results.fit_calibration(val.logits, faces.labels[val.rows])
     metrics = results.scores("val", val.logits, faces.labels[val.rows], classes)
-    metrics |= results.test_scores(test, classes)
+    metrics |= results.test_scores(test, classes, calibration)
+    metrics |= {f"{PREFIX}{name}": value for name, value in asdict(calibration).items()} if calibration else {}
     metrics |= {
         "train/seconds": round(history.fit_seconds, 1),
         "train/images_per_second": round(history.images_per_second, 1),
@@ -75,6 +79,7 @@ def write(
         "train/best_epoch": best_epoch,
         "data/source": faces.source,
         "data/twins": settings["data"]["twins"],
+        "commit": results.git_commit(),
         PIXELS: hashlib.blake2b(faces.digests[test.rows].tobytes(), digest_size=16).hexdigest(),
     }
     if data.cleaned:
