@@ -1,4 +1,4 @@
-"""The command `fer-lightning`: audit data before training, score and compare runs after it.
+"""The command `fer-lightning`: audit data before training; score, compare and export runs after it; predict.
 
 Everything heavy is imported inside the commands, so that help answers at once.
 """
@@ -24,14 +24,31 @@ Trust = Annotated[
 ]
 
 
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL...",
+        help="A run folder, a file of `fer-lightning export`, or the name of a shipped model; several are averaged.",
+    ),
+]
+Accelerator = Annotated[str, typer.Option(help="auto, cpu or gpu.")]
+Tta = Annotated[
+    str | None,
+    typer.Option(
+        help="Test-time augmentation: none, flip or ten_crop; else what the model was calibrated with.", metavar="NAME"
+    ),
+]
+
+
 @cli.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    models: Models,
     split: Annotated[
         str, typer.Option(help="train, val or test of the run; or all, or a split of the source by its name.")
     ] = "test",
     data: Annotated[
-        str | None, typer.Option(help="Score other faces than the run's own: a CSV, a folder, an archive or a URL.")
+        str | None,
+        typer.Option(help="Score other faces than the run's own: a CSV, a folder, an archive or a URL."),
     ] = None,
     twins: Annotated[
         str | None,
@@ -41,23 +58,56 @@ def evaluate(
         float | None,
         typer.Option(help="Strength of a logit adjustment by the training class counts; choose it on --split val."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write; else RUN/evaluation/<data>-<split>.")] = None,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    tta: Tta = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; else RUN/evaluation/…, or evaluation/… for several or a file.")
+    ] = None,
+    accelerator: Accelerator = "auto",
     trust: Trust = False,
 ) -> None:
-    """Score a run's best checkpoint again, on any split or on other data."""
-    from fer_lightning.inference.evaluate import evaluate as evaluate_run
+    """Score the best checkpoint of a run, a model file, or the mean of several, on any split or on other data."""
+    from fer_lightning.inference.evaluate import evaluate as evaluate_models
 
-    evaluate_run(
-        run,
+    evaluate_models(
+        models,
         split=split,
         data=data,
         twins=twins,
         posthoc_tau=posthoc_tau,
+        tta=tta,
         out=out,
         accelerator=accelerator,
         trust=trust,
     )
+
+
+@cli.command()
+def export(
+    models: Models,
+    to: Annotated[Path, typer.Option(help="The file to write: .safetensors, .onnx, or .int8.onnx for 8 bits.")],
+    tta: Tta = None,
+    fp32: Annotated[bool, typer.Option("--fp32", help="Weights in 32 bits instead of 16 (.safetensors).")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the model; else that of the file.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="For model files: the data they were made with, to calibrate and check on.")
+    ] = None,
+    trust: Trust = False,
+) -> None:
+    """Write a model file or an ONNX graph that predicts by itself, checked, with a model card beside it."""
+    from fer_lightning.inference.export import card_of
+    from fer_lightning.inference.export import export as export_models
+
+    for what, value in export_models(models, to, tta=tta, fp32=fp32, name=name, data=data, trust=trust):
+        print(f"{what}: {value}")
+    print(f"file     {to} ({to.stat().st_size / 1e6:.2f} MB)\ncard     {card_of(to)}")
+
+
+@cli.command()
+def models() -> None:
+    """List the models inside this package, with their scores."""
+    from fer_lightning.inference.zoo import show
+
+    show()
 
 
 @cli.command()

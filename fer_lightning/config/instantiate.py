@@ -119,6 +119,7 @@ def network(node: Mapping[str, Any], num_classes: int, cosine_scale: float | Non
     """
     from fer_lightning.models.build import build
 
+    node = dict(node)
     try:
         return build(node, num_classes, cosine_scale, backbone=partial(_instantiate, "model"))
     except (TypeError, ValueError) as error:

@@ -23,7 +23,7 @@ from fer_lightning.data.readers.remote import source_name
 from fer_lightning.data.table import SPLITS, FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.inference import ensembles, labelled
-from fer_lightning.inference.load import load, together
+from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.predictor import Loaded, pooled
 from fer_lightning.report import tables
 from fer_lightning.report.files import write_atomically
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(
-    models: Sequence[str | Path],
+    models: str | Path | Sequence[str | Path],
     *,
     split: str = "test",
     data: str | os.PathLike[str] | None = None,
@@ -50,7 +50,7 @@ def evaluate(
     The probabilities of several are averaged, and members.csv then has the scores of each.
 
     Args:
-        models: run folders, model files, ONNX files or names of shipped models.
+        models: run folder, model file, ONNX file or name of a shipped model, or several of them.
         split: "train", "val" or "test" as the first run's protocol has them, "all", or a split of the source such as
             "private". Of other data, "test" means its test images, or all of it where it has none.
         data: a source of other faces, labelled with classes that the models know; required for model files.
@@ -73,7 +73,7 @@ def evaluate(
         raise UserError(f"--twins {twins}: use exact or near")
     if posthoc_tau is not None and not math.isfinite(posthoc_tau):
         raise UserError(f"--posthoc-tau {posthoc_tau}: use a finite number; 0 is no adjustment")
-    loaded = [load(model, accelerator=accelerator, posthoc_tau=posthoc_tau, trust=trust) for model in models]
+    loaded = [load(model, accelerator=accelerator, posthoc_tau=posthoc_tau, trust=trust) for model in as_list(models)]
     predictor, classes = together(loaded, tta), loaded[0].classes
     runs = [one.path for one in loaded if one.description is None]
     configs = [settings_of(run_dir, trust=trust) for run_dir in runs]

@@ -18,7 +18,7 @@ from fer_lightning.errors import UserError, printable
 from fer_lightning.inference import labelled, modelfile, onnxfile
 from fer_lightning.inference.faces.detector import RULES
 from fer_lightning.inference.labelled import Labelled
-from fer_lightning.inference.load import load, together
+from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.modelfile import Description, MemberConfig
 from fer_lightning.inference.predictor import Loaded, NetworkMember, Predictor
 from fer_lightning.metrics.calibration import Calibration, calibrated
@@ -57,7 +57,7 @@ class Check(NamedTuple):
 
 
 def export(
-    models: Sequence[str | Path],
+    models: str | Path | Sequence[str | Path],
     to: Path,
     *,
     tta: str | None = None,
@@ -91,7 +91,7 @@ def export(
     """
     kind = _format(to)
     stored: Literal["fp16", "fp32"] = "fp32" if fp32 or kind != "safetensors" else "fp16"
-    loaded = [load(model, accelerator="cpu", trust=trust) for model in models]
+    loaded = [load(model, accelerator="cpu", trust=trust) for model in as_list(models)]
     networks, members = _members(loaded)
     if stored == "fp16":
         for network in networks:

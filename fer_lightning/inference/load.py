@@ -45,8 +45,12 @@ def load_model(
         >>> predictor = load_model("outputs/2026-01-31/12-00-00")  # doctest: +SKIP
         >>> predictor.probabilities(images)  # uint8 (N, 48, 48) to float64 (N, 7)  # doctest: +SKIP
     """
-    models = [model] if isinstance(model, str | Path) else list(model)
-    return together([load(one, accelerator=accelerator, trust=trust) for one in models], tta)
+    return together([load(one, accelerator=accelerator, trust=trust) for one in as_list(model)], tta)
+
+
+def as_list(models: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    """One model, or several, as a list."""
+    return [models] if isinstance(models, str | Path) else list(models)
 
 
 def load(

@@ -6,6 +6,7 @@ are those that `fer_lightning.models` defines.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ from fer_lightning.report.files import write_atomically
 
 KEY = "fer_lightning"
 """Key of the description in the file's metadata."""
+
+DIGEST = "fer_lightning_digest"
+"""Key of a digest of the description and the tensors: a flipped bit would go unnoticed otherwise."""
 
 FORMAT = 1
 """Version of the description. A reader refuses higher ones."""
@@ -122,7 +126,8 @@ def write(path: Path, description: Description, networks: Sequence[FaceNetwork])
         for i, network in enumerate(networks)
         for name, tensor in _weights(network).items()
     }
-    write_atomically(path, save(tensors, {KEY: description.model_dump_json()}))
+    text = description.model_dump_json()
+    write_atomically(path, save(tensors, {KEY: text, DIGEST: _digest(text, tensors)}))
 
 
 def read(path: Path) -> tuple[Description, list[FaceNetwork]]:
@@ -134,22 +139,24 @@ def read(path: Path) -> tuple[Description, list[FaceNetwork]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(KEY)
-            if text is None:
-                raise UserError(f"{path}: a safetensors file, but not one that `fer-lightning export` wrote")
-            description = parse(text, path)
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _check_shapes(description, shapes, path)
-            networks = [_network(description, member) for member in description.members]
-            for i, network in enumerate(networks):
-                state = {name: file.get_tensor(f"{i}.{name}").float() for name in _weights(network)}
-                if not all(torch.isfinite(tensor).all() for tensor in state.values()):
-                    raise UserError(f"{path}: damaged, as it has weights that are not finite; get it again")
-                network.load_state_dict(state, strict=False)  # without counters, which only training needs
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         if not path.is_file():
             raise UserError(f"{path}: no such file") from None
         raise UserError(f"{path}: damaged, or not a model file ({flat(error)}); get it again") from None
+    if KEY not in metadata:
+        raise UserError(f"{path}: a safetensors file, but not one that `fer-lightning export` wrote")
+    description = parse(metadata[KEY], path)
+    if metadata.get(DIGEST) != _digest(metadata[KEY], tensors):
+        raise UserError(f"{path}: damaged, as its checksum is wrong; get it again")
+    _check_shapes(description, tensors, path)
+    networks = [_network(description, member) for member in description.members]
+    for i, network in enumerate(networks):
+        state = {name: tensors[f"{i}.{name}"].float() for name in _weights(network)}
+        if not all(torch.isfinite(tensor).all() for tensor in state.values()):
+            raise UserError(f"{path}: damaged, as it has weights that are not finite; get it again")
+        network.load_state_dict(state, strict=False)  # without counters, which only training needs
     return description, networks
 
 
@@ -172,13 +179,21 @@ def parse(text: str, path: Path) -> Description:
     raise UserError(f"{path}: its description is damaged ({reason}); get the file again")
 
 
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def _network(description: Description, member: MemberConfig) -> FaceNetwork:
     return build(member.model, len(description.classes), member.head_scale)
 
 
-def _check_shapes(description: Description, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+def _check_shapes(description: Description, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Compare the file's tensors with those of its networks, before any memory is taken for them."""
-    expected = {}
+    expected, shapes = {}, {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for i, member in enumerate(description.members):
         if len(member.class_counts) != len(description.classes) or min(member.class_counts) < 1:
             raise UserError(f"{path}: its description is damaged (class_counts); get the file again")

@@ -34,3 +34,22 @@ def find(model: str | Path) -> Path:
     raise UserError(
         f"--model {printable(model)}: neither a run folder or model file, nor a model of this package ({names})"
     )
+
+
+def show() -> None:
+    """Print the models in the package with their scores."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fer_lightning.inference import modelfile
+
+    table = Table("model", "size", "classes", "protocol", "accuracy", "macro-F1", "clean accuracy", "test-time augm.")
+    for name, path in shipped().items():
+        found, _ = modelfile.read(path)
+        scores = (
+            f"{found.scores[key]:.3f}" if key in found.scores else ""
+            for key in ("test/accuracy", "test/f1_macro", "test/clean/accuracy")
+        )
+        size = f"{path.stat().st_size / 1e6:.1f} MB"
+        table.add_row(name, size, str(len(found.classes)), str(found.protocol.get("name", "")), *scores, found.tta)
+    Console().print(table if table.rows else "no models in this package")

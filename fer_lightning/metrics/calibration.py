@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +34,19 @@ class Calibration:
         threshold: predictions of a lower confidence count as unsure; `NEVER_SURE` if all of them do.
         coverage: share of the validation images whose prediction is not unsure.
         accuracy: accuracy of those predictions; 0 if there are none.
+
+    Raises:
+        ValueError: a temperature or threshold out of its range.
     """
 
     temperature: float = 1.0
     threshold: float = 0.0
     coverage: float = 1.0
     accuracy: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.temperature < math.inf and 0 <= self.threshold < math.inf):
+            raise ValueError(f"temperature {self.temperature} or threshold {self.threshold} is out of range")
 
 
 def fit(logits: NDArray[Any], labels: NDArray[np.int64], sure_accuracy: float = SURE_ACCURACY) -> Calibration:

@@ -12,6 +12,10 @@ MEAN, STD = (0.5077,), (0.2551,)
 """Mean and standard deviation of FER-2013's training pixels, as fractions of the full range."""
 
 
+MAX_SIZE = 1024
+"""Largest height and width of a backbone's input."""
+
+
 class Preprocessing(nn.Module):
     """Grey faces (B, 1, H, W), float in [0, 1], to the input of a backbone (B, channels, size, size).
 
@@ -34,8 +38,8 @@ class Preprocessing(nn.Module):
         super().__init__()
         if channels not in (1, 3):
             raise ValueError(f"preprocessing.channels must be 1 or 3, not {channels}")
-        if size is not None and size < 1:
-            raise ValueError(f"preprocessing.size must be null or a number of pixels, not {size}")
+        if size is not None and not 1 <= size <= MAX_SIZE:
+            raise ValueError(f"preprocessing.size must be null or a number of pixels up to {MAX_SIZE:,}, not {size}")
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, channels):
                 raise ValueError(f"preprocessing.{name} must hold 1 or {channels} numbers, not {list(values)}")

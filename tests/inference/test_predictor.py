@@ -14,34 +14,15 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from fer_lightning import Predictor, load_model
-from fer_lightning.data.synthetic import synthetic
 from fer_lightning.errors import UserError
 from fer_lightning.inference.evaluate import evaluate
-from tests.conftest import TINY
-from tests.processes import apart
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with a post-hoc adjustment, which changes its predictions."""
-    folder = tmp_path_factory.mktemp("predictor")
-    settings = ("trainer.max_epochs=1", "imbalance.posthoc_tau=0.5", "precision=fp32")
-    ended = apart(folder, *TINY, *settings, f"hydra.run.dir={folder}/run")
-    assert ended.code == 0, ended.err
-    return folder / "run"
+from fer_lightning.inference.load import load, together
 
 
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
     """The run, for tests that change it."""
     return Path(shutil.copytree(run, tmp_path / "run"))
-
-
-@pytest.fixture(scope="module")
-def test_images() -> NDArray[np.uint8]:
-    """The test images of the run, in the order of predictions.csv."""
-    faces = synthetic(n_train=140, n_val=40, n_test=60)
-    return faces.images[faces.rows("private")]
 
 
 def saved(run: Path) -> pd.DataFrame:
@@ -53,7 +34,7 @@ def test_probabilities_are_those_of_the_run(batch_size: int | None, run: Path, t
     predictor = load_model(run, accelerator="cpu")
     predictor.batch_size = batch_size or predictor.batch_size
     table = saved(run)
-    probabilities = predictor.probabilities(test_images)
+    probabilities = predictor.logits(test_images).double().softmax(1).numpy()
     columns = [f"p_{name}" for name in predictor.classes]
     assert probabilities.shape == (60, 7)
     np.testing.assert_allclose(probabilities, table[columns].to_numpy(), atol=2e-6)
@@ -73,9 +54,7 @@ def test_no_images_give_no_probabilities(run: Path, test_images: NDArray[np.uint
 
 
 def test_posthoc_adjustment_can_be_changed(run: Path, test_images: NDArray[np.uint8]) -> None:
-    adjusted, plain = (load_model(run, accelerator="cpu") for _ in range(2))
-    plain.posthoc_tau = 0.0
-    assert adjusted.posthoc_tau == 0.5
+    adjusted, plain = (together([load(run, accelerator="cpu", posthoc_tau=tau)]) for tau in (None, 0.0))
     counts = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["hyper_parameters"]["class_counts"]
     expected = plain.logits(test_images) - 0.5 * torch.log(torch.tensor(counts) / sum(counts))
     torch.testing.assert_close(adjusted.logits(test_images), expected)
@@ -144,7 +123,7 @@ def test_fault_of_the_config_names_the_config(key: str, value: Any, message: str
 def test_folder_that_evaluate_cannot_write_is_reported_before_scoring(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Predictor, "logits", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr(Predictor, "of_members", lambda *_: pytest.fail("scored"))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="choose a writable folder with --out"):
-        evaluate(run, out=tmp_path / "file" / "out", accelerator="cpu")
+        evaluate([run], out=tmp_path / "file" / "out", accelerator="cpu")

@@ -1,0 +1,248 @@
+"""Model files: what they hold, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fer_lightning import load_model
+from fer_lightning.errors import UserError
+from fer_lightning.inference import modelfile
+from fer_lightning.inference.export import export
+from tests.conftest import Command
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+def description_of(file: Path) -> dict[str, Any]:
+    with safe_open(file, framework="pt") as opened:
+        return json.loads(opened.metadata()[modelfile.KEY])  # type: ignore[no-any-return]
+
+
+def rewritten(file: Path, out: Path, change: Change = lambda _: None, **tensors: torch.Tensor | None) -> Path:
+    """A copy of a model file with another description or other tensors, and the checksum that goes with them."""
+    weights = {name: tensor for name, tensor in (load_file(file) | tensors).items() if tensor is not None}
+    description = description_of(file)
+    change(description)
+    text = json.dumps(description)
+    save_file(weights, out, {modelfile.KEY: text, modelfile.DIGEST: modelfile._digest(text, weights)})
+    return out
+
+
+def test_file_predicts_like_its_run(run: Path, model_file: Path, test_images: NDArray[np.uint8]) -> None:
+    expected = load_model(run, accelerator="cpu").probabilities(test_images)
+    np.testing.assert_allclose(
+        load_model(model_file, accelerator="cpu").probabilities(test_images), expected, atol=2e-3
+    )
+
+
+def test_weights_are_of_half_precision_unless_asked_otherwise(run: Path, model_file: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    half = load_file(model_file)
+    export([run], tmp_path / "full.safetensors", fp32=True)
+    full = load_file(tmp_path / "full.safetensors")
+    for name, tensor in checkpoint.items():
+        if not name.startswith("network.") or not tensor.is_floating_point():
+            continue
+        stored = "0." + name.removeprefix("network.")
+        assert half[stored].dtype == (torch.float16 if tensor.ndim > 1 else torch.float32)
+        torch.testing.assert_close(full[stored], tensor, rtol=0, atol=0)
+    assert (tmp_path / "full.safetensors").stat().st_size > 1.7 * model_file.stat().st_size
+
+
+def test_description_is_that_of_the_run(run: Path, model_file: Path) -> None:
+    description, metrics = description_of(model_file), json.loads((run / "metrics.json").read_text())
+    assert description["classes"] == ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
+    assert description["members"][0]["posthoc_tau"] == 0.5
+    assert description["members"][0]["model"]["depth"] == 18
+    assert description["protocol"]["name"] == "kaggle"
+    assert description["commit"] == metrics["commit"]
+    assert description["data"]["test"] == json.loads((run / "partition.json").read_text())["test"]
+    for key in ("test/accuracy", "test/accuracy_low", "test/f1_macro", "test/clean/accuracy"):
+        assert description["scores"][key] == pytest.approx(metrics[key], abs=0.02)
+    assert description["calibration"]["temperature"] == pytest.approx(metrics["calibration/temperature"], rel=0.02)
+
+
+def test_card_has_the_scores_of_each_class_and_metadata(model_file: Path) -> None:
+    card = model_file.with_name("model.md").read_text()
+    _, header, text = re.split(r"^---$", card, maxsplit=2, flags=re.M)
+    metadata = yaml.safe_load(header)
+    assert metadata["pipeline_tag"] == "image-classification"
+    results = metadata["model-index"][0]["results"][0]["metrics"]
+    scores = description_of(model_file)["scores"]
+    assert results[0]["value"] == pytest.approx(scores["test/accuracy"], abs=1e-4)
+    for name in ("angry", "neutral"):
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        assert f"{scores[f'test/recall/{name}']:.3f}" in row
+    for word in ("prohibited", "Clean test images", "confusion", "temperature", "MIT"):
+        assert word.lower() in text.lower()
+
+
+def test_file_loads_without_data_hydra_or_lightning(model_file: Path) -> None:
+    code = f"""
+import sys
+from fer_lightning import load_model
+load_model({str(model_file)!r}).probabilities(__import__("numpy").zeros((1, 48, 48), "uint8"))
+print(sorted({{"hydra", "omegaconf", "lightning", "pandas", "torchmetrics", "pickle5"}} & set(sys.modules)))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("cut", [0, 7, 100, 3000, -1])
+def test_truncated_file_is_refused(cut: int, model_file: Path, tmp_path: Path) -> None:
+    file = tmp_path / "cut.safetensors"
+    file.write_bytes(model_file.read_bytes()[:cut])
+    with pytest.raises(UserError, match=r"^[^\n]*cut.safetensors: damaged[^\n]*get it again$"):
+        load_model(file)
+
+
+def test_flipped_bit_is_noticed_wherever_it_is(model_file: Path, tmp_path: Path) -> None:
+    content, file = model_file.read_bytes(), tmp_path / "flipped.safetensors"
+    rng = np.random.default_rng(0)
+    for position in [*rng.integers(0, len(content), 40).tolist(), *rng.integers(8, 4000, 40).tolist()]:
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        file.write_bytes(damaged)
+        with pytest.raises(UserError):
+            load_model(file)
+
+
+def newer(description: dict[str, Any]) -> None:
+    description["format"] = 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (newer, "written by a newer version of fer-lightning .format 2.; upgrade this one"),
+        (lambda d: d.pop("calibration"), "its description is damaged .calibration: Field required"),
+        (lambda d: d.update(extra=1), "extra"),
+        (lambda d: d["calibration"].update(temperature=-1.0), "temperature"),
+        (lambda d: d.update(classes=["a", "b"]), "class_counts"),
+        (lambda d: d["members"][0]["model"].update(width=10**9), "does not fit its network"),
+        (lambda d: d["members"][0]["model"].update(width=16), "does not fit its network"),
+        (lambda d: d["members"][0]["model"].update(_target_="os.system"), "'os.system' is not a network of this"),
+        (lambda d: d["members"][0]["model"].update(_target_="fer_lightning.models.resnet.torch.hub.load"), "not a net"),
+        (lambda d: d["members"][0]["model"].update(_target_="fer_lightning.models.build.build"), "not a network"),
+        (lambda d: d["members"][0]["model"].update(preprocessing={"size": 10**6}), "preprocessing.size"),
+        (lambda d: d["members"][0]["model"].update(depth={"_target_": "pathlib.Path.touch"}), "cannot be built"),
+    ],
+)
+def test_hostile_description_is_refused(change: Change, message: str, model_file: Path, tmp_path: Path) -> None:
+    file = rewritten(model_file, tmp_path / "hostile.safetensors", change)
+    with pytest.raises(UserError, match=message) as error:
+        load_model(file)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"0.head.bias": None}, "does not fit its network"),
+        ({"0.extra": torch.zeros(3)}, "'0.extra' does not fit"),
+        ({"0.head.bias": torch.tensor(1.0)}, "does not fit its network"),
+        ({"0.head.bias": torch.full((7,), torch.nan)}, "not finite"),
+    ],
+)
+def test_wrong_tensors_are_refused(
+    tensors: dict[str, torch.Tensor | None], message: str, model_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_model(rewritten(model_file, tmp_path / "wrong.safetensors", **tensors))
+
+
+def test_file_of_another_project_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="not one that `fer-lightning export` wrote"):
+        load_model(tmp_path / "other.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(UserError, match="damaged, or not a model file"):
+        load_model(tmp_path / "text.safetensors")
+    torch.save({"a": 1}, tmp_path / "pickle.pt")
+    with pytest.raises(UserError, match="neither a run folder nor a"):
+        load_model(tmp_path / "pickle.pt")
+    with pytest.raises(UserError, match="neither a run folder or model file, nor a model of this package"):
+        load_model("unknown-model")
+
+
+def test_ensemble_file_is_the_mean_of_its_members(
+    run: Path, other_run: Path, test_images: NDArray[np.uint8], tmp_path: Path, command: Command
+) -> None:
+    file = tmp_path / "both.safetensors"
+    code, error = command("export", run, other_run, "--to", file, "--fp32", "--tta", "flip")
+    assert code == 0, error
+    predictor = load_model(file, accelerator="cpu")
+    assert predictor.tta == "flip"
+    parts = [
+        torch.from_numpy(np.asarray(load_model(path, accelerator="cpu").logits(images))).double().softmax(1)
+        for path in (run, other_run)
+        for images in (test_images, test_images[:, :, ::-1])
+    ]
+    mean = torch.stack(parts).mean(0)
+    expected = (mean.log() / predictor.calibration.temperature).softmax(1)  # type: ignore[union-attr]
+    np.testing.assert_allclose(predictor.probabilities(test_images), expected, atol=1e-5)
+
+
+def test_evaluate_of_an_ensemble_reports_gain_and_members(run: Path, other_run: Path, tmp_path: Path) -> None:
+    from fer_lightning.inference.evaluate import evaluate
+
+    metrics = evaluate([run, other_run], out=tmp_path, accelerator="cpu")
+    members = pd.read_csv(tmp_path / "members.csv")
+    alone = [evaluate([path], out=tmp_path / path.parent.name, accelerator="cpu") for path in (run, other_run)]
+    np.testing.assert_allclose(members["accuracy"], [one["test/accuracy"] for one in alone])
+    assert metrics["members/number"] == 2
+    assert metrics["members/gain"] == pytest.approx(float(metrics["test/accuracy"]) - members["accuracy"].mean())
+    guesses = [
+        pd.read_csv(tmp_path / path.parent.name / "report/predictions.csv")["prediction"] for path in (run, other_run)
+    ]
+    assert metrics["members/disagreement"] == pytest.approx((guesses[0] != guesses[1]).mean())
+
+
+def test_models_of_other_classes_are_not_averaged(run: Path, model_file: Path, tmp_path: Path) -> None:
+    def swap(description: dict[str, Any]) -> None:
+        description["classes"].reverse()
+
+    swapped = rewritten(model_file, tmp_path / "swapped.safetensors", swap)
+    with pytest.raises(UserError, match="only models of the same classes, in the same order, can be averaged"):
+        load_model([run, swapped], accelerator="cpu")
+
+
+def test_runs_of_other_data_are_not_averaged(run: Path, tmp_path: Path) -> None:
+    from tests.inference.conftest import train
+
+    other = train(tmp_path, "data.synthetic.seed=5")
+    with pytest.raises(UserError, match="or name only runs of the data and protocol of"):
+        export([run, other], tmp_path / "mixed.safetensors")
+    assert not (tmp_path / "mixed.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("to", "message"),
+    [
+        ("model.pt", "name a file that ends in .safetensors, .onnx or .int8.onnx"),
+        ("folder.onnx", "a folder; name a file in it"),
+        ("file/model.safetensors", "choose another file"),
+    ],
+)
+def test_bad_target_is_one_line(to: str, message: str, run: Path, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "file").touch()
+    code, error = command("export", run, "--to", tmp_path / to)
+    assert code == 1
+    assert message in error
+    assert error.count("\n") == 1
