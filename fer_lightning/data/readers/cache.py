@@ -120,7 +120,7 @@ class Cache:
         """Store `table`; the result is memory-mapped if that succeeded, otherwise in memory."""
         images, others = self._files(table.fingerprint)
         classes = np.array([name.encode() for name in table.classes])
-        arrays = {"labels": table.labels, "split": table.split, "ids": table.ids, "classes": classes}
+        arrays: dict[str, Any] = {"labels": table.labels, "split": table.split, "ids": table.ids, "classes": classes}
         try:
             with replacing(others) as built_others, replacing(images) as built_images:
                 np.save(built_images, table.images)
