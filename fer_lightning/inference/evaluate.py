@@ -70,8 +70,8 @@ def evaluate(
     tau = predictor.posthoc_tau = own_tau if posthoc_tau is None else posthoc_tau
 
     if data is None:
-        way_out = "or score what is there now with --data"
-        faces, parts, *_ = load_parts_of(run_dir, settings, cleaned=split == "train", trust=trust, way_out=way_out)
+        remedy = "or score what is there now with --data"
+        faces, parts, *_ = load_parts_of(run_dir, settings, cleaned=split == "train", trust=trust, remedy=remedy)
         rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(faces, split)
         clean = parts.clean
         if twins != own_twins:
@@ -125,7 +125,7 @@ def _unseen(faces: FaceTable, run_dir: Path, settings: dict[str, Any], twins: st
     data = settings["data"]
     try:
         own, parts, *_ = load_parts_of(
-            run_dir, settings, cleaned=False, trust=trust, way_out="to know which images are clean"
+            run_dir, settings, cleaned=False, trust=trust, remedy="to know which images are clean"
         )
     except UserError as error:
         log.warning("no scores of clean images, since the run's own data are unavailable: %s", error)
