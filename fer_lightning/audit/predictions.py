@@ -45,8 +45,8 @@ def out_of_sample(
                 f"--run {run_dir}: its classes are {', '.join(predictor.classes)}, those of {faces.source} are "
                 f"{', '.join(faces.classes)}: name a run with the same classes"
             )
-        way_out = "or name a run of the data as they are now"
-        own, parts, *_ = load_parts_of(run_dir, settings, trust=trust, way_out=way_out)
+        remedy = "or name a run of the data as they are now"
+        own, parts, *_ = load_parts_of(run_dir, settings, trust=trust, remedy=remedy)
         here = np.array([row_of.get(name, -1) for name in own.ids.tolist()], dtype=np.int64)
         if (here < 0).any() or (own.digests != faces.digests[here]).any():
             raise UserError(f"--run {run_dir}: its data, {own.source}, has images that {faces.source} does not have")

@@ -120,17 +120,17 @@ def settings_of(run_dir: Path, *, trust: bool) -> dict[str, Any]:
 
 
 def load_parts_of(
-    run_dir: Path, settings: Mapping[str, Any], *, cleaned: bool = True, trust: bool, way_out: str
+    run_dir: Path, settings: Mapping[str, Any], *, cleaned: bool = True, trust: bool, remedy: str
 ) -> Loaded:
     """`load_parts` for a run that has been trained.
 
     Raises:
         UserError: as there; the data would be downloaded without `trust`; or they have changed since the run was
-            started, with the remedy `way_out`.
+            started, with the remedy `remedy`.
     """
     url = settings["data"]["path"]
     if url and is_url(url) and not trust:
-        raise UserError(f"{run_dir}: its data are at {printable(url)}: add --trust to download them, {way_out}")
+        raise UserError(f"{run_dir}: its data are at {printable(url)}: add --trust to download them, {remedy}")
     loaded = load_parts(settings, cleaned=cleaned)
-    folder.compare_partition(run_dir, loaded.faces.source, loaded.digests, way_out)
+    folder.compare_partition(run_dir, loaded.faces.source, loaded.digests, remedy)
     return loaded

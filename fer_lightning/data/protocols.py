@@ -137,13 +137,13 @@ def _pool(name: ProtocolName) -> tuple[str, ...]:
     return ("train", "val", "public") if name == "kfold" else ("train",)
 
 
-def need_every_class(faces: FaceTable, train: Rows, way_out: str | None = None) -> None:
-    """Raise UserError with the remedy `way_out` if a class has no image among the rows `train`."""
+def need_every_class(faces: FaceTable, train: Rows, remedy: str | None = None) -> None:
+    """Raise UserError with the remedy `remedy` if a class has no image among the rows `train`."""
     empty = [c for c, n in zip(faces.classes, faces.counts(train, training=True), strict=True) if n == 0]
     if empty:
         remaining = ",".join(c for c in faces.classes if c not in empty)
-        way_out = way_out or f"add some, or name the classes to keep with data.classes=[{remaining}]"
-        raise UserError(f"{faces.source}: no training image of {', '.join(empty)}; {way_out}")
+        remedy = remedy or f"add some, or name the classes to keep with data.classes=[{remaining}]"
+        raise UserError(f"{faces.source}: no training image of {', '.join(empty)}; {remedy}")
 
 
 def _held_out(faces: FaceTable, rows: Rows, fraction: float, stream: str, seed: int) -> tuple[Rows, Rows]:

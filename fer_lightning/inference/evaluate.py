@@ -174,7 +174,7 @@ def _unseen(faces: FaceTable, run_dir: Path, settings: dict[str, Any], twins: st
     data = settings["data"]
     try:
         own, parts, *_ = load_parts_of(
-            run_dir, settings, cleaned=False, trust=trust, way_out="to know which images are clean"
+            run_dir, settings, cleaned=False, trust=trust, remedy="to know which images are clean"
         )
     except UserError as error:
         log.warning("no scores of clean images, since the run's own data are unavailable: %s", error)

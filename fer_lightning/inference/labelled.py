@@ -49,7 +49,7 @@ def of_runs(run_dirs: Sequence[Path], *, remedy: str, cleaned: bool = False, tru
     """
     first = run_dirs[0]
     settings = settings_of(first, trust=trust)
-    loaded = load_parts_of(first, settings, cleaned=cleaned, trust=trust, way_out=remedy)
+    loaded = load_parts_of(first, settings, cleaned=cleaned, trust=trust, remedy=remedy)
     for other in run_dirs[1:]:  # otherwise one may have been trained on what another is scored on
         same = {name: loaded.digests[name] for name in PARTS}
         compare_partition(

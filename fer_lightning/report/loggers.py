@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -74,13 +75,6 @@ class OnceMixin:
             self.once.note(new, step)
 
 
-class AppendingWriter(ExperimentWriter):
-    """Lightning's writer, without the deletion of an existing file."""
-
-    def _check_log_dir_exists(self) -> None:
-        pass
-
-
 class CSV(OnceMixin, CSVLogger):  # type: ignore[misc]
     """Lightning's CSVLogger, which appends to an existing file."""
 
@@ -88,14 +82,17 @@ class CSV(OnceMixin, CSVLogger):  # type: ignore[misc]
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         if self._experiment is None:
-            self._experiment = writer = AppendingWriter(self.log_dir)
-            path = Path(writer.metrics_file_path)
-            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            path = Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
+            aside = path.with_suffix(".resumed")
+            if path.exists():
+                path.replace(aside)  # a new writer deletes what is there
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Experiment logs directory")
+                self._experiment = writer = ExperimentWriter(self.log_dir)
+            lines = aside.read_text().splitlines(keepends=True) if aside.exists() else []
             if lines and not lines[-1].endswith("\n"):  # the run was killed while writing it
                 lines.pop()
-            if not lines:
-                path.unlink(missing_ok=True)
-            else:
+            if lines:
                 rows = csv.DictReader(lines)
                 writer.metrics_keys = list(rows.fieldnames or ())
                 # Rows after the stored step will be logged again.
@@ -105,6 +102,7 @@ class CSV(OnceMixin, CSVLogger):  # type: ignore[misc]
                     if not self.once.new({k: 0.0 for k, v in row.items() if v and k != "step"}, int(row["step"]))
                 ]
                 write_atomically(path, "".join(lines[:1] + logged).encode())
+            aside.unlink(missing_ok=True)
         return self._experiment  # type: ignore[return-value]
 
 

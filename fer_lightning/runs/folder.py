@@ -148,20 +148,20 @@ def keep_partition(run_dir: Path, source: str, digests: Mapping[str, str], *, re
     _write_partition(run_dir, digests)
 
 
-def compare_partition(run_dir: Path, source: str, digests: Mapping[str, str], way_out: str) -> None:
+def compare_partition(run_dir: Path, source: str, digests: Mapping[str, str], remedy: str) -> None:
     """Compare the images of `source` with those that a run was started with.
 
     One image more or less is enough to change hold-outs and folds: training images would become test images.
 
     Raises:
-        UserError: they differ; the message ends with `way_out`.
+        UserError: they differ; the message ends with `remedy`.
     """
     noted = _partition(run_dir)
     known = [part for part in PARTS if part in noted and part in digests]  # scoring does not clean
     if other := [PARTS[part] for part in known if noted[part] != digests[part]]:
         raise UserError(
             f"{run_dir}: the {', '.join(other)} images of {source}, or their labels, are not those that this run was "
-            f"started with; restore the data, {way_out}"
+            f"started with; restore the data, {remedy}"
         )
 
 

@@ -42,7 +42,7 @@ def drop(
         rows = dropped(faces, parts, fault, cache_root, given)
         counts.append(f"{fault.replace('_', ' ')} {len(rows):,}")
         parts = replace(parts, train=np.setdiff1d(parts.train, rows))
-    need_every_class(faces, parts.train, way_out=f"data.drop=[{','.join(faults)}] leaves none; drop fewer faults")
+    need_every_class(faces, parts.train, remedy=f"data.drop=[{','.join(faults)}] leaves none; drop fewer faults")
     return parts, f"left out of training: {', '.join(counts)}"
 
 
@@ -169,7 +169,7 @@ def relabel(
     faces = faces.with_labels(rows, labels)
     train = np.union1d(parts.train, rows)
     train = train[faces.training_labels[train] != UNLABELLED]
-    need_every_class(faces, train, way_out=f"{where} leaves none")
+    need_every_class(faces, train, remedy=f"{where} leaves none")
     left_out = sum(new == UNLABELLED for new in changed.values())
     summary = f"{len(changed) - left_out:,} training images relabelled, {left_out:,} left out"
     if unsafe:
