@@ -69,8 +69,8 @@ def crop(image: NDArray[np.uint8], face: Face, rule: CropRule, size: int = SIDE)
     """The face as grey pixels, uint8 (size, size).
 
     Converted to grey and resampled as `data.readers.images` does it for training images: luma of ITU-R BT.601, then
-    Pillow's bicubic filter, which averages when it shrinks. An image that is one frame from edge to edge gives what
-    the reader gives.
+    Pillow's bicubic filter, which averages when it shrinks. For the face of
+    `WholeImage`, the result equals the reader's.
 
     Args:
         image: uint8 RGB (H, W, 3) or grey (H, W).
@@ -82,9 +82,13 @@ def crop(image: NDArray[np.uint8], face: Face, rule: CropRule, size: int = SIDE)
 
     left, top, side = frame(face, rule)
     margin = math.ceil(2 * max(side / size, 1)) + 1  # what the filter reads beyond the frame
-    x, columns = _pixels(left, side, margin, image.shape[1])
-    y, rows = _pixels(top, side, margin, image.shape[0])
-    region = Image.fromarray(image[rows][:, columns]).convert("L")
+    if side >= min(image.shape[:2]):
+        margin = max(image.shape)  # all there is: the order of Pillow's two passes, which round, goes by the shape
+    x, columns, beside = _pixels(left, side, margin, image.shape[1])
+    y, rows, above = _pixels(top, side, margin, image.shape[0])
+    region = Image.fromarray(image[rows, columns]).convert("L")
+    if any(above + beside):
+        region = Image.fromarray(np.pad(np.asarray(region), (above, beside), mode="edge"))
     box = (left - x, top - y, left - x + side, top - y + side)
     return np.asarray(region.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
@@ -115,14 +119,16 @@ def turn(face: Face) -> float:
     return float((nose - (left_ear + right_ear) / 2) @ along / max(half, 1e-6))
 
 
-def _pixels(start: float, length: float, margin: int, size: int) -> tuple[int, NDArray[np.intp]]:
-    """First pixel, and the pixels along one axis that cover the frame and, as far as there are any, the margin.
+def _pixels(start: float, length: float, margin: int, size: int) -> tuple[int, slice, tuple[int, int]]:
+    """What covers the frame along one axis, and the margin as far as the image goes.
 
-    Beyond the image, the pixels stand in for those at its edge.
+    Returns the first pixel, the pixels that are in the image, and the number of those to be added before and after.
     """
     first, end = math.floor(start), math.ceil(start + length)
-    first, end = min(first, max(first - margin, 0)), max(end, min(end + margin, size))
-    return first, np.clip(np.arange(first, end), 0, size - 1)
+    first = min(first, max(first - margin, 0), size - 1)
+    end = max(end, min(end + margin, size), 1)
+    inside = slice(max(first, 0), min(end, size))
+    return first, inside, (inside.start - first, end - inside.stop)
 
 
 def _overlap(start: float, length: float, size: int) -> float:

@@ -84,7 +84,7 @@ def test_beyond_the_image_its_edge_is_repeated(left: int, top: int, side: int, s
 def test_shrinking_averages() -> None:
     checkerboard = np.repeat((np.indices((960, 960)).sum(0) % 2 * 255).astype(np.uint8)[..., None], 3, 2)
     found = crop(checkerboard, Face(100.3, 90.1, 700, 700, 1), AS_FOUND)
-    assert 118 <= found.min() and found.max() <= 137
+    assert found.min() >= 118 and found.max() <= 137
 
 
 def test_a_frame_outside_of_the_image_repeats_its_edge() -> None:
@@ -93,9 +93,9 @@ def test_a_frame_outside_of_the_image_repeats_its_edge() -> None:
 
 
 def test_fractions_of_pixels_count() -> None:
-    ramp = np.repeat(np.tile(np.arange(100, dtype=np.uint8), (100, 1))[..., None], 3, 2)
+    ramp = np.repeat(np.tile(np.arange(0, 200, 2, dtype=np.uint8), (100, 1))[..., None], 3, 2)
     means = [crop(ramp, Face(20 + shift, 20, 48, 48, 1), AS_FOUND).mean() for shift in (0, 0.5, 1)]
-    assert np.diff(means) == pytest.approx([0.5, 0.5], abs=0.05)
+    assert np.diff(means) == pytest.approx([1, 1], abs=0.05)
 
 
 LANDMARKS = ((40.0, 40.0), (60.0, 40.0), (50.0, 52.0), (50.0, 60.0), (32.0, 44.0), (68.0, 44.0))
@@ -133,7 +133,7 @@ def test_coinciding_landmarks_are_no_error() -> None:
         (Face(50, 50, 39, 39, 1), ("small",)),
         (Face(-3, 50, 60, 60, 1), ()),
         (Face(-7, 50, 60, 60, 1), ("cut",)),
-        (Face(50, 145, 60, 60, 1), ("cut",)),
+        (Face(50, 147, 60, 60, 1), ("cut",)),
         (Face(-4, -4, 60, 60, 1), ("cut",)),
         (Face(-300, 50, 30, 30, 1), ("small", "cut")),
         (moved(0.8), ()),
