@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
+import cv2.data
 import numpy as np
 from numpy.typing import NDArray
 
@@ -63,4 +64,5 @@ class Haar(Detector):
             grey, scaleFactor=SCALE_FACTOR, minNeighbors=VOTES, minSize=(side, side)
         )
         for box, vote in zip(boxes, votes, strict=True):
-            yield Face(*(float(value) / scale for value in box), score=float(vote))
+            x, y, width, height = (float(value) / scale for value in box)
+            yield Face(x, y, width, height, float(vote))
