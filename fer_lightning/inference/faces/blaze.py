@@ -22,7 +22,7 @@ from fer_lightning.inference.faces.frame import Face
 INPUT, CELLS, POINTS = 192, 48, 8
 
 THRESHOLD = 0.5
-"""Probability from which a box counts as a face: MediaPipe's own. At 0.3, a quarter of the additional boxes are wrong."""
+"""Probability from which a box counts as a face: MediaPipe's own. Of the boxes from 0.3 to 0.5, a quarter are wrong."""
 
 PART_THRESHOLD = 0.6
 """The same for parts of an image: 66 pictures without a face (scikit-image, three sizes) give 2 boxes; with 0.5, 6."""
