@@ -62,12 +62,7 @@ class BlazeFace(Detector):
     def _load(self) -> Any:
         where = printable(self.path)
         try:
-            data = np.frombuffer(self.path.read_bytes(), np.uint8)
-            level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the exception says enough
-            try:
-                network = cv2.dnn.readNetFromTFLite(data)
-            finally:
-                cv2.utils.logging.setLogLevel(level)
+            network = cv2.dnn.readNetFromTFLite(np.frombuffer(self.path.read_bytes(), np.uint8))
             outputs = _forward(network, np.zeros((INPUT, INPUT, 3), np.uint8))
         except OSError as error:
             raise UserError(f"{where}: {flat(error)}") from error
