@@ -1,0 +1,1 @@
+"""Finding faces in photos and cutting them out as FER-2013 frames them."""
