@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -101,7 +102,7 @@ def unique_stems(paths: Sequence[Path]) -> list[str]:
 
 
 def image_suffix(path: Path) -> str:
-    """The suffix of the annotated copy of a photo: its own if that format can be written with all colours, else .png."""
+    """The suffix of the annotated copy of a photo: its own if that format holds all colours, else .png."""
     suffix = path.suffix.lower()
     if suffix in (".heic", ".heif", ".avif", ".mpo"):
         return ".jpg"
@@ -192,7 +193,7 @@ def _segments(
 ) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
     """The sides of a rectangle, divided into dashes and gaps of this length, or whole if it is 0."""
     corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
-    for (x, y), (to_x, to_y) in zip(corners, corners[1:], strict=False):
+    for (x, y), (to_x, to_y) in pairwise(corners):
         length = abs(to_x - x) + abs(to_y - y)
         n = max(1, round(length / (2 * dash))) if dash else 1
         for i in range(n):
