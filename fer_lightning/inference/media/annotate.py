@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from io import BytesIO
 from itertools import pairwise
@@ -74,11 +74,14 @@ def draw(image: NDArray[np.uint8], marks: Sequence[Mark]) -> NDArray[np.uint8]:
     line = max(2, round(min(picture.size) / 250))
     for mark in marks:
         x, y, width, height = (value * factor for value in mark.box)
-        color = _UNSURE if mark.unsure else _SURE
-        for segment in _segments(x, y, x + width, y + height, 6 * line if mark.unsure else 0):
-            pen.line(segment, color, line)
+        right, bottom = min(x + width, picture.width - line), min(y + height, picture.height - line)
+        corners = (max(x, 0), max(y, 0), max(right, 0), max(bottom, 0))
+        if mark.unsure:
+            _rectangle(pen, corners, "white", line)
+        _rectangle(pen, corners, _UNSURE if mark.unsure else _SURE, line, dashed=mark.unsure)
+    plates: list[tuple[float, float, float, float]] = []
     for mark in marks:  # after all boxes, so that none crosses a label
-        _label(pen, mark, factor, picture.size)
+        _label(pen, mark, factor, picture.size, plates)
     return np.array(picture)
 
 
@@ -188,21 +191,27 @@ def _unwritable(path: Path, reason: str) -> UserError:
     return UserError(f"{printable(path)} cannot be written ({reason}); choose another folder with --out")
 
 
-def _segments(
-    left: float, top: float, right: float, bottom: float, dash: float
-) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
-    """The sides of a rectangle, divided into dashes and gaps of this length, or whole if it is 0."""
-    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
-    for (x, y), (to_x, to_y) in pairwise(corners):
-        length = abs(to_x - x) + abs(to_y - y)
-        n = max(1, round(length / (2 * dash))) if dash else 1
+def _rectangle(
+    pen: ImageDraw.ImageDraw, corners: tuple[float, float, float, float], color: str, line: int, *, dashed: bool = False
+) -> None:
+    left, top, right, bottom = corners
+    turns = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    for (x, y), (to_x, to_y) in pairwise(turns):
+        n = max(3, round((abs(to_x - x) + abs(to_y - y)) / (10 * line))) if dashed else 1
         for i in range(n):
-            a, b = i / n, (i + (0.5 if dash else 1)) / n
-            yield (x + a * (to_x - x), y + a * (to_y - y)), (x + b * (to_x - x), y + b * (to_y - y))
+            a, b = i / n, (i + (0.5 if dashed else 1)) / n
+            ends = [(x + a * (to_x - x), y + a * (to_y - y)), (x + b * (to_x - x), y + b * (to_y - y))]
+            pen.line(ends, color, line)
 
 
-def _label(pen: ImageDraw.ImageDraw, mark: Mark, factor: int, size: tuple[int, int]) -> None:
-    """The text on a plate above the box, or below it if there is no room, and always within the image."""
+def _label(
+    pen: ImageDraw.ImageDraw,
+    mark: Mark,
+    factor: int,
+    size: tuple[int, int],
+    plates: list[tuple[float, float, float, float]],
+) -> None:
+    """The text on a plate, within the image: above the box, below it, or in it, where it hides no other of `plates`."""
     x, y, width, height = (value * factor for value in mark.box)
     points = round(min(max(min(min(size) / 28, width / 5), 12), 96))
     text = " ".join(mark.text.split())
@@ -216,11 +225,18 @@ def _label(pen: ImageDraw.ImageDraw, mark: Mark, factor: int, size: tuple[int, i
     margin = points // 4
     ascent, descent = font.getmetrics()
     plate_width, plate_height = font.getlength(text) + 2 * margin, ascent + descent + margin
-    top = y - plate_height if y >= plate_height else y + height
-    top = min(max(top, 0), size[1] - plate_height)
     left = min(max(x, 0), size[0] - plate_width)
-    pen.rectangle((left, top, left + plate_width, top + plate_height), _UNSURE if mark.unsure else _SURE)
-    pen.text((left + margin, top + margin / 2), text, "white", font)
+    tops = [y - plate_height, y + height, y, y + height - plate_height]
+    places = [(left, top, left + plate_width, top + plate_height) for top in tops]
+    inside = [place for place in places if place[1] >= 0 and place[3] <= size[1]] or [(left, 0, places[0][2], plate_height)]
+    place = next((place for place in inside if not any(_overlap(place, other) for other in plates)), inside[0])
+    plates.append(place)
+    pen.rectangle(place, _UNSURE if mark.unsure else _SURE)
+    pen.text((place[0] + margin, place[1] + margin / 2), text, "white", font)
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 @lru_cache(maxsize=16)
