@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
@@ -60,7 +60,7 @@ def decode_sized(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int,
 
 
 @contextmanager
-def opened(file: IO[bytes], where: str, *, too_large: str, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+def opened(file: IO[bytes], where: str, *, too_large: str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """An image file, of which only the header has been read; what Pillow raises within the block becomes a `UserError`.
 
     Args:

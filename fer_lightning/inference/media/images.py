@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,11 +120,10 @@ def _more_formats(header: bytes, where: str) -> tuple[str, ...]:
         return ("AVIF",)
     if _is_heic(header):
         try:
-            from pillow_heif import register_heif_opener
+            import_module("pillow_heif").register_heif_opener()
         except ImportError:
             raise UserError(
                 f"{where} is a HEIC photo: pip install pillow-heif to read it, or save it as JPEG"
             ) from None
-        register_heif_opener()
         return ("HEIF",)
     return ()

@@ -28,8 +28,8 @@ def expand(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
         UserError: a path does not exist or cannot be read; a folder holds, or a pattern matches, no image or video.
     """
     files: dict[Path, None] = {}
-    for text in map(os.fspath, inputs):
-        path = Path(text)
+    for given in inputs:
+        text, path = os.fspath(given), Path(given)
         if not text or "\0" in text:
             raise UserError(f"{text!r} is not a path: name a file, a folder or a pattern")
         if _is_file(path):

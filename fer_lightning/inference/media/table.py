@@ -112,8 +112,9 @@ class PredictionTable:
         names = "\n".join(map(repr, inputs)).encode()
         asked = {"n_inputs": len(inputs), "inputs": hashlib.sha256(names).hexdigest(), "options": dict(options)}
         self._asked = json.loads(json.dumps(asked | {"classes": list(classes)}))
-        self.next_input, self.next_frame, self.tracks, self.failures = 0, 0, None, list[str]()
-        self.finished, self._saved = False, 0.0
+        self.next_input, self.next_frame, self.finished, self._saved = 0, 0, False, 0.0
+        self.tracks: Mapping[str, Any] | None = None
+        self.failures: list[str] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if resume and (self._progress.exists() or self.path.exists()):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +43,11 @@ class Properties(NamedTuple):
     """What the header of a video says.
 
     Attributes:
-        count: number of frames, an estimate in some formats; None if it is not known.
+        n_frames: number of frames, an estimate in some formats; None if it is not known.
         rate: mean number of frames per second; 25 if it is not known.
     """
 
-    count: int | None
+    n_frames: int | None
     rate: float
 
 
@@ -145,18 +145,22 @@ def _step(seconds: float, every: float | None) -> int:
     return 0 if every is None else math.floor((seconds + 1e-6) / every)
 
 
-def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _rgb(image: Any) -> NDArray[np.uint8]:
     rgb: NDArray[np.uint8] = silent_cv2().cvtColor(image, silent_cv2().COLOR_BGR2RGB)
     return rgb
 
 
 def silent_cv2() -> ModuleType:
-    """OpenCV with its messages, and FFmpeg's, switched off: ours say the same in one line."""
+    """OpenCV with its messages, and FFmpeg's, switched off: ours say the same in one line.
+
+    FFmpeg is silent only if nothing else has read or written a video in this process before.
+    """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", f"protocol_whitelist;file|format_whitelist;{_DEMUXERS}")
     import cv2
 
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # moved between 4.10 and 4.14
+    set_level(0)
     return cv2
 
 
@@ -194,11 +198,11 @@ def _ends_early(path: Path, header: Properties, read: int, seconds: float) -> bo
     with path.open("rb") as file:
         if file.read(8)[4:] == b"ftyp":  # MP4, MOV: an edit list may hide frames that the header counts
             return _boxes_exceed(file, path.stat().st_size)
-    if header.count is None:
+    if header.n_frames is None:
         return False
     # Counts that are estimates may be wrong by a few frames, and by many in a file of variable frame rate, whose
     # duration is right.
-    return header.count - read > max(3, 0.02 * header.count) and header.count / header.rate - seconds > 0.5
+    return header.n_frames - read > max(3, 0.02 * header.n_frames) and header.n_frames / header.rate - seconds > 0.5
 
 
 def _boxes_exceed(file: IO[bytes], size: int) -> bool:

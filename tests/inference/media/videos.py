@@ -5,8 +5,11 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-import cv2
 import numpy as np
+
+from fer_lightning.inference.media.video import silent_cv2
+
+cv2 = silent_cv2()  # before the first video is written
 
 RATE = 10.0
 SIZE = (64, 48)
