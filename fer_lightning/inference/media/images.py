@@ -16,6 +16,7 @@ from fer_lightning.errors import UserError, flat, printable
 HEADER = 64
 """Number of bytes that tell HEIC and AVIF from other files."""
 
+_SUBFILE_TYPE = 254  # TIFF 6.0, NewSubfileType: 1 for a reduced image, which comes first in DNG and NEF files
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -64,6 +65,8 @@ def read_image(path: Path) -> Photo:
                     notes.append(f"{size[0]} × {size[1]} pixels, read and measured at half that width and height")
                 if image.width * image.height > MAX_PIXELS:
                     raise UserError(too_large)
+                if image.format == "TIFF" and image.tag_v2.get(_SUBFILE_TYPE) == 1:  # type: ignore[attr-defined]
+                    raise UserError(f"{where}: only a preview of this camera's format can be read: save it as JPEG")
                 rgb = upright(image, where).convert("RGB")
                 return Photo(np.asarray(rgb), "; ".join(notes) or None)
     except Image.DecompressionBombError:

@@ -71,10 +71,11 @@ class Row:
 class PredictionTable:
     """predictions.csv in a folder, to which rows are added item by item, and progress.json beside it.
 
-    An item is a photo or a frame. Its rows reach the operating system before `add` returns. The progress holds the
-    length of a table of whole items and what follows it; to resume, the table is cut to this length. The finished table
-    of a job that was killed and resumed is then the same, byte for byte, as that of one that was not, if items are
-    predicted the same way each time.
+    An item is a photo, a batch of photos that are predicted together, or a frame. Its rows reach the operating system
+    before `add` returns. The progress holds the length of a table of whole items and what follows it; to resume, the
+    table is cut to this length. The finished table of a job that was killed and resumed is then the same, byte for
+    byte, as that of one that was not, provided that batches begin at the same inputs (probabilities depend on the
+    composition of a batch in their last digits).
 
     File names that are not UTF-8 are written as their bytes: read such a table with
     `pandas.read_csv(path, encoding_errors="surrogateescape")`.
@@ -140,16 +141,16 @@ class PredictionTable:
         next_input: int,
         next_frame: int = 0,
         tracks: Mapping[str, Any] | None = None,
-        failure: str | None = None,
+        failures: Sequence[str] = (),
     ) -> None:
         """Add the rows of an item.
 
         Args:
-            rows: its rows, none if it could not be read.
+            rows: its rows.
             next_input: index of the input that follows.
             next_frame: number of the frame that follows, if that is the same video.
             tracks: state of its tracker.
-            failure: why the item could not be read.
+            failures: one message for each input of the item that could not be read.
 
         Raises:
             UserError: the file system is full, for example.
@@ -157,8 +158,7 @@ class PredictionTable:
         try:
             self._write([row.cells(self._n_classes) for row in rows])
             self.next_input, self.next_frame, self.tracks = next_input, next_frame, tracks
-            if failure is not None:
-                self.failures.append(failure)
+            self.failures += failures
             if time.monotonic() - self._saved >= SAVE_EVERY:
                 self._save()
         except OSError as error:
@@ -210,10 +210,10 @@ class PredictionTable:
         where, restart = printable(self._progress), "choose another folder with --out, without --resume"
         try:
             progress = json.loads(self._progress.read_bytes())
-            asked = progress["asked"]
-            changed = [key for key, value in self._asked.items() if key != "options" and asked[key] != value]
             if progress["format"] != FORMAT:
                 raise UserError(f"{where} is of another version of fer-lightning: {restart}")
+            asked = progress["asked"]
+            changed = [key for key, value in self._asked.items() if key != "options" and asked[key] != value]
             self.next_input, self.next_frame = int(progress["next_input"]), int(progress["next_frame"])
             self.tracks, self.failures = progress["tracks"], [str(line) for line in progress["failures"]]
             self._length, self.finished = int(progress["length"]), bool(progress["finished"])
@@ -225,8 +225,8 @@ class PredictionTable:
             n = f"{asked['n_inputs']} then, {self._asked['n_inputs']} now"
             reasons = [f"other inputs ({n})" if key == "inputs" else key for key in changed if key != "n_inputs"]
             raise UserError(f"{where}: this job had other values of {', '.join(reasons)}: repeat them, or {restart}")
-        if self.path.stat().st_size < self._length:
-            raise UserError(f"{printable(self.path)} is shorter than {PROGRESS} says: {restart}")
+        if not self.path.is_file() or self.path.stat().st_size < self._length:
+            raise UserError(f"{printable(self.path)} is missing or shorter than {PROGRESS} says: {restart}")
         file = self.path.open("r+b")
         file.truncate(self._length)
         file.seek(self._length)

@@ -46,7 +46,7 @@ def predict(folder: Path, inputs: Sequence[str], *, resume: bool = False, pause:
                     out.add([row], next_input=index, next_frame=frame.number + 1, tracks=tracker.state())
                 out.add([], next_input=index + 1)
             except UserError as error:
-                out.add([Row(name, note="unreadable")], next_input=index + 1, failure=str(error))
+                out.add([Row(name, note="unreadable")], next_input=index + 1, failures=[str(error)])
         out.finish()
     print("\n".join(out.failures))
 

@@ -188,6 +188,9 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as refused:
             read_image(path)
         assert "\n" not in str(refused.value) and str(tmp_path) in str(refused.value)
+    preview = save(tmp_path / "raw.dng", Image.fromarray(COLOURS), format="TIFF", tiffinfo={254: 1})
+    with pytest.raises(UserError, match=r"raw\.dng: only a preview .*save it as JPEG"):
+        read_image(preview)
     float_image = save(tmp_path / "float.tif", Image.fromarray(RAMP.astype(np.float32)))
     with pytest.raises(UserError, match=r"float\.tif has pixels of 32-bit floats"):
         read_image(float_image)

@@ -114,10 +114,10 @@ def test_damaged_progress_is_one_line(tmp_path: Path) -> None:
         table(tmp_path, resume=True)
     (tmp_path / PROGRESS).write_text(good)
     (tmp_path / TABLE).write_text("file\n")
-    with pytest.raises(UserError, match=r"predictions\.csv is shorter than progress\.json says"):
+    with pytest.raises(UserError, match=r"predictions\.csv is missing or shorter than progress\.json says"):
         table(tmp_path, resume=True)
     (tmp_path / TABLE).unlink()
-    with pytest.raises(UserError, match=r"predictions\.csv"):
+    with pytest.raises(UserError, match=r"predictions\.csv is missing or"):
         table(tmp_path, resume=True)
 
 
@@ -129,7 +129,7 @@ def test_resume_without_a_table_starts_one(tmp_path: Path) -> None:
 
 def test_finished_table_says_so(tmp_path: Path) -> None:
     with table(tmp_path) as out:
-        out.add([FACE], next_input=2, failure="b.jpg is damaged")
+        out.add([FACE], next_input=2, failures=["b.jpg is damaged"])
         out.finish()
     before = (tmp_path / TABLE).read_bytes()
     with table(tmp_path, resume=True) as out:
