@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -50,8 +52,7 @@ def read_image(path: Path) -> Photo:
     where = printable(path)
     too_large = f"{where} has more than {MAX_PIXELS:,} pixels (a JPEG may have 178,000,000): save a smaller copy"
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on metadata and size
+        with path.open("rb") as file, _without_remarks():
             header = file.read(HEADER)
             file.seek(0)
             if not header:
@@ -83,8 +84,7 @@ def is_image(path: Path) -> bool:
     """
     from PIL import Image
 
-    with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with path.open("rb") as file, _without_remarks():
         if _is_avif(header := file.read(HEADER)) or _is_heic(header):
             return True
         file.seek(0)
@@ -95,6 +95,15 @@ def is_image(path: Path) -> bool:
             return True
         except Exception:  # Pillow's readers raise nearly anything on damaged data
             return False
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Ignore what Pillow warns of: odd metadata, large images."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.filterwarnings("ignore", "Unknown feature")  # AVIF, in older versions
+        yield
 
 
 def _several(image: object) -> str | None:

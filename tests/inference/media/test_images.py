@@ -196,6 +196,12 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         read_image(float_image)
 
 
+def test_odd_metadata_is_no_warning(tmp_path: Path) -> None:
+    """Here, warnings are errors."""
+    path = save(tmp_path / "a.jpg", Image.fromarray(COLOURS), exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    assert read_image(path).pixels.shape == COLOURS.shape
+
+
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.jpg cannot be read \(No such file"):
         read_image(tmp_path / "gone.jpg")
