@@ -12,7 +12,7 @@ from fer_lightning.errors import UserError, flat, printable
 from fer_lightning.inference.media.images import is_image
 from fer_lightning.inference.media.video import is_video
 
-_PHOTOS = ".jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .dib .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif"
+_PHOTOS = ".jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif"
 _VIDEOS = ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .mts .m2ts .wmv .asf .flv .3gp .3g2 .ogv .mjpeg .mjpg .dv"
 IMAGE_SUFFIXES, VIDEO_SUFFIXES = frozenset(_PHOTOS.split()), frozenset(_VIDEOS.split())
 

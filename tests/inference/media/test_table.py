@@ -221,7 +221,7 @@ def test_job_killed_many_times_resumes_to_the_same_bytes(inputs: Path, tmp_path:
     assert compare_with_uninterrupted(inputs, tmp_path, seed, longest=0.25) > 2
 
 
-def test_interrupted_job_resumes_without_repeating(inputs: Path, tmp_path: Path) -> None:
+def test_interrupted_job_resumes_without_repeating(tmp_path: Path) -> None:
     """Ctrl-C or a defect: the progress is saved on the way out."""
     with pytest.raises(KeyboardInterrupt), table(tmp_path / "out") as out:
         out.add([FACE], next_input=1)
