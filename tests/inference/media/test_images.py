@@ -271,7 +271,7 @@ def test_heic_with_pillow_heif(tmp_path: Path) -> None:
         "pillow_heif.register_heif_opener()\n"
         "image = Image.effect_noise((40, 30), 9).convert('RGB'); image.paste('red', (0, 0, 20, 15))\n"
         "exif = Image.Exif(); exif[0x0112] = 6\n"
-        "path = Path(sys.argv[1]); image.save(path, format='HEIF', quality=95, exif=exif)\n"
+        "path = Path(sys.argv[1]); image.save(path, format='HEIF', quality=95, exif=exif.tobytes())\n"
         "from fer_lightning.inference.media.images import read_image\n"
         "pixels, note = read_image(path)\n"
         "assert pixels.shape == (40, 30, 3) and note is None, (pixels.shape, note)\n"
