@@ -47,8 +47,6 @@ def read_image(path: Path) -> Photo:
     Raises:
         UserError: missing, not an image, damaged, too large, or a format that needs another package.
     """
-    from PIL import Image
-
     where = printable(path)
     too_large = f"{where} has more than {MAX_PIXELS:,} pixels (a JPEG may have 178,000,000): save a smaller copy"
     try:
@@ -70,8 +68,6 @@ def read_image(path: Path) -> Photo:
                     raise UserError(f"{where}: only a preview of this camera's format can be read: save it as JPEG")
                 rgb = upright(image, where).convert("RGB")
                 return Photo(np.asarray(rgb), "; ".join(notes) or None)
-    except Image.DecompressionBombError:
-        raise UserError(too_large) from None
     except OSError as error:
         raise UserError(f"{where} cannot be read ({error.strerror or flat(error)})") from error
 

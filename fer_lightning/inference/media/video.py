@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # FFmpeg would also take a text file for a video, and follow a playlist to other files and servers.
 _DEMUXERS = "mov,matroska,webm,avi,mjpeg,mpeg,mpegts,mpegvideo,m4v,flv,asf,ogg,dv,ivf,h264,hevc"
+_SAFE = f"protocol_whitelist;file|format_whitelist;{_DEMUXERS}"
+_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
 
 class Frame(NamedTuple):
@@ -156,7 +158,6 @@ def silent_cv2() -> ModuleType:
     FFmpeg is silent only if nothing else has read or written a video in this process before.
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", f"protocol_whitelist;file|format_whitelist;{_DEMUXERS}")
     import cv2
 
     set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # moved between 4.10 and 4.14
@@ -176,7 +177,8 @@ def _open(path: Path) -> Iterator[VideoCapture]:
                 name.encode()
             except UnicodeEncodeError:  # OpenCV crashes
                 name = f"/dev/fd/{file.fileno()}"
-            capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
+            with _options(_SAFE):
+                capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
             try:
                 if not capture.isOpened():
                     raise UserError(f"{where} is not a video in a known format, or is truncated: replace or remove it")
@@ -185,6 +187,20 @@ def _open(path: Path) -> Iterator[VideoCapture]:
                 capture.release()
     except OSError as error:
         raise UserError(f"{where} cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def _options(more: str) -> Iterator[None]:
+    """Add to the options with which OpenCV opens videos, which it reads from the environment, during the block."""
+    given = os.environ.get(_OPTIONS)
+    os.environ[_OPTIONS] = more if given is None else f"{given}|{more}"
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[_OPTIONS]
+        else:
+            os.environ[_OPTIONS] = given
 
 
 def _properties(capture: VideoCapture) -> Properties:

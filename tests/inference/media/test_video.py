@@ -161,6 +161,7 @@ def test_playlist_is_not_followed(tmp_path: Path) -> None:
         server.shutdown()
         server.server_close()
     assert asked == []
+    assert "OPENCV_FFMPEG_CAPTURE_OPTIONS" not in os.environ, "programs that use this package may read from servers"
 
 
 @pytest.mark.parametrize("every", [0.0, -1.0, float("nan"), float("inf")])
