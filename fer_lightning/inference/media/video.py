@@ -96,9 +96,11 @@ def _file_frames(path: Path, every: float | None, start: int) -> Iterator[Frame]
     with _open(path) as capture:
         cv2, where = silent_cv2(), printable(path)
         header = _properties(capture)
-        number, seconds, step = 0, 0.0, -1
+        number, first, seconds, step = 0, 0.0, 0.0, -1
         while capture.grab():
-            stamp = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            stamp = capture.get(cv2.CAP_PROP_POS_MSEC)
+            first = first if number else stamp
+            stamp = (stamp - first) / 1000
             # Some files have no time stamps, or have them out of order.
             seconds = stamp if number == 0 or stamp > seconds else seconds + 1 / header.rate
             latest, step = step, max(step, _step(seconds, every))
