@@ -228,8 +228,9 @@ def _label(
     left = min(max(x, 0), size[0] - plate_width)
     tops = [y - plate_height, y + height, y, y + height - plate_height]
     places = [(left, top, left + plate_width, top + plate_height) for top in tops]
-    inside = [place for place in places if place[1] >= 0 and place[3] <= size[1]] or [(left, 0, places[0][2], plate_height)]
-    place = next((place for place in inside if not any(_overlap(place, other) for other in plates)), inside[0])
+    places = [place for place in places if place[1] >= 0 and place[3] <= size[1]]
+    places = places or [(left, 0, left + plate_width, plate_height)]
+    place = next((place for place in places if not any(_overlap(place, other) for other in plates)), places[0])
     plates.append(place)
     pen.rectangle(place, _UNSURE if mark.unsure else _SURE)
     pen.text((place[0] + margin, place[1] + margin / 2), text, "white", font)

@@ -105,14 +105,14 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
     assert np.abs(pixels.astype(int) - np.asarray(cmyk.convert("RGB"))).mean() < 3
 
 
-@pytest.mark.parametrize(("form", "note"), [("gif", "animation"), ("webp", "animation"), ("png", "animation"), ("tif", "page")])
-def test_first_frame_of_several(tmp_path: Path, form: str, note: str) -> None:
+@pytest.mark.parametrize("form", ["gif", "webp", "png", "tif"])
+def test_first_frame_of_several(tmp_path: Path, form: str) -> None:
     frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue", "green")]
     settings = {"lossless": True} if form == "webp" else {}
     path = save(tmp_path / f"a.{form}", frames[0], save_all=True, append_images=frames[1:], **settings)
     photo = read_image(path)
     assert photo.pixels[5, 5].tolist() == [255, 0, 0]
-    assert photo.note is not None and note in photo.note and "first" in photo.note
+    assert photo.note == ("first page only" if form == "tif" else "animation: first frame only")
     single = read_image(save(tmp_path / f"single.{form}", frames[0], **settings))
     assert single.note is None
 
@@ -155,7 +155,8 @@ def test_panorama_of_50000_pixels(tmp_path: Path) -> None:
     """Written without its pixels: neither header may lead to an allocation of gigabytes."""
     content = BytesIO()
     Image.new("L", (50_000, 1)).save(content, "JPEG")
-    jpeg = content.getvalue().replace(bytes([0, 1, 50_000 >> 8, 50_000 & 255]), bytes([40, 0, 50_000 >> 8, 50_000 & 255]))
+    width = (50_000).to_bytes(2)
+    jpeg = content.getvalue().replace(b"\0\1" + width, (9_000).to_bytes(2) + width)
     bmp = BytesIO()
     Image.new("L", (50_000, 1)).save(bmp, "BMP")
     for name, data in (
@@ -228,9 +229,12 @@ def test_damaged_bytes_are_either_read_or_refused(tmp_path: Path, seed: int) -> 
             path = tmp_path / "a.bin"
             path.write_bytes(data[: rng.integers(1, len(data) + 1)].tobytes())
             try:
-                assert read_image(path).pixels.ndim == 3
+                read_image(path)
             except UserError as error:
-                assert "a.bin" in str(error) and "\n" not in str(error)
+                message = str(error)
+            else:
+                continue
+            assert "a.bin" in message and "\n" not in message
 
 
 # ---------------------------------------------------------------- formats that a package may add

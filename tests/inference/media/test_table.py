@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ CLASSES = ("angry", "happy, very", 'a "b"')
 FACE = Row("a.jpg", face=1, box=(1.4, 2.6, 30, 40), label="angry", unsure=True, probabilities=[0.12345, 0.5, 0.37655])
 
 
-def table(folder: Path, *, inputs: tuple[str, ...] = ("a.jpg", "b.jpg"), resume: bool = False, **options: Any) -> PredictionTable:
+INPUTS = ("a.jpg", "b.jpg")
+
+
+def table(folder: Path, *, inputs: Sequence[str] = INPUTS, resume: bool = False, **options: Any) -> PredictionTable:
     return PredictionTable(folder, CLASSES, inputs=inputs, options=options, resume=resume)
 
 
@@ -40,7 +44,7 @@ def test_columns_and_digits(tmp_path: Path) -> None:
         out.finish()
     lines = (tmp_path / TABLE).read_text().splitlines()
     assert lines == [
-        "file,frame,time,face,x,y,width,height,label,confidence,unsure,p_angry,\"p_happy, very\",\"p_a \"\"b\"\"\",note",
+        'file,frame,time,face,x,y,width,height,label,confidence,unsure,p_angry,"p_happy, very","p_a ""b""",note',
         "a.jpg,,,1,1,3,30,40,angry,0.5000,True,0.1235,0.5000,0.3765,",
         "v.mp4,7,0.333,2,0,0,9,9,angry,1.0000,False,1.0000,0.0000,0.0000,small; cut",
         "b.jpg,,,,,,,,,,,,,,no face",
@@ -49,8 +53,9 @@ def test_columns_and_digits(tmp_path: Path) -> None:
 
 
 def test_odd_names_survive_pandas(tmp_path: Path) -> None:
-    names = ["a\nb.jpg", "a\r\nb.jpg", 'say "cheese", please.jpg', "ü☺.jpg", os.fsdecode(b"caf\xe9.jpg"), " a .jpg", "=1+1.jpg"]
-    with table(tmp_path, inputs=tuple(names)) as out:
+    names = ["a\nb.jpg", "a\r\nb.jpg", 'say "cheese", please.jpg', "ü☺.jpg", " a .jpg", "=1+1.jpg"]
+    names.append(os.fsdecode(b"caf\xe9.jpg"))
+    with table(tmp_path, inputs=names) as out:
         for i, name in enumerate(names):
             out.add([Row(name, note="no face")], next_input=i + 1)
     assert read(tmp_path)["file"].tolist() == names
@@ -72,7 +77,7 @@ def test_existing_table_is_not_lost(tmp_path: Path) -> None:
     with table(tmp_path) as out:
         out.add([FACE], next_input=1)
     before = (tmp_path / TABLE).read_bytes()
-    with pytest.raises(UserError, match=r"predictions\.csv exists: continue it with --resume, or choose another folder"):
+    with pytest.raises(UserError, match=r"predictions\.csv exists: continue it with --resume, or .* --out"):
         table(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file is a file: choose another folder with --out"):
@@ -96,7 +101,7 @@ def test_other_inputs_or_options_are_not_resumed(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             table(tmp_path, resume=True, **changed)
     with pytest.raises(UserError, match="other values of classes"):
-        PredictionTable(tmp_path, ["x"], inputs=["a.jpg", "b.jpg"], options={"every": 0.2, "model": "laptop"}, resume=True)
+        PredictionTable(tmp_path, ["x"], inputs=INPUTS, options={"every": 0.2, "model": "laptop"}, resume=True)
     assert (tmp_path / TABLE).read_bytes() == before
 
 
@@ -105,7 +110,8 @@ def test_damaged_progress_is_one_line(tmp_path: Path) -> None:
         out.add([FACE], next_input=1)
     good = (tmp_path / PROGRESS).read_text()
     newer = json.dumps(json.loads(good) | {"format": 99})
-    for text, message in (("", "damaged"), ("[]", "damaged"), ("{}", "damaged"), (good[:50], "damaged"), (newer, "another version")):
+    for text in ("", "[]", "{}", good[:50], newer):
+        message = "another version" if text == newer else "damaged"
         (tmp_path / PROGRESS).write_text(text)
         with pytest.raises(UserError, match=rf"progress\.json is .*{message}.*without --resume"):
             table(tmp_path, resume=True)
@@ -183,7 +189,8 @@ def killed_until_finished(inputs: Path, out: Path, delays: random.Random, longes
     kills = 0
     for attempt in range(200):
         # A process whose imports are done when the clock starts: the kill falls into the work.
-        command = [sys.executable, "-m", "tests.inference.media.predicting", str(out), "1" if attempt else "0", "0.02", str(inputs)]
+        arguments = [str(out), "1" if attempt else "0", "0.02", str(inputs)]
+        command = [sys.executable, "-m", "tests.inference.media.predicting", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         stamp = (out / PROGRESS).stat().st_mtime_ns if (out / PROGRESS).exists() else 0
         while process.poll() is None and not (
@@ -223,8 +230,12 @@ def test_job_killed_many_times_resumes_to_the_same_bytes(inputs: Path, tmp_path:
 
 def test_interrupted_job_resumes_without_repeating(tmp_path: Path) -> None:
     """Ctrl-C or a defect: the progress is saved on the way out."""
-    with pytest.raises(KeyboardInterrupt), table(tmp_path / "out") as out:
+
+    def interrupted(out: PredictionTable) -> None:
         out.add([FACE], next_input=1)
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), table(tmp_path / "out") as out:
+        interrupted(out)
     with table(tmp_path / "out", resume=True) as out:
         assert out.next_input == 1

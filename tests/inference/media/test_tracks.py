@@ -107,7 +107,8 @@ def test_no_smoothing() -> None:
 
 def test_state_survives_json_exactly() -> None:
     rng = np.random.default_rng(0)
-    frames = [(i / 7, rng.uniform(0, 100, (3, 4)) + [0, 0, 90, 90], rng.dirichlet(np.ones(7), 3)) for i in range(20)]
+    smallest = np.array([0, 0, 90, 90])
+    frames = [(i / 7, smallest + rng.uniform(0, 100, (3, 4)), rng.dirichlet(np.ones(7), 3)) for i in range(20)]
     whole, first, second = Tracker(), Tracker(), Tracker()
     expected = [whole.update(*frame) for frame in frames]
     for frame in frames[:9]:

@@ -21,9 +21,9 @@ from fer_lightning.inference.media.video import Frame, frames, is_video, propert
 from tests.inference.media.videos import header_first, rotate, shown, slow_down, write_video
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "mp4v"), ("a.avi", "MJPG"), ("a.mov", "mp4v"), ("a.mkv", "MJPG")])
-def test_all_frames_in_order(tmp_path: Path, name: str, codec: str) -> None:
-    path = write_video(tmp_path / name, codec=codec)
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.avi", "a.mkv"])
+def test_all_frames_in_order(tmp_path: Path, name: str) -> None:
+    path = write_video(tmp_path / name, codec="mp4v" if name in ("a.mp4", "a.mov") else "MJPG")
     read = list(frames(path))
     assert [frame.number for frame in read] == list(range(30)) == [shown(frame.image) for frame in read]
     assert [frame.seconds for frame in read] == pytest.approx(np.arange(30) / 10)
@@ -85,7 +85,10 @@ def test_frames_without_time_stamps(tmp_path: Path) -> None:
     assert properties(tmp_path / "a.mjpeg") == (None, 25.0)
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9.mp4", "Bücher ☺.mp4".encode(), b"a\nb.mp4", b"b%03d.mp4", b"12:30.mp4", b"-i.mp4"])
+ODD = [b"caf\xe9.mp4", "Bücher ☺.mp4".encode(), b"a\nb.mp4", b"b%03d.mp4", b"12:30.mp4", b"-i.mp4"]
+
+
+@pytest.mark.parametrize("name", ODD)
 def test_odd_names(tmp_path: Path, name: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path(os.fsdecode(name))
@@ -98,13 +101,12 @@ def test_odd_names(tmp_path: Path, name: bytes, monkeypatch: pytest.MonkeyPatch)
 
 def refused(frames: Iterator[Frame], *parts: str) -> int:
     """The number of frames before the error."""
-    n = 0
+    read = []
     with pytest.raises(UserError) as error:
-        for _ in frames:
-            n += 1
+        read.extend(frame.number for frame in frames)
     message = str(error.value)
     assert "\n" not in message and all(part in message for part in parts), message
-    return n
+    return len(read)
 
 
 def test_truncated_videos(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def slow_down(path: Path, first: int) -> None:
 
 
 def header_first(path: Path) -> None:
-    """Move the header of an MP4 before its frames, as in files for streaming, which can be read when they are truncated."""
+    """Move the header of an MP4 before its frames, as in files for streaming: truncated, they can be read."""
     data = path.read_bytes()
     at = data.index(b"moov") - 4
     frames, header = data[:at], bytearray(data[at:])
