@@ -49,7 +49,7 @@ class Measured:
         self.classifier.network.backbone.train(not stages[stage].head_only)
         self.classifier.loss.in_force = True
         groups = parameter_groups(self.classifier.network, settings["optimizer"]["weight_decay"])
-        self.optimizer = instantiate.optimizer(settings["optimizer"], groups)
+        self.optimizer = instantiate.call("optimizer", settings["optimizer"], groups)
         self.batches = _forever(data.train_dataloader())
 
     def step(self) -> tuple[float, float]:

@@ -66,7 +66,7 @@ class BareLoop:
         self.network = instantiate.network(settings["model"], 7).to(device)
         self.network.arrange(device, channels_last=True)
         groups = parameter_groups(self.network, settings["optimizer"]["weight_decay"])
-        self.optimizer = instantiate.optimizer(settings["optimizer"], groups)
+        self.optimizer = instantiate.call("optimizer", settings["optimizer"], groups)
         self.clip = settings["trainer"]["gradient_clip_val"]
         self.bf16 = settings["trainer"]["precision"] == "bf16-mixed"
         n = settings["data"]["batch_size"]
@@ -95,9 +95,8 @@ def job_images_per_second(settings: dict[str, Any], strategy: Strategy, data: FE
     one_epoch = settings["trainer"] | {"max_epochs": 1, "limit_train_batches": WARM_UP + steps}
     classifier = make_classifier(settings | {"trainer": one_epoch}, strategy, data, Stage(0, 1))
     with tempfile.TemporaryDirectory() as folder:
-        callbacks = [History(Path(folder) / "metrics.csv"), stopwatch := Stopwatch()]
-        batch_size = settings["data"]["batch_size"]
-        trainer = make_trainer(one_epoch, Path(folder), callbacks, [], batch_size=batch_size, max_epochs=1)
+        history, stopwatch = History(Path(folder) / "metrics.csv"), Stopwatch()
+        trainer = make_trainer(one_epoch, Path(folder), [stopwatch], history, [], max_epochs=1)
         with contextlib.redirect_stdout(None):
             trainer.fit(classifier, datamodule=data)
     return stopwatch.images / stopwatch.seconds

@@ -11,8 +11,6 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +27,8 @@ from fer_lightning.distributed.signals import Interrupted, end_with_parent, hand
 from fer_lightning.errors import UserError
 from fer_lightning.runs import resume, sweeps
 
+log = logging.getLogger(__name__)
+
 TRACEBACK = "HYDRA_FULL_ERROR"
 """Hydra's own switch: set to 1, errors come with their traceback."""
 _wants_traceback = os.environ.get(TRACEBACK) == "1"
@@ -44,19 +44,16 @@ def job(cfg: DictConfig) -> float | None:
     sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
         return _metrics(cfg)[cfg.monitor.metric]  # type: ignore[return-value]
-    except UserError as error:
-        logging.getLogger(__name__).info("error: %s", error)  # into train.log
-        if sweeping:
-            sweeps.report_failure(str(error))
-        if sweeping or _wants_traceback:
-            raise
-        _fail(str(error))  # past Hydra, which would add a line of its own
     except Exception as error:
-        if isinstance(error, RankError) and not sweeping:
-            _fail(str(error))
+        is_users = isinstance(error, UserError)
+        if is_users:
+            log.info("error: %s", error)  # into train.log
+        elif sweeping:
+            log.exception("")
         if sweeping:
-            logging.getLogger(__name__).exception("")
-            sweeps.report_failure(traceback.format_exc())
+            sweeps.report_failure(str(error) if is_users else traceback.format_exc())
+        elif isinstance(error, RankError) or (is_users and not _wants_traceback):
+            _fail(str(error))  # past Hydra, which would add a line of its own
         _raised_by_job = error
         raise
 
@@ -64,16 +61,17 @@ def job(cfg: DictConfig) -> float | None:
 def _metrics(cfg: DictConfig) -> dict[str, float | str]:
     """The content of the job's metrics.json, after running it in this process, in one per device, or as one of the
     ranks that torchrun or srun started."""
-    with _no_collection():
-        from fer_lightning.config import devices
-        from fer_lightning.config.resolve import resolve
-        from fer_lightning.config.validation import Started, check
-        from fer_lightning.distributed import launch, ranks
-        from fer_lightning.runs import folder
-        from fer_lightning.training import worker
-        from fer_lightning.training.imbalance import Strategy
-        from fer_lightning.training.job import run
+    gc.disable()  # what modules define stays, and searching it takes an eighth of the time of importing Lightning
+    from fer_lightning.config import devices
+    from fer_lightning.config.resolve import resolve
+    from fer_lightning.config.validation import Started, check
+    from fer_lightning.distributed import launch, ranks
+    from fer_lightning.runs import folder
+    from fer_lightning.training import worker
+    from fer_lightning.training.imbalance import Strategy
+    from fer_lightning.training.job import run
 
+    gc.enable()
     run_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
     rank = ranks.started_outside()
     if rank and HydraConfig.get().mode is RunMode.MULTIRUN and not slurm.launched_by_submitit():
@@ -106,21 +104,6 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
         metrics = folder.finished(run_dir)
         assert metrics is not None
         return metrics
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Import without the garbage collector: what modules define stays, and searching it takes an eighth of the time
-    that importing Lightning does."""
-    collects = gc.isenabled() and "lightning" not in sys.modules
-    if collects:
-        gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-            gc.freeze()  # nor search it later
 
 
 def main() -> None:
@@ -159,7 +142,7 @@ def _run(rank: int) -> None:
     _raised_by_job = problem = None
     failed = True
     try:
-        sys.argv[1:] = resume.expand(sys.argv[1:], CONF)
+        sys.argv[1:] = resume.expand(sys.argv[1:])
         job()
         failed = False
     except Exception as error:
@@ -177,7 +160,7 @@ def _run(rank: int) -> None:
     if problem is not None:
         message = str(problem) if isinstance(problem, UserError) else None
         if message is None and problem is not _raised_by_job:
-            message = composition_error(problem, sys.argv[1:], CONF)
+            message = composition_error(problem, sys.argv[1:])
         if _wants_traceback or message is None:
             raise problem
         _fail(" ".join(message.split()))

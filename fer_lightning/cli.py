@@ -63,7 +63,12 @@ def evaluate(
 @cli.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs or sweeps.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write; else `comparison` beside the runs.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write; else `comparison` in the folder given or, of several, in the working directory."
+        ),
+    ] = None,
     baseline: Annotated[
         str | None, typer.Option(help="The setting that the others are compared with; else `none`, or the first.")
     ] = None,

@@ -30,6 +30,12 @@ TINY = (
 )
 """A whole job in about two seconds."""
 
+SMALL = (
+    *(setting for setting in TINY if not setting.startswith("model")),
+    "model._target_=tests.interruptions.SmallNetwork",
+)
+"""The same with a network that trains faster."""
+
 
 @pytest.fixture(scope="session")
 def fer2013_dir() -> Path:
@@ -80,3 +86,22 @@ def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
         return Run(code, out, err, folder)
 
     return train
+
+
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `fer-lightning <arguments>` in this process; returns its exit code and what it printed as errors."""
+
+    def command(*arguments: object) -> tuple[int, str]:
+        from fer_lightning.cli import app
+
+        monkeypatch.setattr(sys, "argv", ["fer-lightning", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            app()
+        return int(end.value.code or 0), capsys.readouterr().err
+
+    return command

@@ -13,11 +13,12 @@ from pathlib import Path
 import lightning.pytorch as L
 import numpy as np
 import pytest
+import torch
 from omegaconf.errors import InterpolationKeyError
 from PIL import Image
 
 from fer_lightning.errors import UserError
-from tests.conftest import TINY, Run
+from tests.conftest import TINY, Command, Run
 from tests.processes import apart
 
 Train = Callable[..., Run]
@@ -64,13 +65,31 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["trainer.accelerator=cpu", "trainer.precision=16-mixed"], "precision=fp16 needs a GPU"),
         (["trainer.accelerator=tpu"], "trainer.accelerator=tpu"),
         (["trainer.devices=[0,1]"], "a CPU has no numbered devices"),
-        (["trainer.accelerator=cpu", "trainer.devices=1.5"], "trainer.devices=1.5: use a number from 1"),
+        (["trainer.devices=1.5"], "trainer.devices=1.5: use a number from 1"),
+        (["trainer.devices=0"], "use a number from 1"),
+        (["trainer.devices=many"], "use a number from 1"),
+        (["trainer.devices=2", "data.batch_size=31"], "use 30 or 32"),
+        (["trainer.devices=2", "data.batch_size=2"], "use 4"),
+        (["trainer.sync_batchnorm=true"], "for GPUs only"),
+        pytest.param(
+            ["trainer.accelerator=gpu"],
+            "sees no GPU here; use accelerator=cpu or auto",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (["trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 .* callbacks=none"),
         (["trainer.limit_val_batches=0", "schedule=plateau", "callbacks=none"], "contradicts schedule=plateau"),
         (["trainer.check_val_every_n_epoch=3", "schedule=plateau", "callbacks=none"], "with schedule=plateau"),
         (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0: use 1 or more"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0 leaves nothing to train on"),
         (["trainer.limit_test_batches=0"], "trainer.limit_test_batches=0 leaves nothing to score"),
+        (
+            ["trainer.limit_train_batches=1.5"],
+            "trainer.limit_train_batches=1.5: use a number of batches",
+        ),
+        (["trainer.limit_val_batches=some"], "trainer.limit_val_batches=some: use a number of batches"),
+        (["trainer.limit_test_batches=nan"], "trainer.limit_test_batches=nan: use a number of batches"),
+        (["trainer.max_time=soon"], "trainer.max_time=soon: use days:hours:minutes:seconds"),
+        (["imbalance.posthoc_tau=nan"], "imbalance.posthoc_tau=nan: use a number"),
         (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0"),
         (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0"),
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1"),
@@ -101,14 +120,12 @@ def test_bad_option_is_one_line(train: Train, overrides: list[str], message: str
     assert not (run.folder / "metrics.csv").exists()
 
 
-def test_missing_gpu_is_refused(train: Train) -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    run = train(*TINY, "trainer.accelerator=gpu")
-    assert run.code == 1
-    assert "sees no GPU here; use accelerator=cpu or auto" in run.err
+def test_unknown_key_in_a_config_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mine.yaml").write_text("defaults: [synthetic]\ncolour: red\n")
+    ended = apart(tmp_path / "out", "--config-dir", str(tmp_path), "data=mine")
+    assert ended.code == 1
+    assert "error: In 'data/mine': Key 'colour' not in 'Data'" in ended.err
 
 
 def test_missing_source_names_the_remedy(train: Train, tmp_path: Path) -> None:
@@ -274,8 +291,6 @@ def test_own_faces_with_other_classes_train(train: Train, tmp_path: Path) -> Non
     assert run.code == 0, run.err
     assert "bored" in run.out
     assert "curious" in (run.folder / "report/classification_report.csv").read_text()
-    import torch
-
     state = torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)
     assert state["hyper_parameters"]["classes"] == ["bored", "curious"]
     from fer_lightning.inference.evaluate import evaluate
@@ -284,28 +299,7 @@ def test_own_faces_with_other_classes_train(train: Train, tmp_path: Path) -> Non
     assert other["test/support/bored"] == 16
 
 
-class TestEvaluate:
-    """`fer-lightning evaluate`."""
-
-    def evaluate(self, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
-        from fer_lightning.cli import app
-
-        monkeypatch.setattr(sys, "argv", ["fer-lightning", "evaluate", *arguments])
-        with pytest.raises(SystemExit) as end:
-            app()
-        return int(end.value.code or 0)
-
-    def test_folder_without_a_run_is_one_line(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert self.evaluate(str(tmp_path), monkeypatch=monkeypatch) == 1
-        assert "not a run folder" in capsys.readouterr().err
-
-    def test_damaged_checkpoint_is_one_line(
-        self, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        run = train(*TINY, "trainer.max_epochs=1")
-        best = run.folder / "checkpoints/best.ckpt"
-        best.write_bytes(best.read_bytes()[:5000])
-        assert self.evaluate(str(run.folder), monkeypatch=monkeypatch) == 1
-        assert "best.ckpt: damaged" in capsys.readouterr().err
+def test_evaluate_of_a_folder_without_a_run_is_one_line(command: Command, tmp_path: Path) -> None:
+    code, err = command("evaluate", tmp_path)
+    assert code == 1
+    assert re.fullmatch("error: .*not a run folder.*\n", err)

@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,15 +17,16 @@ import torch
 import yaml
 
 from fer_lightning.app import CONF
+from fer_lightning.config.dataset import settings_of
 from fer_lightning.config.instantiate import check_targets, own_targets, targets_in
+from fer_lightning.data.readers.cache import FORMAT
 from fer_lightning.errors import UserError
 from fer_lightning.runs.resume import expand
-from tests.conftest import TINY, Run
+from tests.conftest import TINY, Command, Run
 from tests.processes import apart
 
 PACKAGE = Path(__file__).parents[1] / "fer_lightning"
 Train = Callable[..., Run]
-Command = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +48,6 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 def marker(tmp_path: Path) -> Path:
     """A folder that exists once code from the run folder has run."""
     return tmp_path / "executed"
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs `fer-lightning <arguments>` in this process; returns its exit code and what it printed as errors."""
-
-    def command(*arguments: object) -> tuple[int, str]:
-        from fer_lightning.cli import app
-
-        monkeypatch.setattr(sys, "argv", ["fer-lightning", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            app()
-        return int(end.value.code or 0), capsys.readouterr().err
-
-    return command
 
 
 def call(marker: Path) -> dict[str, Any]:
@@ -197,6 +181,10 @@ class TestScoring:
         change_yaml(folder / "config.yaml", remove)
         assert_refused(*score(folder), marker, "config.yaml", f"{'.'.join(keys)} is missing")
 
+    def test_data_at_a_url(self, score: Command, folder: Path, marker: Path) -> None:
+        change_yaml(folder / "config.yaml", lambda config: config["data"].update(path="https://example.invalid/f.csv"))
+        assert_refused(*score(folder), marker, "https://example.invalid/f.csv", "add --trust to download")
+
     def test_wrong_type_in_config(self, score: Command, folder: Path, marker: Path) -> None:
         change_yaml(folder / "config.yaml", lambda c: c.update(trainer=[1]))
         assert_refused(*score(folder), marker, "config.yaml", "Trainer")
@@ -318,6 +306,14 @@ class TestCompare:
         assert_refused(*command("compare", folder, "--out", tmp_path / "comparison"), marker, "metrics.json")
 
 
+def test_cache_folder_of_a_run_is_used_only_if_it_is_a_cache(folder: Path, marker: Path) -> None:
+    change_yaml(folder / "config.yaml", lambda config: config["data"].update(cache_dir=str(marker)))
+    assert settings_of(folder, trust=False)["data"]["cache_dir"] is None
+    assert settings_of(folder, trust=True)["data"]["cache_dir"] == str(marker)
+    (marker / f"v{FORMAT}").mkdir(parents=True)
+    assert settings_of(folder, trust=False)["data"]["cache_dir"] == str(marker)
+
+
 class TestResume:
     """`resume=<folder>`."""
 
@@ -394,8 +390,10 @@ class TestResume:
         (tmp_path / "mine/model/own.yaml").write_text("_target_: mine.Network\n")
         (folder / ".hydra/overrides.yaml").write_text("- model._target_=mine.Network\n")
         with pytest.raises(UserError, match=r"mine\.Network"):
-            expand([f"resume={folder}"], CONF)
-        assert expand([f"resume={folder}", "--config-dir", str(tmp_path / "mine")], CONF)
+            expand([f"resume={folder}"])
+        arguments = expand([f"resume={folder}", "--config-dir", str(tmp_path / "mine"), "seed=1"])
+        assert arguments[:3] == ["--config-dir", str(tmp_path / "mine"), "model._target_=mine.Network"]
+        assert arguments[3] == "seed=1"
 
     @pytest.mark.parametrize(
         ("keys", "value"),
@@ -468,7 +466,7 @@ class TestResume:
         (sweep / "multirun.yaml").write_text(yaml.safe_dump(hydra))
         home = Path.cwd()
         try:
-            arguments = expand([f"resume={sweep}"], CONF)
+            arguments = expand([f"resume={sweep}"])
         finally:
             os.chdir(home)
         assert set(overrides) <= set(arguments)

@@ -16,25 +16,21 @@ class Confident(NamedTuple):
     """Result of confident learning.
 
     Attributes:
-        thresholds: float64 (C,), mean probability of a class over the images with that label (equation 2); infinite for
-            a class without images.
-        joint: int64 (C, C), the confident joint (equation 1): images by given and by confident class.
         rows: int64 (M,), positions of likely label errors, the largest margin first.
         suggested: int64 (M,), their confident classes.
         margins: float64 (M,), probability of that class minus that of the given one.
     """
 
-    thresholds: NDArray[np.float64]
-    joint: NDArray[np.int64]
     rows: NDArray[np.int64]
     suggested: NDArray[np.int64]
     margins: NDArray[np.float64]
 
 
 def confident_learning(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> Confident:
-    """Label errors: the off-diagonals of the confident joint, ranked by margin.
+    """Label errors: the off-diagonals of the confident joint (equation 1), ranked by margin.
 
-    The confident class of an image is the most probable one among those that reach their threshold, if any does. An
+    The confident class of an image is the most probable one among those that reach their threshold, if any does: the
+    mean probability of the class over the images with that label (equation 2), infinite for a class without images. An
     image whose given class is the most probable of all is no error, although it is off the diagonal if that class
     misses a high threshold.
 
@@ -49,11 +45,7 @@ def confident_learning(labels: NDArray[np.int64], probabilities: NDArray[np.floa
     thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
     reaching = np.where(probabilities >= thresholds, probabilities, -1.0)
     confident = np.where(reaching.max(1) >= 0, reaching.argmax(1), -1)
-
-    sure = confident >= 0
-    joint = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(joint, (labels[sure], confident[sure]), 1)
     margins = probabilities[np.arange(len(labels)), confident] - own
-    errors = np.flatnonzero(sure & (confident != labels) & (margins > 0))
+    errors = np.flatnonzero((confident >= 0) & (confident != labels) & (margins > 0))
     errors = errors[np.argsort(-margins[errors], kind="stable")]
-    return Confident(thresholds, joint, errors, confident[errors], margins[errors])
+    return Confident(errors, confident[errors], margins[errors])

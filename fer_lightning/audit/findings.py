@@ -45,11 +45,7 @@ limits are a mean under 28 or over 231, with little of a face visible, and a sta
 images are merely dim.
 """
 
-_LEAST_SPREAD = {
-    "dark": 10.0,
-    "bright": 10.0,
-    "low_contrast": 0.15,
-}  # nuances are no outliers
+_LEAST_SPREAD = {"dark": 10.0, "bright": 10.0, "low_contrast": 0.15}  # nuances are no outliers
 
 
 def rows_with(fault: str, rows: NDArray[np.int64], **columns: ArrayLike) -> pd.DataFrame:
@@ -127,22 +123,20 @@ def looks(faces: FaceTable) -> pd.DataFrame:
     mean, spread = pixels.mean(1), pixels.std(1)
     flat, blank, near_blank = flat_share(faces.images), is_blank(faces.images), is_near_blank(faces.images)
     others = np.flatnonzero(~blank & ~near_blank)
-    parts = [
-        rows_with(fault, rows := np.flatnonzero(mask), value=value[rows])
-        for fault, mask, value in (("blank", blank, spread), ("near_blank", near_blank, flat))
-    ]
-    contrast = np.log(np.maximum(spread, BLANK))
-    for fault, measure, value in (
-        ("dark", mean, mean), ("bright", mean, mean), ("low_contrast", contrast, spread),
-    ):  # fmt: skip
-        rows = others[_outlying(measure[others], OUTLIER[fault], _LEAST_SPREAD[fault])]
-        parts.append(rows_with(fault, rows, value=value[rows]))
-    return pd.concat(parts)
+    found = {"blank": (np.flatnonzero(blank), spread), "near_blank": (np.flatnonzero(near_blank), flat)}
+    if len(others):
+        contrast = np.log(np.maximum(spread, BLANK))
+        for fault, measure, value in (("dark", mean, mean), ("bright", mean, mean), ("low_contrast", contrast, spread)):
+            deviation = measure[others] - np.median(measure[others])
+            unit = max(1.4826 * float(np.median(np.abs(deviation))), _LEAST_SPREAD[fault])
+            limit = OUTLIER[fault]
+            found[fault] = others[deviation / unit * np.sign(limit) > abs(limit)], value
+    return pd.concat([rows_with(fault, rows, value=value[rows]) for fault, (rows, value) in found.items()])
 
 
 def tiny(faces: FaceTable, small: Mapping[str, tuple[int, int]]) -> pd.DataFrame:
     """Images that were enlarged, given the original width and height of each by id."""
-    ids = [name.decode() for name in faces.ids.tolist()] if small else []
+    ids = [name.decode() for name in faces.ids.tolist()]
     rows = np.array([row for row, name in enumerate(ids) if name in small], dtype=np.int64)
     return rows_with("tiny", rows, value=[float(min(small[ids[row]])) for row in rows])
 
@@ -237,9 +231,3 @@ def _edges(faces: FaceTable, pairs: NearPairs) -> pd.DataFrame:
     edges = pd.DataFrame({"row": ends[:, 1], "twin": ends[:, 0], "similarity": edges["similarity"]})
     edges["twin_split"] = faces.split[edges["twin"]]
     return edges.sort_values("similarity", ascending=False, kind="stable")
-
-
-def _outlying(values: NDArray[np.floating], distance: float, least: float) -> NDArray[np.bool_]:
-    middle = np.median(values) if len(values) else 0.0
-    deviation = max(1.4826 * float(np.median(np.abs(values - middle))), least) if len(values) else least
-    return np.asarray((values - middle) / deviation * np.sign(distance) > abs(distance))

@@ -8,22 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.config import instantiate
-from fer_lightning.config.dataset import load_parts_of
-from fer_lightning.config.saved import check_complete
+from fer_lightning.config.dataset import load_parts_of, settings_of
 from fer_lightning.data.table import FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.inference.predictor import Predictor
-from fer_lightning.runs.folder import CONFIG, finished, load_settings
+from fer_lightning.runs.folder import finished
 
 
 def out_of_sample(
-    faces: FaceTable,
-    runs: Sequence[Path],
-    group: NDArray[np.int64],
-    *,
-    accelerator: str = "auto",
-    trust: bool = False,
+    faces: FaceTable, runs: Sequence[Path], group: NDArray[np.int64], *, trust: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Mean probabilities of each image over the runs whose training set has neither it nor a duplicate of it.
 
@@ -31,8 +24,7 @@ def out_of_sample(
         faces: the images.
         runs: folders of finished runs of these images and classes.
         group: int64 (N,), duplicates share a number.
-        accelerator: "auto", "cpu" or "gpu".
-        trust: allow targets of the runs' configs that are not on the allow-list.
+        trust: allow targets of the runs' configs that are not on the allow-list, and the download of their data.
 
     Returns:
         float64 (N, C), all 0 for an image without such runs, and the number of runs for each image, int64 (N,).
@@ -44,18 +36,17 @@ def out_of_sample(
     total = np.zeros((len(faces), len(faces.classes)))
     number = np.zeros(len(faces), dtype=np.int64)
     for run_dir in dict.fromkeys(path.resolve() for path in runs):
-        settings = load_settings(run_dir)
+        settings = settings_of(run_dir, trust=trust)
         if finished(run_dir) is None:
             raise UserError(f"--run {run_dir}: not finished; resume it with `python train.py resume={run_dir}`")
-        check_complete(settings, run_dir / CONFIG)
-        instantiate.check_targets(settings, where=str(run_dir / CONFIG), trust=trust)
-        predictor = Predictor.from_run(run_dir, accelerator=accelerator, trust=trust)
+        predictor = Predictor.from_run(run_dir, trust=trust)
         if predictor.classes != faces.classes:
             raise UserError(
                 f"--run {run_dir}: its classes are {', '.join(predictor.classes)}, those of {faces.source} are "
                 f"{', '.join(faces.classes)}: name a run with the same classes"
             )
-        own, parts, *_ = load_parts_of(run_dir, settings, way_out="or name a run of the data as they are now")
+        way_out = "or name a run of the data as they are now"
+        own, parts, *_ = load_parts_of(run_dir, settings, trust=trust, way_out=way_out)
         here = np.array([row_of.get(name, -1) for name in own.ids.tolist()], dtype=np.int64)
         if (here < 0).any() or (own.digests != faces.digests[here]).any():
             raise UserError(f"--run {run_dir}: its data, {own.source}, has images that {faces.source} does not have")

@@ -22,7 +22,7 @@ from fer_lightning.data.table import UNLABELLED, FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.report import html
 from fer_lightning.report.files import write_folder
-from fer_lightning.report.tables import print_frame
+from fer_lightning.report.tables import as_csv, print_frame
 
 FILES = ("findings.csv", "summary.json")
 
@@ -88,8 +88,8 @@ def audit(
     as_json = {"source": faces.source, "images": len(faces), **known}
     as_json |= {name: json.loads(table.to_json(orient="index")) for name, table in tables.items()}
     formatted = {name: _formatted(table) for name, table in tables.items()}
-    as_csv = named.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    as_json["findings_digest"] = _digest(as_csv.encode())
+    csv = as_csv(named)
+    as_json["findings_digest"] = _digest(csv)
     broken = survey.broken[: gallery.SHOWN]
     page = html.render(
         "audit.html",
@@ -107,8 +107,8 @@ def audit(
         + (" The others are in findings.csv." if len(survey.broken) > gallery.SHOWN else ""),
         galleries=gallery.galleries(faces, found),
     )
-    content = {FILES[0]: as_csv, FILES[1]: json.dumps(as_json, indent=1) + "\n", "index.html": page}
-    write_folder(out, {file: text.encode() for file, text in content.items()})
+    as_text = json.dumps(as_json, indent=1) + "\n"
+    write_folder(out, {FILES[0]: csv, FILES[1]: as_text.encode(), "index.html": page.encode()})
     print_frame(formatted["counts"], f"{faces.source}: images")
     print_frame(formatted["findings"], "findings")
     for sentence in sentences:

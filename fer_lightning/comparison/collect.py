@@ -14,9 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fer_lightning.errors import UserError, flat, quoted
-from fer_lightning.metrics import sums
-from fer_lightning.report.tables import classes_of, labels_of, probabilities_of
-from fer_lightning.runs.folder import CONFIG, METRICS, PIXELS, finished, load_settings
+from fer_lightning.report.tables import classes_of, confusion_of, labels_of, probabilities_of
+from fer_lightning.runs.folder import CONFIG, PIXELS, finished, load_settings
 
 IGNORED = ("seed", "resume", "allow_changes", "logger", "data.cache_dir", "trainer.progress_bar")
 """Keys that do not belong to a setting; `seed` distinguishes the runs of one."""
@@ -37,7 +36,7 @@ class FinishedRun:
 
     Attributes:
         folder: the run folder.
-        keys: the resolved config, flat: dotted key to value.
+        keys: the resolved config: dotted key to value, as text.
         seed: of the run.
         predictions: from predictions.csv; labelled test images only.
         classes: class names in label order.
@@ -45,7 +44,7 @@ class FinishedRun:
     """
 
     folder: Path
-    keys: Mapping[str, Any]
+    keys: Mapping[str, str]
     seed: int
     predictions: pd.DataFrame
     classes: tuple[str, ...]
@@ -69,7 +68,7 @@ class FinishedRun:
     @property
     def confusion(self) -> NDArray[np.int64]:
         """(C, C)."""
-        return sums.confusion(self.labels, self.guesses, len(self.classes))
+        return confusion_of(self.predictions, self.classes)
 
 
 @dataclass(frozen=True)
@@ -77,14 +76,12 @@ class Setting:
     """Runs that differ in their seed only.
 
     Attributes:
-        name: what distinguishes it from the others, for people.
-        keys: the same, for programs: dotted key to value.
+        name: what distinguishes it from the others.
         runs: sorted by seed.
         beside: keys that differ between or within settings and are not in the names.
     """
 
     name: str
-    keys: Mapping[str, Any]
     runs: tuple[FinishedRun, ...]
     beside: tuple[str, ...] = ()
 
@@ -104,8 +101,8 @@ def collect(paths: Sequence[Path], *, clean: bool = False) -> tuple[list[Setting
     """
     runs, unfinished = [], []
     for folder in _folders(paths):
-        if (folder / METRICS).is_file():
-            runs.append(_read(folder, clean))
+        if metrics := finished(folder):
+            runs.append(_read(folder, str(metrics.get(PIXELS)), clean))
         else:
             unfinished.append(folder)
     if not runs:
@@ -138,9 +135,8 @@ def _order(folder: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in folder.parts]
 
 
-def _read(folder: Path, clean: bool) -> FinishedRun:
+def _read(folder: Path, pixels: str, clean: bool) -> FinishedRun:
     settings = load_settings(folder)
-    pixels = str((finished(folder) or {}).get(PIXELS))
     path = folder / PREDICTIONS
     try:
         table = _predictions(path)
@@ -175,13 +171,13 @@ def _predictions(path: Path) -> pd.DataFrame:
     return table
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Values as text: limit_train_batches=1 is one batch, and 1.0 is all of them. Lists are as in an override."""
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            # Lists as in an override.
-            yield f"{prefix}{key}", f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
+            yield f"{prefix}{key}", f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def _check_same_images(runs: Sequence[FinishedRun], clean: bool) -> None:
@@ -210,32 +206,49 @@ def _check_same_images(runs: Sequence[FinishedRun], clean: bool) -> None:
 
 
 def _settings(runs: Sequence[FinishedRun]) -> list[Setting]:
-    differing = _differing(runs)
-    keys_used = [key for key in differing if key not in SOURCES]
-    if any(len({run.seed for run in group}) < len(group) for group in _grouped(runs, keys_used).values()):
-        keys_used = differing
-    groups = _grouped(runs, keys_used)
-    named = _sufficient(keys_used, list(groups))
+    table = pd.DataFrame([run.keys for run in runs])
+    differing = _differing(table)
+    table = table.fillna("None")  # a key that a run lacks is as good as null
+    used = [key for key in differing if key not in SOURCES]
+    if table.duplicated([*used, "seed"]).any():
+        used = differing
+    named: list[str] = []  # the first keys that together distinguish all settings; the others follow from them
+    distinct = 1
+    for key in used:
+        if (n := len(table[[*named, key]].drop_duplicates())) > distinct:
+            named, distinct = [*named, key], n
     beside = tuple(sorted(key for key in differing if not any(_implied(key, name) for name in named)))
+    groups: dict[tuple[str, ...], list[FinishedRun]] = {}
+    for run, row in zip(runs, table[named].to_numpy().tolist(), strict=True):
+        groups.setdefault(tuple(row), []).append(run)
     settings = []
-    for members in groups.values():
+    for values, members in groups.items():
         members.sort(key=lambda run: run.seed)
         for one, other in pairwise(members):
             if one.seed == other.seed:
                 raise UserError(
                     f"{one.folder} and {other.folder} have the same setting and seed: name only one of them"
                 )
-        keys = {key: members[0].keys.get(key) for key in named}
-        settings.append(Setting(_name(keys), keys, tuple(members), beside))
+        words = [v if key.endswith(".name") else f"{key}={v}" for key, v in zip(named, values, strict=True)]
+        settings.append(Setting(", ".join(words) or "all runs", tuple(members), beside))
     return settings
 
 
-def _grouped(runs: Sequence[FinishedRun], keys: Sequence[str]) -> dict[tuple[str, ...], list[FinishedRun]]:
-    """Runs by their values of `keys`, as text: limit_train_batches=1 is one batch, and 1.0 is all of them."""
-    groups: dict[tuple[str, ...], list[FinishedRun]] = {}
-    for run in runs:
-        groups.setdefault(tuple(str(run.keys.get(key)) for key in keys), []).append(run)
-    return groups
+def _differing(table: pd.DataFrame) -> list[str]:
+    """Keys that differ between runs other than by the seed; names of options first, then the least nested.
+
+    Args:
+        table: a row for each run, a column for each key.
+    """
+    found = []
+    for key in map(str, table):
+        last = key.rpartition(".")[2]
+        if key in IGNORED or key.partition(".")[0] in IGNORED or last in PATHS:
+            continue
+        follows_seed = last == "seed" and bool((table[key].fillna(table["seed"]) == table["seed"]).all())
+        if table[key].fillna("None").nunique() > 1 and not follows_seed:
+            found.append(key)
+    return sorted(found, key=lambda key: (not key.endswith(".name"), key.count("."), key))
 
 
 def _implied(key: str, name: str) -> bool:
@@ -243,35 +256,3 @@ def _implied(key: str, name: str) -> bool:
     all keys of the group."""
     group, _, last = name.rpartition(".")
     return key == name or (last in ("name", "_target_") and key.startswith(f"{group}."))
-
-
-def _differing(runs: Sequence[FinishedRun]) -> list[str]:
-    """Keys that differ between runs other than by the seed; names of options first, then the least nested."""
-    names = {name for run in runs for name in run.keys}
-    found = []
-    for name in names:
-        last = name.rpartition(".")[2]
-        if name in IGNORED or name.partition(".")[0] in IGNORED or last in PATHS:
-            continue
-        values = {str(run.keys.get(name)) for run in runs}
-        follows_seed = last == "seed" and all(run.keys.get(name, run.seed) == run.seed for run in runs)
-        if len(values) > 1 and not follows_seed:
-            found.append(name)
-    return sorted(found, key=lambda name: (not name.endswith(".name"), name.count("."), name))
-
-
-def _sufficient(differing: Sequence[str], groups: Sequence[tuple[str, ...]]) -> list[str]:
-    """The first keys that together distinguish all groups; the others follow from them."""
-    chosen: list[int] = []
-    distinct = 1
-    for i in range(len(differing)):
-        n = len({tuple(values[j] for j in (*chosen, i)) for values in groups})
-        if n > distinct:
-            chosen.append(i)
-            distinct = n
-    return [differing[i] for i in chosen]
-
-
-def _name(keys: Mapping[str, Any]) -> str:
-    words = [str(value) if key.endswith(".name") else f"{key}={value}" for key, value in keys.items()]
-    return ", ".join(words) or "all runs"

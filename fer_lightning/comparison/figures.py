@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from fer_lightning.comparison.resampling import Floats
 from fer_lightning.comparison.statistics import Comparison, mean_shares
@@ -18,9 +19,6 @@ from fer_lightning.report.style import BLUE, GREY, INK, short, styled
 
 WIDTH = 34
 """Characters of a setting's name."""
-
-Box = tuple[float, float, float, float]
-"""Left, bottom, right, top, in points."""
 
 
 @styled
@@ -86,20 +84,16 @@ def _label_points(axes: Axes, x: Floats, y: Floats, texts: Sequence[str]) -> Non
     assert figure is not None
     figure.draw_without_rendering()  # the layout determines where the points are
     points = axes.transData.transform(np.stack([x, y], 1)) * 72 / figure.dpi
-    height, marker = 8.0, 2.5
-    taken = [(px - marker, py - marker, px + marker, py + marker) for px, py in points]
+    height, marker = 8.0, 5.0
+    taken = [Bbox.from_bounds(px - marker / 2, py - marker / 2, marker, marker) for px, py in points]
     for i, text in enumerate(texts):
         width = 5.5 * len(text)
         sides = [(4.0, 3.0), (-4.0 - width, 3.0), (4.0, -3.0 - height), (-4.0 - width, -3.0 - height)]
-        boxes = [(points[i, 0] + dx, points[i, 1] + dy) for dx, dy in sides]
-        free = [k for k, (px, py) in enumerate(boxes) if not _covers((px, py, px + width, py + height), taken)]
-        k = free[0] if free else 0
-        taken.append((*boxes[k], boxes[k][0] + width, boxes[k][1] + height))
+        px, py = points[i]
+        boxes = [Bbox.from_bounds(px + dx, py + dy, width, height) for dx, dy in sides]
+        k = next((k for k, box in enumerate(boxes) if not box.count_overlaps(taken)), 0)
+        taken.append(boxes[k])
         axes.annotate(text, (x[i], y[i]), xytext=sides[k], textcoords="offset points", fontsize=8.5, zorder=4)
-
-
-def _covers(box: Box, others: Sequence[Box]) -> bool:
-    return any(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in others)
 
 
 @styled

@@ -69,24 +69,14 @@ def seed_noise(rng: np.random.Generator, values: Floats, groups: NDArray[np.int6
         Float (settings, B, S). The scores of one draw come from one run, which keeps their correlation.
     """
     sizes = np.bincount(groups)
-    residuals = seed_residuals(values, groups)
-    if not len(residuals):
+    repeated = [values[groups == group] for group in np.flatnonzero(sizes > 1)]
+    if not repeated:
         return np.zeros((len(sizes), resamples, values.shape[1]))
-    free = len(residuals) - np.count_nonzero(sizes > 1)
+    # Deviations from the means, scaled to unbiased variance.
+    residuals = np.concatenate([(v - v.mean(0)) * np.sqrt(len(v) / (len(v) - 1)) for v in repeated])
+    free = len(residuals) - len(repeated)
     scale = np.sqrt(free / rng.chisquare(free, resamples))[:, None]
     return np.stack([rng.choice(residuals, (resamples, size)).mean(1) * scale for size in sizes])
-
-
-def seed_residuals(values: Floats, groups: NDArray[np.int64]) -> Floats:
-    """Deviations of runs from the means of their settings, scaled to unbiased variance; empty without repeated seeds.
-
-    Args:
-        values: scores of each run (R, S).
-        groups: number of the setting of each run (R,).
-    """
-    parts = [values[groups == group] for group in np.unique(groups)]
-    parts = [(part - part.mean(0)) * np.sqrt(len(part) / (len(part) - 1)) for part in parts if len(part) > 1]
-    return np.concatenate(parts) if parts else np.empty((0, values.shape[1]))
 
 
 def simultaneous(observed: Floats, resampled: Floats) -> tuple[Floats, Floats]:

@@ -16,7 +16,7 @@ import pandas as pd
 from fer_lightning.comparison.collect import FinishedRun, Setting
 from fer_lightning.comparison.resampling import LEVEL, Floats, resampled, simultaneous
 from fer_lightning.errors import UserError
-from fer_lightning.metrics.scores import CLASS_HEADLINES, HEADLINES, TESTED
+from fer_lightning.metrics.scores import CLASS_HEADLINES, HEADLINES, scores
 from fer_lightning.metrics.sums import Sums, calibration_bins, confusion
 
 
@@ -46,16 +46,13 @@ class Comparison:
     pairs: pd.DataFrame
 
 
-def compare(
-    settings: Sequence[Setting], *, baseline: str | None = None, resamples: int = 4000, seed: int = 0
-) -> Comparison:
+def compare(settings: Sequence[Setting], *, baseline: str | None = None, resamples: int = 4000) -> Comparison:
     """Score, resample and test.
 
     Args:
         settings: scored on the same images.
         baseline: name of the setting to compare the others with; by default `none`, or the first.
         resamples: number of bootstrap resamples of test images and seeds.
-        seed: of the resampling.
 
     Raises:
         UserError: no setting has the name of the baseline.
@@ -67,7 +64,7 @@ def compare(
         raise UserError(f"--baseline {baseline}: no such setting; choose one of {'; '.join(names)}")
     runs = pd.DataFrame(
         [
-            {"setting": setting.name, "seed": run.seed, "folder": str(run.folder), **run_scores(run)}
+            {"setting": setting.name, "seed": run.seed, "folder": str(run.folder), **_headlines(run)}
             for setting in settings
             for run in setting.runs
         ]
@@ -77,7 +74,7 @@ def compare(
     columns = [name for score in mean.columns for name in (score, f"{score}_sd")]
     table = pd.concat([groups.size().rename("seeds"), mean, sd], axis=1)[["seeds", *columns]].reset_index()
 
-    drawn = resampled(settings, resamples, seed)
+    drawn = resampled(settings, resamples)
     tail = 100 * (1 - LEVEL) / 2
     intervals = pd.DataFrame({"setting": table["setting"]})
     for score, values in drawn.items():
@@ -85,30 +82,26 @@ def compare(
     return Comparison(tuple(settings), baseline, runs, table, intervals, _pairs(settings, table, drawn))
 
 
-def run_scores(run: FinishedRun) -> dict[str, float]:
-    """The headline metrics of one run, as in its metrics.json."""
+def _headlines(run: FinishedRun) -> dict[str, float]:
     sums = Sums(run.confusion, calibration_bins(run.probabilities, run.labels))
-    values = {metric.name: float(metric.compute(sums)) for metric in HEADLINES}
-    for metric in CLASS_HEADLINES:
-        values |= {f"{metric.name}/{name}": v for name, v in zip(run.classes, metric.compute(sums), strict=True)}
-    return values
+    return scores(sums, run.classes, HEADLINES, CLASS_HEADLINES)
 
 
 def _pairs(settings: Sequence[Setting], table: pd.DataFrame, drawn: dict[str, Floats]) -> pd.DataFrame:
     from statsmodels.stats.multitest import multipletests
 
-    first, second = np.array(list(combinations(range(len(settings)), 2)), dtype=np.int64).reshape(-1, 2).T
-    if not len(first):
+    if len(settings) < 2:
         return pd.DataFrame()
-    names, scores = table["setting"].to_numpy(), [metric.name for metric in TESTED]
-    observed = np.stack([table[score].to_numpy()[first] - table[score].to_numpy()[second] for score in scores])
-    draws = np.concatenate([drawn[score][first] - drawn[score][second] for score in scores])
+    first, second = np.triu_indices(len(settings), 1)
+    means, names = table[list(drawn)].to_numpy().T, table["setting"].to_numpy()
+    observed = means[:, first] - means[:, second]
+    draws = np.concatenate([values[first] - values[second] for values in drawn.values()])
     low, high = (side.reshape(observed.shape) for side in simultaneous(observed.ravel(), draws))
     pairs = pd.DataFrame({"a": names[first], "b": names[second]})
-    for k, score in enumerate(scores):
+    for k, score in enumerate(drawn):
         pairs[f"{score}_difference"], pairs[f"{score}_low"], pairs[f"{score}_high"] = observed[k], low[k], high[k]
         pairs[f"{score}_differs"] = (low[k] > 0) | (high[k] < 0)
-    pairs["mcnemar_p"] = [mcnemar_p(settings[i], settings[j]) for i, j in zip(first, second, strict=True)]
+    pairs["mcnemar_p"] = [mcnemar_p(a, b) for a, b in combinations(settings, 2)]
     pairs["mcnemar_p_holm"] = multipletests(pairs["mcnemar_p"], method="holm")[1]
     return pairs
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 
 from fer_lightning.comparison import figures, tables
@@ -17,7 +16,7 @@ from fer_lightning.metrics.scores import CLASS_HEADLINES
 from fer_lightning.report import html
 from fer_lightning.report.files import write_folder
 from fer_lightning.report.style import png
-from fer_lightning.report.tables import print_frame
+from fer_lightning.report.tables import as_csv, print_frame
 
 WIDTH = 130
 """Characters in a line if the output is not a terminal."""
@@ -78,9 +77,9 @@ def _write(comparison: Comparison, out: Path, unfinished: Sequence[Path], clean:
         *([tables.latex(pairs, f"Differences on {images}. {PAIRS}")] if len(pairs) else []),
     ]
     files = {
-        "table.csv": _csv(comparison.table),
-        "runs.csv": _csv(comparison.runs),
-        "pairs.csv": _csv(comparison.pairs),
+        "table.csv": as_csv(comparison.table),
+        "runs.csv": as_csv(comparison.runs),
+        "pairs.csv": as_csv(comparison.pairs),
         "table.md": "\n".join(map(tables.markdown, [summary, *per_class.values(), pairs])).encode(),
         "table.tex": "\n".join(latex).encode(),
     }
@@ -121,7 +120,3 @@ def _print(comparison: Comparison, console: Console) -> None:
     if len(comparison.settings) > 1:
         title = f"differences from {comparison.baseline}, * if the confidence interval excludes zero"
         print_frame(tables.from_baseline(comparison), title, console)
-
-
-def _csv(frame: pd.DataFrame) -> bytes:
-    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()

@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fer_lightning.config import instantiate
+from fer_lightning.config.saved import check_complete
 from fer_lightning.data import ferplus
 from fer_lightning.data.protocols import Partition, partition
 from fer_lightning.data.quality.cleaning import drop, relabel
 from fer_lightning.data.quality.duplicates import near_duplicates
-from fer_lightning.data.readers.cache import default_root
+from fer_lightning.data.readers.cache import FORMAT, default_root
+from fer_lightning.data.readers.remote import is_url
 from fer_lightning.data.table import FaceTable
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, printable
 from fer_lightning.runs import folder
 
-Settings = Mapping[str, Any]
-"""A resolved config as plain containers."""
 
-
-def load_faces(settings: Settings) -> FaceTable:
+def load_faces(settings: Mapping[str, Any]) -> FaceTable:
     """The table that `data.source` returns, with the votes and classes that the `data` group asks for.
 
     `data.source.takes` names the keys of `data` that the target takes as arguments. Votes and merges that are not among
@@ -78,9 +77,10 @@ class Loaded(NamedTuple):
     digests: dict[str, str]
 
 
-def load_parts(settings: Settings, *, cleaned: bool = True) -> Loaded:
-    """The table of a config and its partition, with the training set cleaned by `data.relabel` and `data.drop` if
-    `cleaned`.
+def load_parts(settings: Mapping[str, Any], *, cleaned: bool = True) -> Loaded:
+    """The table of a resolved config and its partition.
+
+    If `cleaned`, the training set is cleaned by `data.relabel` and `data.drop`.
 
     Raises:
         UserError: the source, the protocol or the cleaning is invalid.
@@ -102,12 +102,35 @@ def load_parts(settings: Settings, *, cleaned: bool = True) -> Loaded:
     return Loaded(faces, parts, "; ".join(done), digests)
 
 
-def load_parts_of(run_dir: Path, settings: Settings, *, cleaned: bool = True, way_out: str) -> Loaded:
+def settings_of(run_dir: Path, *, trust: bool) -> dict[str, Any]:
+    """The resolved config of a trained run whose data are read again; the run may come from a stranger.
+
+    Unless `trust` is set, its cache folder is replaced by the user's where it is not a cache already.
+
+    Raises:
+        UserError: it is incomplete, or names a target that is not allowed.
+    """
+    settings, path = folder.load_settings(run_dir), run_dir / folder.CONFIG
+    check_complete(settings, path)
+    instantiate.check_targets(settings, where=str(path), trust=trust)
+    data = settings["data"]
+    if data["cache_dir"] and not trust and not Path(data["cache_dir"], f"v{FORMAT}").is_dir():
+        data["cache_dir"] = None
+    return settings
+
+
+def load_parts_of(
+    run_dir: Path, settings: Mapping[str, Any], *, cleaned: bool = True, trust: bool, way_out: str
+) -> Loaded:
     """`load_parts` for a run that has been trained.
 
     Raises:
-        UserError: as there; or the data has changed since the run was started, with the remedy `way_out`.
+        UserError: as there; the data would be downloaded without `trust`; or they have changed since the run was
+            started, with the remedy `way_out`.
     """
+    url = settings["data"]["path"]
+    if url and is_url(url) and not trust:
+        raise UserError(f"{run_dir}: its data are at {printable(url)}: add --trust to download them, {way_out}")
     loaded = load_parts(settings, cleaned=cleaned)
     folder.compare_partition(run_dir, loaded.faces.source, loaded.digests, way_out)
     return loaded

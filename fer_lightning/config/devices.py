@@ -18,37 +18,30 @@ def count(trainer: Mapping[str, Any]) -> int:
     Raises:
         UserError: a device that does not exist, or an invalid value.
     """
-    accelerator, wanted = kind(trainer), trainer["devices"]
+    accelerator, typed = kind(trainer), f"trainer.devices={trainer['devices']}"
+    wanted = _requested(trainer["devices"])
     there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(accelerator)  # on the CPU any number of processes
-    if wanted in AUTO:
+    if wanted is None:
         return there or 1
-    if isinstance(wanted, str) and "," in wanted:
-        wanted = [part.strip() for part in wanted.split(",") if part.strip()]
-    try:
-        chosen = [_whole(i) for i in wanted] if isinstance(wanted, list) else _whole(wanted)
-    except (TypeError, ValueError):
-        chosen = 0
-    if isinstance(chosen, list):
-        if accelerator == "cpu":
-            raise UserError(f"trainer.devices={wanted}: a CPU has no numbered devices; give a number of processes")
-        absent = [i for i in chosen if not 0 <= i < (there or 0)]
-        if absent or not chosen or len(set(chosen)) < len(chosen):
-            what = f"there is no device {absent[0]}" if absent else "name each device once, and at least one"
-            raise UserError(f"trainer.devices={wanted}: {what}; {_there(accelerator, there or 0)}")
-        return len(chosen)
-    if chosen < 1:
-        raise UserError(f"trainer.devices={wanted}: use a number from 1, a list of GPUs such as [0,2], or auto")
-    if there is not None and chosen > there:
-        raise UserError(f"trainer.devices={wanted}: {_there(accelerator, there)}; use trainer.devices={there} or auto")
-    return chosen
-
-
-def chosen(trainer: Mapping[str, Any], processes: int) -> Any:
-    """What Lightning's Trainer of one of `processes` local ranks takes as `devices`."""
-    wanted = trainer["devices"]
     if isinstance(wanted, list):
-        return [int(i) for i in wanted]
-    return wanted if isinstance(wanted, str) and "," in wanted else processes
+        if there is None:
+            raise UserError(f"{typed}: a CPU has no numbered devices; give a number of processes")
+        absent = [i for i in wanted if not 0 <= i < there]
+        if absent or not wanted or len(set(wanted)) < len(wanted):
+            what = f"there is no device {absent[0]}" if absent else "name each device once, and at least one"
+            raise UserError(f"{typed}: {what}; {_there(accelerator, there)}")
+        return len(wanted)
+    if wanted < 1:
+        raise UserError(f"{typed}: use a number from 1, a list of GPUs such as [0,2], or auto")
+    if there is not None and wanted > there:
+        raise UserError(f"{typed}: {_there(accelerator, there)}; use trainer.devices={there} or auto")
+    return wanted
+
+
+def chosen(trainer: Mapping[str, Any], processes: int) -> int | list[int]:
+    """What Lightning's Trainer of one of `processes` local ranks takes as `devices`."""
+    wanted = _requested(trainer["devices"])
+    return wanted if isinstance(wanted, list) else processes
 
 
 def kind(trainer: Mapping[str, Any]) -> str:
@@ -60,8 +53,10 @@ def kind(trainer: Mapping[str, Any]) -> str:
     wanted = trainer["accelerator"]
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     there = "cuda" if has_cuda else "mps" if has_mps else None
-    if wanted in ("auto", "cpu"):
-        return (there or "cpu") if wanted == "auto" else "cpu"
+    if wanted == "cpu":
+        return "cpu"
+    if wanted == "auto":
+        return there or "cpu"
     if wanted not in ("gpu", "cuda", "mps"):
         raise UserError(f"trainer.accelerator={wanted}: use auto, cpu or gpu")
     if there is None or (wanted == "cuda" and not has_cuda) or (wanted == "mps" and not has_mps):
@@ -72,6 +67,18 @@ def kind(trainer: Mapping[str, Any]) -> str:
     return there if wanted == "gpu" else str(wanted)
 
 
+def _requested(value: Any) -> int | list[int] | None:
+    """A number of devices, or their indices; None for all of them, 0 for an invalid value."""
+    if value in AUTO:
+        return None
+    if isinstance(value, str) and "," in value:
+        value = [part for part in value.split(",") if part.strip()]
+    try:
+        return [_whole(i) for i in value] if isinstance(value, list) else _whole(value)
+    except (TypeError, ValueError):
+        return 0
+
+
 def _whole(number: Any) -> int:
     """A whole number from a config value; int() would truncate 1.5 and accept true."""
     if isinstance(number, bool | float):
@@ -80,5 +87,5 @@ def _whole(number: Any) -> int:
 
 
 def _there(accelerator: str, number: int) -> str:
-    name = {"cuda": "GPU", "mps": "Apple GPU"}[accelerator]
+    name = "GPU" if accelerator == "cuda" else "Apple GPU"
     return f"there {'is' if number == 1 else 'are'} {number} {name}{'' if number == 1 else 's'} here"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,6 @@ from fer_lightning.config import CONF
 from fer_lightning.errors import UserError
 
 if TYPE_CHECKING:  # `check_targets` runs before torch is needed
-    from torch import nn
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
-
     from fer_lightning.models.network import FaceNetwork
 
 LIBRARY_TARGETS = {
@@ -66,31 +62,37 @@ def check_targets(node: Any, *, where: str, trust: bool = False, own: Iterable[s
     if trust:
         return
     allowed = own_targets() | set(own)
-    pending = [node]  # no recursion: a file may nest as deeply as it likes
-    while pending:
-        item = pending.pop()
-        if isinstance(item, Mapping):
-            if TARGET in item and not (isinstance(item[TARGET], str) and _is_allowed(item[TARGET], allowed)):
-                raise UserError(
-                    f"{where}: the target {_short(item[TARGET])} is not one of this project, and instantiating it may "
-                    "run any code: if you trust whoever made this folder, add --trust (or trust=true when resuming)"
-                )
-            pending += [*item.keys(), *item.values()]
-        elif isinstance(item, list | tuple | set | frozenset):
-            pending += item
-        elif isinstance(item, str) and "${" in item:
+    for item in _items(node):
+        if isinstance(item, str) and "${" in item:
             raise UserError(
                 f"{where}: the interpolation {_short(item)} is resolved only for files that you trust: add --trust (or "
                 "trust=true when resuming)"
+            )
+        if not isinstance(item, Mapping) or TARGET not in item:
+            continue
+        if not (isinstance(item[TARGET], str) and _is_allowed(item[TARGET], allowed)):
+            raise UserError(
+                f"{where}: the target {_short(item[TARGET])} is not one of this project, and instantiating it may "
+                "run any code: if you trust whoever made this folder, add --trust (or trust=true when resuming)"
             )
 
 
 def targets_in(node: Any) -> set[str]:
     """Every target that plain containers name."""
-    if isinstance(node, Mapping):
-        own = {node[TARGET]} if isinstance(node.get(TARGET), str) else set()
-        return own.union(*map(targets_in, node.values()))
-    return set().union(*map(targets_in, node)) if isinstance(node, list) else set()
+    targets = (item.get(TARGET) for item in _items(node) if isinstance(item, Mapping))
+    return {target for target in targets if isinstance(target, str)}
+
+
+def _items(node: Any) -> Iterator[Any]:
+    """Plain containers and all keys and values below them; not recursive, as a file may nest as deeply as it likes."""
+    pending = [node]
+    while pending:
+        item = pending.pop()
+        yield item
+        if isinstance(item, Mapping):
+            pending += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple | set | frozenset):
+            pending += item
 
 
 def _is_allowed(target: str, allowed: Iterable[str]) -> bool:
@@ -133,26 +135,6 @@ def network(node: Mapping[str, Any], num_classes: int, cosine_scale: float | Non
         raise UserError(f"model: {error}") from error
 
 
-def loss(node: Mapping[str, Any], class_counts: Sequence[int]) -> nn.Module:
-    """The loss: logits (B, C) and labels (B,), or probabilities (B, C), to a scalar.
-
-    Args:
-        node: config node of the loss.
-        class_counts: training images of each class.
-    """
-    return _instantiate("imbalance.loss", node, class_counts=list(class_counts))  # type: ignore[no-any-return]
-
-
-def optimizer(node: Mapping[str, Any], parameters: Iterable[Any]) -> Optimizer:
-    """The optimizer over parameter groups that have their own weight decay."""
-    return _call("optimizer", node, parameters)  # type: ignore[no-any-return]
-
-
-def schedule(node: Mapping[str, Any], optimizer: Optimizer, steps: int, mode: str) -> tuple[LRScheduler, str]:
-    """The learning-rate schedule over a number of optimizer steps, and whether it steps each `step` or `epoch`."""
-    return _call("schedule", node, optimizer, steps, mode)  # type: ignore[no-any-return]
-
-
 def named(key: str, nodes: Mapping[str, Any] | None) -> list[Any]:
     """The objects of a dict of named nodes, such as callbacks; a node that is null is left out."""
     return [_instantiate(f"{key}.{name}", node) for name, node in (nodes or {}).items() if node is not None]
@@ -163,8 +145,8 @@ def node(key: str, node: Mapping[str, Any] | None, **extra: Any) -> Any:
     return _instantiate(key, node, **extra) if node else None
 
 
-def _call(key: str, node: Mapping[str, Any], *arguments: Any) -> Any:
-    """The node's target with positional arguments that are no config values and must not be copied."""
+def call(key: str, node: Mapping[str, Any], *arguments: Any) -> Any:
+    """The object of one node, whose target takes positional arguments that are no config values, such as parameters."""
     try:
         return _instantiate(key, node, _partial_=True)(*arguments)
     except (ValueError, TypeError) as error:

@@ -12,20 +12,13 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fer_lightning.config import CONF
 
-def composition_error(error: BaseException, arguments: Sequence[str], conf: Path) -> str | None:
-    """What is wrong with a command line, and the remedy, in one line.
 
-    To be asked only about what was raised before the job started: while Hydra composed the config, or created the
-    folder.
+def composition_error(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """What is wrong with a command line, and the remedy, in one line; None where nothing shows that it is the user's.
 
-    Args:
-        error: what was raised.
-        arguments: of the command line.
-        conf: the folder of config groups, to find near names in.
-
-    Returns:
-        The line, or None where nothing shows that the error is the user's.
+    `error` was raised before the job started: while Hydra composed the config, or created the folder.
     """
     if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
@@ -35,13 +28,13 @@ def composition_error(error: BaseException, arguments: Sequence[str], conf: Path
         reason = _flat(str(error)).partition(" See http")[0]
         return f"{error.override!r} is not an override: write key=value, as in imbalance=weighted ({reason})"
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return _of_key(error, arguments, conf)
+        return _of_key(error, arguments)
     if isinstance(error, OSError):
         return _of_folder(error)
     if isinstance(error, ValueError):
-        return _no_option(arguments, conf) or (_flat(str(error)) if "onfig group" in str(error) else None)
+        return _no_option(arguments) or (_flat(str(error)) if "onfig group" in str(error) else None)
     if isinstance(error, AssertionError | AttributeError):
-        return _set_below_null(arguments, conf)
+        return _set_below_null(arguments)
     return None
 
 
@@ -49,17 +42,19 @@ def value_error(error: OmegaConfBaseException) -> str:
     """What is wrong with the value of a key, in one line."""
     if match := re.search(r"UserError raised while resolving interpolation: (.*)", str(error)):
         return _flat(match[1])  # by a resolver of this project
+    if match := re.match(r"(In '.*'): \w+ raised while composing config:\n(.*)", str(error)):
+        return f"{match[1]}: {_flat(match[2])}"
     reason = _flat(str(error).strip().splitlines()[0])
     key = getattr(error, "full_key", None)
     return f"{key}: {reason}" if key else reason
 
 
-def _of_key(error: HydraException | OmegaConfBaseException, arguments: Sequence[str], conf: Path) -> str:
+def _of_key(error: HydraException | OmegaConfBaseException, arguments: Sequence[str]) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if match := re.search(r"Could not override '([^']+)'", str(error)):
-        if not (conf / match[1]).is_dir():
-            return _unknown_key(match[1], conf)
-        if line := _no_option(arguments, conf):
+        if not (CONF / match[1]).is_dir():
+            return _unknown_key(match[1])
+        if line := _no_option(arguments):
             return line
     return value_error(cause)  # type: ignore[arg-type]
 
@@ -73,24 +68,24 @@ def _of_folder(error: OSError) -> str | None:
     return f"{what}; choose a writable folder with hydra.run.dir=<folder>"
 
 
-def _no_option(arguments: Sequence[str], conf: Path) -> str | None:
+def _no_option(arguments: Sequence[str]) -> str | None:
     """The line for `group=null` and the like."""
     for argument in arguments:
         group, _, value = argument.partition("=")
-        options = sorted(path.stem for path in (conf / group.lstrip("+")).glob("*.yaml")) if group else []
+        options = sorted(path.stem for path in (CONF / group.lstrip("+")).glob("*.yaml")) if group else []
         if options and (value in ("null", "Null", "NULL", "~") or value.startswith("{")):
             return f"{argument}: name one of the options of {group}, {', '.join(options)}, or leave it out"
     return None
 
 
-def _set_below_null(arguments: Sequence[str], conf: Path) -> str | None:
+def _set_below_null(arguments: Sequence[str]) -> str | None:
     """The line for an override below a key that is null, over which OmegaConf fails with internal errors."""
     from hydra import compose, initialize_config_dir
 
     overrides = [a for a in arguments if "=" in a and not a.startswith(("-", "~", "hydra"))]
-    groups = [a for a in overrides if (conf / a.lstrip("+").partition("=")[0]).is_dir() and "," not in a]
+    groups = [a for a in overrides if (CONF / a.lstrip("+").partition("=")[0]).is_dir() and "," not in a]
     try:
-        with initialize_config_dir(str(conf), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             composed: Any = compose("config", groups)
     except HydraException:  # then it is not what is wrong
         return None
@@ -98,18 +93,17 @@ def _set_below_null(arguments: Sequence[str], conf: Path) -> str | None:
         key, _, value = override.lstrip("+").partition("=")
         parts = key.split(".")
         for n in range(1, len(parts) + (value[:1] in "{[")):
-            node = OmegaConf.select(composed, ".".join(parts[:n]), throw_on_missing=False)
-            if node is None and not override.startswith("+"):
-                above = ".".join(parts[:n])
+            above = ".".join(parts[:n])
+            if OmegaConf.select(composed, above) is None and not override.startswith("+"):
                 return f"{override}: {above} is null with these options; choose one of the group {parts[0]} that has it"
     return None
 
 
-def _unknown_key(key: str, conf: Path) -> str:
+def _unknown_key(key: str) -> str:
     from hydra import compose, initialize_config_dir
 
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        known = list(dict.fromkeys([*_keys(compose("config")), *(f.name for f in conf.iterdir() if f.is_dir())]))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        known = list(dict.fromkeys([*_keys(compose("config")), *(f.name for f in CONF.iterdir() if f.is_dir())]))
     return f"{key}: there is no such key{_near(key, known)} `python train.py --cfg job` lists all"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
@@ -17,9 +17,11 @@ ABOUT_RESUMING = ("resume", "allow_changes", "trust")
 """Keys that say how to start, not what to run: a run's config.yaml does not have them."""
 
 
-class Mode(Enum):
-    min = "min"
-    max = "max"
+Mode = StrEnum("Mode", ["min", "max"])
+Target = StrEnum("Target", ["majority", "probability", "crossentropy"])
+Twins = StrEnum("Twins", ["exact", "near"])
+Fault = StrEnum("Fault", ["duplicates", "near_duplicates", "conflicts", "leaks", "blank", "near_blank", "nonface"])
+Protocols = StrEnum("Protocols", ["kaggle", "report", "kfold"])
 
 
 @dataclass
@@ -34,27 +36,6 @@ class Synthetic:
     n_val: int = 400
     n_test: int = 3000
     seed: int = 0
-
-
-class Target(Enum):
-    majority = "majority"
-    probability = "probability"
-    crossentropy = "crossentropy"
-
-
-class Twins(Enum):
-    exact = "exact"
-    near = "near"
-
-
-class Fault(Enum):
-    duplicates = "duplicates"
-    near_duplicates = "near_duplicates"
-    conflicts = "conflicts"
-    leaks = "leaks"
-    blank = "blank"
-    near_blank = "near_blank"
-    nonface = "nonface"
 
 
 @dataclass
@@ -74,12 +55,6 @@ class Data:
     batch_size: int = 128
     eval_batch_size: int = 512
     synthetic: Optional[Synthetic] = None
-
-
-class Protocols(Enum):
-    kaggle = "kaggle"
-    report = "report"
-    kfold = "kfold"
 
 
 @dataclass
@@ -146,5 +121,5 @@ class Config:
 
 def register() -> None:
     """Register the types with Hydra, under the name that conf/config.yaml starts from, and this module's resolvers."""
-    OmegaConf.register_new_resolver("optuna_direction", lambda mode: f"{Mode(mode).value}imize", replace=True)
+    OmegaConf.register_new_resolver("optuna_direction", lambda mode: f"{mode}imize", replace=True)
     ConfigStore.instance().store(name="schema", node=Config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -44,10 +45,8 @@ def check(settings: Mapping[str, Any], started: Started | None = None) -> None:
     Raises:
         UserError: the first problem found.
     """
-    data = settings["data"]
     _check_seeds(settings)
-    _check_source(data)
-    _check_cleaning(data)
+    _check_data(settings["data"])
     _check_training(settings)
     _check_devices(settings, started)
 
@@ -87,10 +86,18 @@ def _check_training(settings: Mapping[str, Any]) -> None:
         raise UserError(
             f"trainer.gradient_clip_val={clip}: use a number above 0, or null to leave gradients as they are"
         )
+    for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        limit = 1.0 if trainer[key] is None else trainer[key]
+        if not isinstance(limit, int | float) or not (0 <= limit <= 1 or (limit > 1 and limit % 1 == 0)):
+            raise UserError(f"trainer.{key}={limit}: use a number of batches, or a fraction from 0 to 1")
+    if trainer["max_time"] is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", trainer["max_time"].strip()):
+        raise UserError(f"trainer.max_time={trainer['max_time']}: use days:hours:minutes:seconds, as in 00:12:00:00")
     if trainer["limit_train_batches"] == 0:
         raise UserError("trainer.limit_train_batches=0 leaves nothing to train on: use 1 or more, or a fraction")
     if trainer["limit_test_batches"] == 0:
         raise UserError("trainer.limit_test_batches=0 leaves nothing to score: use 1 or more, or a fraction")
+    if not math.isfinite(tau := settings["imbalance"]["posthoc_tau"]):
+        raise UserError(f"imbalance.posthoc_tau={tau}: use a number, or 0 for no adjustment")
     validates = trainer["limit_val_batches"] != 0
     late = 0 < epochs < every
     users = []  # of validation scores
@@ -108,7 +115,7 @@ def _check_training(settings: Mapping[str, Any]) -> None:
             )
 
 
-def _check_source(data: Mapping[str, Any]) -> None:
+def _check_data(data: Mapping[str, Any]) -> None:
     for key in ("path", "target"):
         if data.get(key) is not None and key not in data["source"].get("takes", ()):
             raise UserError(
@@ -119,9 +126,6 @@ def _check_source(data: Mapping[str, Any]) -> None:
         isinstance(merge, Mapping) and all(isinstance(text, str) for pair in merge.items() for text in pair)
     ):
         raise UserError(f"data.merge={merge}: null, or names of classes like {{contempt: disgust}}")
-
-
-def _check_cleaning(data: Mapping[str, Any]) -> None:
     if data.get("relabel") and data.get("classes"):
         raise UserError(
             f"data.relabel={data['relabel']} contradicts data.classes: what the file names may not be among these; use "

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fer_lightning.data.loader import Augment, EvaluationOrder, FaceLoader, MixImages, TrainingOrder
+from fer_lightning.data.loader import Augment, EvaluationOrder, FaceLoader, TrainingOrder
 from fer_lightning.data.protocols import Partition, Rows
 from fer_lightning.data.table import FaceTable
+from fer_lightning.data.transforms.mixing import Mix
 from fer_lightning.data.transforms.resampling import ClassSampling, TrainingSet
 from fer_lightning.errors import UserError
 
@@ -49,7 +49,7 @@ class FERDataModule(L.LightningDataModule):
         sampler: ClassSampling | None = None,
         sampled_from: int = 0,
         augment: Augment | None = None,
-        mix: MixImages | None = None,
+        mix: Mix | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 512,
         seed: int = 0,
@@ -102,7 +102,20 @@ class FERDataModule(L.LightningDataModule):
             raise UserError(
                 f"{self.faces.source}: {len(training)} training images are too few for {world} devices; use fewer"
             )
-        order = TrainingOrder(len(training), self.batch_size, seed=self.seed, rank=rank, world=world, **self._drawn())
+        probabilities = None
+        if self.sampler is not None:
+            counts = training.counts(len(self.faces.classes))
+            of_class = self.sampler.probabilities(counts) / np.maximum(counts, 1)
+            probabilities = of_class[training.labels] / of_class[training.labels].sum()
+        order = TrainingOrder(
+            len(training),
+            self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            probabilities=probabilities,
+            drawn_from=self.sampled_from,
+        )
         skip, self._skip = self._skip, 0
         self._loader = FaceLoader(
             training.images,
@@ -119,15 +132,6 @@ class FERDataModule(L.LightningDataModule):
         )
         return self._loader
 
-    def _drawn(self) -> dict[str, Any]:
-        """The arguments of the training order that follow from the sampler."""
-        if self.sampler is None:
-            return {}
-        counts = self.training.counts(len(self.faces.classes))
-        labels = self.training.labels
-        probabilities = (self.sampler.probabilities(counts) / np.maximum(counts, 1))[labels]
-        return {"probabilities": probabilities / probabilities.sum(), "drawn_from": self.sampled_from}
-
     def val_dataloader(self) -> FaceLoader:
         return self.evaluation_loader(self.parts.val)
 
@@ -135,15 +139,10 @@ class FERDataModule(L.LightningDataModule):
         return self.evaluation_loader(self.parts.test)
 
     def evaluation_loader(self, rows: Rows) -> FaceLoader:
-        """The images of `rows`, in order."""
-        return evaluation_loader(self.faces, rows, self.eval_batch_size, self.trainer)
-
-
-def evaluation_loader(faces: FaceTable, rows: Rows, batch_size: int, trainer: L.Trainer | None) -> FaceLoader:
-    """The images of `rows` that the rank of the trainer scores, in order, on its device."""
-    rank, world = _rank(trainer)
-    order = EvaluationOrder(len(rows), batch_size, rank=rank, world=world)
-    return FaceLoader(faces.images[rows], faces.labels[rows], rows, order, _device(trainer))
+        """The images of `rows` that the rank of the trainer scores, in order, on its device."""
+        rank, world = _rank(self.trainer)
+        order = EvaluationOrder(len(rows), self.eval_batch_size, rank=rank, world=world)
+        return FaceLoader(self.faces.images[rows], self.faces.labels[rows], rows, order, _device(self.trainer))
 
 
 def _rank(trainer: L.Trainer | None) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.data.labels import class_name, split_name
+from fer_lightning.data.labels import class_name, split_index
 from fer_lightning.data.readers.archive import Archive
 from fer_lightning.data.readers.streams import decompressed, reading
 from fer_lightning.data.table import FER_CLASSES, SPLITS, UNLABELLED, FaceTable, merge_classes
@@ -168,13 +168,8 @@ def _read(path: Path, where: str, named: str) -> tuple[NDArray[np.int8], NDArray
     frame.columns = [str(name).strip().lower() for name in frame.columns]
     if missing := [name for name in ("Usage", *VOTES) if name.lower() not in frame]:
         raise UserError(f"{named}: {where} has no column {', '.join(missing)}: {HOW_TO_GET}")
-    usage = [str(text) for text in frame["usage"]]
-    split = np.array([SPLITS.index(s) if (s := split_name(text)) else -1 for text in usage], dtype=np.int8)
-    if (unknown := split < 0).any():
-        row = int(unknown.argmax())
-        raise UserError(
-            f"{where}, row {row}: Usage {quoted(usage[row])} is not Training, PublicTest or PrivateTest: correct it"
-        )
+    rows = enumerate(frame["usage"])
+    split = np.array([split_index(str(text), f"{where}, row {row}") for row, text in rows], dtype=np.int8)
     columns: Any = frame[[name.lower() for name in VOTES]]
     votes = columns.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     wrong = ~((votes >= 0) & (votes <= 255) & (votes % 1 == 0))

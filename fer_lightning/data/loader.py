@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fer_lightning.data.seeding import stream_rng, stream_seed
 from fer_lightning.data.transforms.augment import Draws
+from fer_lightning.data.transforms.mixing import Mix
 
 
 class Batch(NamedTuple):
@@ -26,14 +27,7 @@ class Batch(NamedTuple):
     targets: Tensor | None = None
 
 
-class Augment(Protocol):
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor: ...
-
-
-class MixImages(Protocol):
-    def __call__(
-        self, images: Tensor, targets: Tensor, draws: Draws, class_counts: Tensor
-    ) -> tuple[Tensor, Tensor]: ...
+Augment = Callable[[Tensor, Draws], Tensor]
 
 
 def draw_labels(targets: NDArray[np.float32], rows: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -159,7 +153,7 @@ class FaceLoader:
         order: TrainingOrder | EvaluationOrder,
         device: torch.device,
         augment: Augment | None = None,
-        mix: MixImages | None = None,
+        mix: Mix | None = None,
         class_counts: NDArray[np.int64] | None = None,
         skip: int = 0,
         targets: NDArray[np.float32] | None = None,
@@ -175,7 +169,6 @@ class FaceLoader:
         drawn = draw_labels and targets is not None
         self.targets = None if targets is None or drawn else torch.from_numpy(np.array(targets)).to(device)
         self._draws_from = targets if drawn else None
-        self._drawn_in = -1
         self.served, self._skip = 0, skip
 
     def __len__(self) -> int:
@@ -184,9 +177,13 @@ class FaceLoader:
     def __iter__(self) -> Iterator[Batch]:
         order = self.sampler
         skip, self._skip = self._skip, 0
+        if self._draws_from is not None:
+            assert isinstance(order, TrainingOrder)
+            labels = draw_labels(self._draws_from, self.rows.cpu().numpy(), seed=order.seed, epoch=order.epoch)
+            self.labels = torch.from_numpy(labels).to(self.labels.device)
         for number in range(skip // order.batch_size, len(order)):
             index = torch.from_numpy(order.batch(number)).to(self.images.device)
-            images, labels = self.images[index].float().div_(255), self._labels_of_epoch()[index]
+            images = self.images[index].float().div_(255)
             targets = None if self.targets is None else self.targets[index]
             if self.augment is not None or self.mix is not None:
                 assert isinstance(order, TrainingOrder)
@@ -196,21 +193,10 @@ class FaceLoader:
                 if self.mix is not None:
                     assert self.class_counts is not None
                     if targets is None:
-                        targets = F.one_hot(labels, len(self.class_counts)).float()
+                        targets = F.one_hot(self.labels[index], len(self.class_counts)).float()
                     images, targets = self.mix(images, targets, draws, self.class_counts)
             self.served = (number + 1) * order.batch_size
-            yield Batch(images, labels, self.rows[index], targets)
-
-    def _labels_of_epoch(self) -> Tensor:
-        if self._draws_from is None:
-            return self.labels
-        order = self.sampler
-        assert isinstance(order, TrainingOrder)
-        if self._drawn_in != order.epoch:
-            self._drawn_in = order.epoch
-            labels = draw_labels(self._draws_from, self.rows.cpu().numpy(), seed=order.seed, epoch=order.epoch)
-            self.labels = torch.from_numpy(labels).to(self.labels.device)
-        return self.labels
+            yield Batch(images, self.labels[index], self.rows[index], targets)
 
     def state_dict(self) -> dict[str, int]:
         """Empty; its existence makes Lightning resume within an epoch."""

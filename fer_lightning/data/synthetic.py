@@ -163,8 +163,7 @@ class _Canvas:
         """Paint `tone` over the inside of the shape."""
         cover = distance * -self.sharpness
         cover += 0.5
-        np.maximum(cover, 0.0, out=cover)
-        np.minimum(cover, 1.0, out=cover)
+        np.clip(cover, 0.0, 1.0, out=cover)
         cover *= strength
         change = tone - self.tone
         change *= cover
@@ -207,7 +206,7 @@ def _draw(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.uin
     tone = canvas.tone * (1 + draw(-0.35, 0.35) * column + draw(-0.2, 0.25) * row)
     tone = 0.5 + draw(0.65, 1.25) * (tone - 0.5) + draw(-0.12, 0.12)
     tone += draw(0.02, 0.12) * (rng.random(tone.shape) + rng.random(tone.shape) - 1)
-    return (np.minimum(np.maximum(tone, 0.0), 1.0) * 255 + 0.5).astype(np.uint8).reshape(-1, SIDE, SIDE)
+    return (np.clip(tone, 0.0, 1.0) * 255 + 0.5).astype(np.uint8).reshape(-1, SIDE, SIDE)
 
 
 def _head(on: _Canvas, draw: _Uniform, skin: Floats, hair: Floats, mouth_y: Floats) -> None:
@@ -233,12 +232,12 @@ def _nose(on: _Canvas, draw: _Uniform, skin: Floats, wrinkled: Floats, fold: Flo
     flank = np.abs(on.x - draw(-0.10, 0.10) * (1 + on.y)) - 0.02
     on.paint(np.maximum(flank, np.abs(on.y - 0.5 * nose_y + 0.1) - 0.18), 0.75 * skin, draw(0.1, 0.6))
     on.paint(_ellipse(on.side - draw(0.07, 0.11), on.y - nose_y, draw(0.04, 0.06), 0.03), 0.4 * skin)
-    wrinkled = np.minimum(np.maximum(wrinkled, 0.0), 1.0)
+    wrinkled = np.clip(wrinkled, 0.0, 1.0)
     stripes = np.abs(np.abs(on.y - nose_y + 0.12 + 0.4 * on.side) - 0.05) - 0.022
     on.paint(np.maximum(stripes, on.side - 0.15), 0.45 * skin, wrinkled)
     on.paint(np.maximum(np.abs(on.side - 0.05) - 0.018, np.abs(on.y + 0.34) - 0.09), 0.5 * skin, 0.8 * wrinkled)
     crease = np.abs(on.side - 0.20 - 0.55 * (on.y - 0.12)) - 0.02
-    on.paint(np.maximum(crease, np.abs(on.y - 0.30) - 0.17), 0.6 * skin, np.minimum(np.maximum(fold, 0.0), 1.0))
+    on.paint(np.maximum(crease, np.abs(on.y - 0.30) - 0.17), 0.6 * skin, np.clip(fold, 0.0, 1.0))
 
 
 def _eyes(
@@ -285,7 +284,7 @@ def _mouth(
     lips = np.abs(middle) - half * (1 + draw(0.03, 0.08) / np.maximum(0.5 * gape, 0.02))
     on.paint(np.maximum(lips, beside), skin * draw(0.6, 0.9))
     on.paint(np.maximum(np.abs(middle) - half - 0.018, beside), skin * draw(0.15, 0.4))
-    visible = np.minimum(np.maximum(teeth, 0.0), 1.0) * gape
+    visible = np.clip(teeth, 0.0, 1.0) * gape
     row = np.maximum(np.abs(middle) - half + 0.01, middle + 0.5 * gape - visible)
     on.paint(np.maximum(row, beside), np.minimum(skin + 0.3, 0.95), np.minimum(visible / 0.03, 1.0))
 

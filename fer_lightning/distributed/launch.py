@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,12 @@ def fan_out(run_dir: Path, processes: int) -> None:
         # In a session of its own, so that Ctrl-C reaches it once and through this process only.
         torchrun = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
-            passed_on = False
-            while torchrun.poll() is None:
-                if interrupts.received and not passed_on:
-                    torchrun.terminate()
-                    passed_on = True
-                try:
+            while torchrun.poll() is None and not interrupts.received:
+                with suppress(subprocess.TimeoutExpired):
                     torchrun.wait(POLL)
-                except subprocess.TimeoutExpired:
-                    continue
+            if interrupts.received:
+                torchrun.terminate()
+            torchrun.wait()
         finally:  # a second Ctrl-C leaves the loop at once
             torchrun.kill()
             torchrun.wait()
@@ -105,15 +103,10 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # A laptop's own name need not resolve, hence localhost.
-    options = [
-        "--standalone",
-        "--local-addr=localhost",
-        f"--nproc-per-node={processes}",
-        f"--log-dir={Path(path).parent}",
-    ]
+    options = [f"--nproc-per-node={processes}", f"--log-dir={Path(path).parent}"]
     try:
-        run.main([*options, "-m", "fer_lightning.training.worker", run_dir])
+        # A laptop's own name need not resolve, hence localhost.
+        run.main(["--standalone", "--local-addr=localhost", *options, "-m", "fer_lightning.training.worker", run_dir])
     except SignalException as error:
         sys.exit(128 + int(error.sigval))
     except ChildFailedError as error:

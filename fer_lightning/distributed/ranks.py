@@ -50,10 +50,7 @@ class Ranks(NamedTuple):
 
 
 class FailedElsewhere(SystemExit):
-    """Another rank met the error and reports it; this one only exits, with code 1."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
+    """Another rank met the error and reports it; this one only exits."""
 
 
 def started_outside(environment: MutableMapping[str, str] = os.environ) -> Ranks | None:
@@ -180,11 +177,8 @@ def broadcast(value: Any) -> Any:
 
 def highest(*values: int) -> list[int]:
     """The element-wise maximum of all ranks' values, on every rank."""
-    if world() == 1:
-        return list(values)
-    tensor = torch.tensor(values)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return [int(value) for value in tensor]
+    maxima: list[int] = gathered(torch.tensor(values)).amax(0).tolist()
+    return maxima
 
 
 def gathered(values: torch.Tensor) -> torch.Tensor:
@@ -212,16 +206,10 @@ def first_alone(work: Callable[[], T]) -> T:
         UserError: on rank 0, the error of the first rank that failed: a file may be missing on one machine only.
         FailedElsewhere: on the other ranks.
     """
-    if world() == 1:
-        return work()
-    problem: BaseException | None = None
     for my_turn in (is_first(), not is_first()):
-        if my_turn:
-            try:
+        with agreeing():
+            if my_turn:
                 result = work()
-            except BaseException as error:
-                problem = error
-        agree(problem)
     return result
 
 
@@ -243,14 +231,13 @@ def agree(problem: BaseException | None) -> None:
         UserError: on rank 0, the first one that any rank met; other errors are raised on the rank that met them.
         FailedElsewhere: on the other ranks.
     """
-    mine = [str(problem), socket.gethostname()] if isinstance(problem, UserError) else None
-    failed, *_ = highest(int(problem is not None))
-    if not failed:
+    message = str(problem) if isinstance(problem, UserError) else None
+    reports = everyones([problem is not None, message, socket.gethostname()])
+    if not any(failed for failed, _, _ in reports):
         return
-    users_errors = [(rank, *error) for rank, error in enumerate(everyones(mine)) if error]
-    if problem and (mine is None or is_first()):
+    if problem and (message is None or is_first()):
         raise problem
-    if users_errors and is_first():
-        rank, message, host = users_errors[0]
-        raise UserError(f"rank {rank} on {host}: {message}")
-    raise FailedElsewhere
+    for rank, (_, message, host) in enumerate(reports):
+        if message is not None and is_first():
+            raise UserError(f"rank {rank} on {host}: {message}")
+    raise FailedElsewhere(1)

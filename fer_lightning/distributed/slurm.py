@@ -54,10 +54,7 @@ def requeue_if_due(signum: int) -> None:
         _scontrol("requeue", name)
     except (OSError, subprocess.SubprocessError) as error:
         reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
-        print(
-            f"SLURM does not requeue job {name} ({reason}): submit jobs with --requeue",
-            file=sys.stderr,
-        )
+        print(f"SLURM does not requeue job {name} ({reason}): submit jobs with --requeue", file=sys.stderr)
     finally:
         signal.signal(signal.SIGTERM, before)
 

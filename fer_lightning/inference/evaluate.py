@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from fer_lightning.config import instantiate
-from fer_lightning.config.dataset import cache_root, load_parts_of, with_duplicate_groups
-from fer_lightning.config.saved import check_complete
+from fer_lightning.config.dataset import cache_root, load_parts_of, settings_of, with_duplicate_groups
 from fer_lightning.data.protocols import Rows, seen
 from fer_lightning.data.quality.duplicates import near_duplicates
 from fer_lightning.data.readers import sources
@@ -27,7 +25,6 @@ from fer_lightning.report import tables
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
 from fer_lightning.runs import results
-from fer_lightning.runs.folder import CONFIG, load_settings
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +52,7 @@ def evaluate(
             default the run's own. Choose it on `split="val"`.
         out: the folder to write; by default one under the run folder.
         accelerator: "auto", "cpu" or "gpu".
-        trust: allow targets of the run's config that are not on the allow-list.
+        trust: allow targets of the run's config that are not on the allow-list, and the download of its data.
 
     Returns:
         The content of metrics.json: on the run's own test images, the numbers of the run.
@@ -65,18 +62,16 @@ def evaluate(
     """
     if twins not in (None, "exact", "near"):
         raise UserError(f"--twins {twins}: use exact or near")
-    settings = load_settings(run_dir)
-    check_complete(settings, run_dir / CONFIG)
-    instantiate.check_targets(settings, where=str(run_dir / CONFIG), trust=trust)
+    settings = settings_of(run_dir, trust=trust)
+    predictor = Predictor.from_run(run_dir, accelerator=accelerator, trust=trust)
     own_twins = settings["data"]["twins"]
     twins = twins or own_twins
-    predictor = Predictor.from_run(run_dir, accelerator=accelerator, trust=trust)
     own_tau, classes = predictor.posthoc_tau, predictor.classes
     tau = predictor.posthoc_tau = own_tau if posthoc_tau is None else posthoc_tau
 
     if data is None:
         way_out = "or score what is there now with --data"
-        faces, parts, *_ = load_parts_of(run_dir, settings, cleaned=split == "train", way_out=way_out)
+        faces, parts, *_ = load_parts_of(run_dir, settings, cleaned=split == "train", trust=trust, way_out=way_out)
         rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(faces, split)
         clean = parts.clean
         if twins != own_twins:
@@ -87,7 +82,7 @@ def evaluate(
         faces = sources.load(data, cache_dir=cache_root(settings["data"]))
         faces = faces.as_known_by(classes, settings["data"].get("merge"))
         rows = _rows_of(faces, split)
-        clean = _unseen(faces, run_dir, settings, twins)
+        clean = _unseen(faces, run_dir, settings, twins, trust)
     name = (f"{source_name(data)}-{split}" if data else split) + (f"-{twins}" if twins != own_twins else "")
     name += f"-tau{tau:g}" if tau != own_tau else ""
     out = out or run_dir / "evaluation" / name
@@ -120,17 +115,18 @@ def evaluate(
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(settings)),
         about={"name": f"{run_dir.name}: {out.name}", "data": faces.source, "split": split, "run": str(run_dir)},
     )
-    report = tables.classification_report(results.confusion_of(scored.predictions, classes), classes)
-    tables.print_report(report, title=f"{faces.source}, {split}: per class")
+    tables.print_report(scored.predictions, classes, f"{faces.source}, {split}: per class")
     print(f"report   {index}")
     return metrics
 
 
-def _unseen(faces: FaceTable, run_dir: Path, settings: dict[str, Any], twins: str) -> NDArray[np.bool_]:
+def _unseen(faces: FaceTable, run_dir: Path, settings: dict[str, Any], twins: str, trust: bool) -> NDArray[np.bool_]:
     """Which faces have no duplicate in the run's training data, bool (N,); all false if that data is unavailable."""
     data = settings["data"]
     try:
-        own, parts, *_ = load_parts_of(run_dir, settings, cleaned=False, way_out="to know which images are clean")
+        own, parts, *_ = load_parts_of(
+            run_dir, settings, cleaned=False, trust=trust, way_out="to know which images are clean"
+        )
     except UserError as error:
         log.warning("no scores of clean images, since the run's own data are unavailable: %s", error)
         return np.zeros(len(faces), dtype=bool)

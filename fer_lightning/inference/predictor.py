@@ -65,24 +65,26 @@ class Predictor:
         self._log_prior = log_prior(class_counts).to(self.device)
 
     @classmethod
-    def from_run(
-        cls, run_dir: Path, *, accelerator: str = "auto", posthoc_tau: float | None = None, trust: bool = False
-    ) -> Predictor:
+    def from_run(cls, run: str | Path, *, accelerator: str = "auto", trust: bool = False) -> Predictor:
         """The best checkpoint of a run.
 
         It predicts as the run did: in its precision where the device computes that natively, else in float32, with its
         batch size and its post-hoc adjustment.
 
         Args:
-            run_dir: the run folder.
+            run: the run folder.
             accelerator: "auto", "cpu" or "gpu".
-            posthoc_tau: strength of the post-hoc logit adjustment; None for the run's own.
             trust: allow a network that is not on the allow-list, see `instantiate.check_targets`.
 
         Raises:
             UserError: the folder holds no run or no best checkpoint, the file is damaged, its network is not allowed,
                 or there is no such device.
+
+        Example:
+            >>> predictor = load_model("outputs/2026-01-31/12-00-00")  # doctest: +SKIP
+            >>> predictor.probabilities(images)  # uint8 (N, 48, 48) to float64 (N, 7)  # doctest: +SKIP
         """
+        run_dir = Path(run)
         settings, path = load_settings(run_dir), run_dir / CHECKPOINTS / BEST
         check_complete(settings, run_dir / CONFIG)
         batch_size = settings["data"]["eval_batch_size"]
@@ -105,7 +107,7 @@ class Predictor:
                 network,
                 own["classes"],
                 own["class_counts"],
-                posthoc_tau=own["posthoc_tau"] if posthoc_tau is None else posthoc_tau,
+                posthoc_tau=own["posthoc_tau"],
                 device=torch.device(kind),
                 precision=_precision(settings["trainer"]["precision"], kind),
                 channels_last=own["channels_last"],
@@ -138,14 +140,7 @@ class Predictor:
         return probabilities
 
 
-def load_model(run: str | Path, *, accelerator: str = "auto", trust: bool = False) -> Predictor:
-    """The predictor of a run's best checkpoint; arguments and errors are those of `Predictor.from_run`.
-
-    Example:
-        >>> predictor = load_model("outputs/2026-01-31/12-00-00")  # doctest: +SKIP
-        >>> predictor.probabilities(images)  # uint8 (N, 48, 48) to float64 (N, 7)  # doctest: +SKIP
-    """
-    return Predictor.from_run(Path(run), accelerator=accelerator, trust=trust)
+load_model = Predictor.from_run
 
 
 def _precision(trained: str, kind: str) -> str:

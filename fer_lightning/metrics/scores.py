@@ -130,21 +130,22 @@ def by_name(classes: Sequence[str]) -> dict[str, Metric]:
     return {metric.name: metric for metric in METRICS} | of_classes
 
 
-def scores(sums: Sums, classes: Sequence[str]) -> dict[str, float]:
-    """All metrics of one set of images, with the keys of `by_name`.
+def scores(
+    sums: Sums,
+    classes: Sequence[str],
+    metrics: Sequence[Metric] = METRICS,
+    class_metrics: Sequence[Metric] = CLASS_METRICS,
+) -> dict[str, float]:
+    """Metrics of one set of images, with the keys of `by_name`.
 
     Precision, recall and F1 are those of scikit-learn with `zero_division=0`.
-
-    Args:
-        sums: of the images, complete.
-        classes: (C,), class names in label order.
     """
     of_classes = {
         f"{metric.name}/{name}": float(value)
-        for metric in CLASS_METRICS
+        for metric in class_metrics
         for name, value in zip(classes, metric.compute(sums), strict=True)
     }
-    return {metric.name: float(metric.compute(sums)) for metric in METRICS} | of_classes
+    return {metric.name: float(metric.compute(sums)) for metric in metrics} | of_classes
 
 
 def _share(part: NDArray[Any], of: NDArray[Any]) -> Values:

@@ -72,11 +72,11 @@ def calibration_bins(probabilities: NDArray[Any], labels: NDArray[Any]) -> NDArr
     return np.stack([np.bincount(bin_of, weights, ECE_BINS) for weights in (np.ones(len(p)), confidence, hits)], 1)
 
 
-def accuracy_interval(hits: int, n: int, resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+def accuracy_interval(hits: int, n: int) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the accuracy over the test images.
 
     The number of hits among n images drawn with replacement is binomial, so it is drawn directly.
     """
-    accuracies = np.random.default_rng(seed).binomial(n, hits / n, resamples) / n
+    accuracies = np.random.default_rng(0).binomial(n, hits / n, 10_000) / n
     low, high = np.percentile(accuracies, [2.5, 97.5])
     return float(low), float(high)

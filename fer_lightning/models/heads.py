@@ -18,10 +18,3 @@ class CosineHead(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
-
-
-def make_head(num_features: int, num_classes: int, cosine_scale: float | None = None) -> nn.Linear:
-    """A linear head or, where `cosine_scale` is given, a cosine head."""
-    if cosine_scale is None:
-        return nn.Linear(num_features, num_classes)
-    return CosineHead(num_features, num_classes, cosine_scale)

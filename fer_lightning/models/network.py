@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fer_lightning.models.heads import make_head
+from fer_lightning.models.heads import CosineHead
 from fer_lightning.models.layout import layout
 from fer_lightning.models.preprocessing import Preprocessing
 
@@ -40,7 +40,11 @@ class FaceNetwork(nn.Module):
         self.preprocessing = preprocessing or Preprocessing()
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
-        self.head = make_head(cast(int, backbone.num_features), num_classes, cosine_scale)
+        features = cast(int, backbone.num_features)
+        if cosine_scale is None:
+            self.head = nn.Linear(features, num_classes)
+        else:
+            self.head = CosineHead(features, num_classes, cosine_scale)
         self._memory_format = torch.contiguous_format
 
     def arrange(self, device: torch.device, channels_last: bool) -> None:

@@ -36,10 +36,6 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = downsample
 
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        return self.bn2
-
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
@@ -63,10 +59,6 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
-
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -133,7 +125,11 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = self._stages(block, blocks, width)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.num_features = 8 * width * block.expansion
-        self._initialise(zero_init_last)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif zero_init_last and isinstance(module, BasicBlock | Bottleneck):
+                nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
 
     @staticmethod
     def _stages(
@@ -153,15 +149,6 @@ class ResNet(nn.Module):
                 in_channels = out_channels
             stages.append(nn.Sequential(*layers))
         return stages
-
-    def _initialise(self, zero_init_last: bool) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if zero_init_last:
-            for module in self.modules():
-                if isinstance(module, BasicBlock | Bottleneck):
-                    nn.init.zeros_(module.last_norm.weight)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, in_channels, H, W) to the last feature map (B, num_features, h, w)."""

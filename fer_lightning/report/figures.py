@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fer_lightning.metrics.scores import calibration_error
 from fer_lightning.metrics.sums import Sums, calibration_bins
-from fer_lightning.report.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, empty, short, styled
+from fer_lightning.report.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, short, styled
 
 
 @styled
@@ -83,37 +83,21 @@ _PANELS = {  # axis label: {column: (name, colour, line style)}
 
 
 @styled
-def curves(
-    history: pd.DataFrame,
-    monitor: str = "val/f1_macro",
-    mode: Literal["min", "max"] = "max",
-    best_epoch: float | None = None,
-) -> Figure:
+def curves(history: pd.DataFrame, monitor: str = "", best_epoch: int | None = None) -> Figure:
     """Loss, scores and learning rate over the epochs, as far as they were logged.
 
     Args:
         history: metrics.csv: column epoch, and any of train/loss, val/loss, train/accuracy, val/accuracy,
-            val/f1_macro, lr. Several rows of one epoch are merged.
-        monitor: the column by which the checkpoint was chosen; its best epoch is marked.
-        mode: whether the best value of `monitor` is the largest or the smallest.
-        best_epoch: the epoch of the checkpoint, if that may not be the best of all.
+            val/f1_macro, lr.
+        monitor: the column by which the checkpoint was chosen.
+        best_epoch: the epoch of the checkpoint, which is marked.
     """
-    if "epoch" in history:
-        history = history.groupby("epoch").last()  # the last value of each column that is not missing
-    history = history.replace([np.inf, -np.inf], np.nan).dropna(axis="columns", how="all")
+    history = history.set_index("epoch").replace([np.inf, -np.inf], np.nan).dropna(axis="columns", how="all")
     panels = {
         label: {column: look for column, look in lines.items() if column in history} for label, lines in _PANELS.items()
     }
     panels = {label: lines for label, lines in panels.items() if lines}
-    if not panels:
-        return empty("No training history")
-    best, best_value = None, np.nan
-    if monitor in history:
-        watched = history[monitor].to_numpy()
-        row = int(np.nanargmax(watched) if mode == "max" else np.nanargmin(watched))
-        if best_epoch in history.index:
-            row = history.index.tolist().index(best_epoch)
-        best, best_value = history.index[row], watched[row]
+    best = history[monitor].get(best_epoch) if monitor in history else None
 
     widths = [0.75 if "lr" in lines else 1 for lines in panels.values()]
     figure = Figure(figsize=(4 * sum(widths), 2.9), layout=ConstrainedLayoutEngine(wspace=0.05))
@@ -124,10 +108,10 @@ def curves(
             marker = "o" if len(values) < 5 else None  # a line through one point is invisible
             axes.plot(values.index, values, label=name, color=colour, linestyle=dash, marker=marker, markersize=4)
         if best is not None:
-            axes.axvline(best, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
-        if monitor in lines:
+            axes.axvline(best_epoch, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+        if best is not None and monitor in lines:
             look = {"color": lines[monitor][1], "markeredgecolor": INK, "markersize": 6}
-            axes.plot(best, best_value, "o", label=f"Best, {best_value:.3f} in epoch {best:g}", **look)
+            axes.plot(best_epoch, best, "o", label=f"Best, {best:.3f} in epoch {best_epoch}", **look)
         axes.set(xlabel="Epoch", ylabel=label)
         axes.grid(axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
@@ -193,7 +177,9 @@ def reliability(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int
     """
     use = (labels >= 0) & np.isfinite(probabilities).all(axis=1)
     if not use.any():
-        return empty("No labelled images")
+        figure = Figure(figsize=(4, 1))
+        figure.text(0.5, 0.5, "No labelled images", ha="center", va="center", color=GREY)
+        return figure
     bins = calibration_bins(probabilities[use], labels[use])
     error = float(calibration_error(Sums(np.zeros((1, 1)), bins)))
     left = np.flatnonzero(bins[:, 0]) / len(bins)
@@ -220,15 +206,14 @@ def reliability(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int
 
 
 @styled
-def faces(images: NDArray[np.uint8], captions: Sequence[str], columns: int = 8) -> Figure:
+def faces(images: NDArray[np.uint8], captions: Sequence[str]) -> Figure:
     """A gallery of faces with captions.
 
     Args:
         images: uint8 (N, H, W).
         captions: (N,), above the faces; line breaks are respected, long lines are cut.
-        columns: faces in a row.
     """
-    columns = min(columns, len(images))
+    columns = min(8, len(images))
     rows = -(-len(images) // columns)
     captions = ["\n".join(short(line, 18) for line in caption.splitlines()) for caption in captions]
     # One pair of axes for all, in inches: laying out a pair for each face takes seconds.

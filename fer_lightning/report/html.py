@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from base64 import b64encode
 from collections.abc import Sequence
 from io import BytesIO
@@ -27,8 +26,8 @@ def data_uri(image: bytes | NDArray[np.uint8]) -> str:
 
 
 def css_size(png: bytes) -> tuple[int, ...]:
-    """Width and height of a figure on a page, from the header of the PNG."""
-    return tuple(round(pixels * PLOT_SCALE) for pixels in struct.unpack(">II", png[16:24]))
+    """Width and height of a figure on a page."""
+    return tuple(round(pixels * PLOT_SCALE) for pixels in Image.open(BytesIO(png)).size)
 
 
 PAGES = Environment(

@@ -74,29 +74,37 @@ class OnceMixin:
             self.once.note(new, step)
 
 
+class AppendingWriter(ExperimentWriter):
+    """Lightning's writer, without the deletion of an existing file."""
+
+    def _check_log_dir_exists(self) -> None:
+        pass
+
+
 class CSV(OnceMixin, CSVLogger):  # type: ignore[misc]
-    """Lightning's CSVLogger, which appends to an existing file instead of deleting it."""
+    """Lightning's CSVLogger, which appends to an existing file."""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         if self._experiment is None:
-            path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
+            self._experiment = writer = AppendingWriter(self.log_dir)
+            path = Path(writer.metrics_file_path)
             lines = path.read_text().splitlines(keepends=True) if path.exists() else []
             if lines and not lines[-1].endswith("\n"):  # the run was killed while writing it
                 lines.pop()
-            # Rows after the stored step will be logged again.
-            lines = lines[:1] + [
-                line
-                for line, row in zip(lines[1:], csv.DictReader(lines), strict=True)
-                if not self.once.new({k: 0.0 for k, v in row.items() if v and k != "step"}, int(row["step"]))
-            ]
-            if lines:
-                path.unlink()
-            writer = super().experiment
-            if lines:
-                path.write_text("".join(lines))
-                writer.metrics_keys = lines[0].strip().split(",")
+            if not lines:
+                path.unlink(missing_ok=True)
+            else:
+                rows = csv.DictReader(lines)
+                writer.metrics_keys = list(rows.fieldnames or ())
+                # Rows after the stored step will be logged again.
+                logged = [
+                    line
+                    for line, row in zip(lines[1:], rows, strict=True)
+                    if not self.once.new({k: 0.0 for k, v in row.items() if v and k != "step"}, int(row["step"]))
+                ]
+                write_atomically(path, "".join(lines[:1] + logged).encode())
         return self._experiment  # type: ignore[return-value]
 
 

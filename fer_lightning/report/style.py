@@ -87,10 +87,3 @@ def short(name: str, width: int = 24) -> str:
     """`name` on one line of at most `width` characters."""
     name = " ".join(name.split())
     return name if len(name) <= width else name[: width - 1] + "…"
-
-
-def empty(message: str) -> Figure:
-    """A message in place of a figure that has nothing to show."""
-    figure = Figure(figsize=(4, 1))
-    figure.text(0.5, 0.5, message, ha="center", va="center", color=GREY)
-    return figure

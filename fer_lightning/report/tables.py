@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fer_lightning.data.table import UNLABELLED
 from fer_lightning.metrics import scores
-from fer_lightning.metrics.sums import Sums
+from fer_lightning.metrics.sums import Sums, confusion
 
 PROBABILITY = "p_"
 """Prefix of the columns that hold the probability of a class."""
@@ -22,21 +23,20 @@ SUMMARY_ROWS = ("accuracy", "macro avg", "weighted avg")
 
 
 def predictions(
-    ids: Sequence[str] | Sequence[bytes] | NDArray[np.bytes_] | NDArray[np.str_],
-    splits: Sequence[str] | NDArray[np.str_],
+    ids: Sequence[str],
+    splits: Sequence[str],
     labels: NDArray[np.int64],
-    probabilities: ArrayLike,
+    probabilities: NDArray[np.float64],
     clean: NDArray[np.bool_],
     classes: Sequence[str],
 ) -> pd.DataFrame:
     """One row per scored image, in the given order; every other table and figure is computed from it.
 
     Args:
-        ids: (N,), as `FaceTable.ids` holds them (UTF-8) or as text.
+        ids: (N,).
         splits: (N,), names of splits.
-        labels: (N,), indices into `classes`; negative where the image is unlabelled.
-        probabilities: float (N, C). Rows are scaled to sum to 1 in float64, which undoes half-precision rounding;
-            a row that is not finite stays so.
+        labels: (N,), indices into `classes`, or `UNLABELLED`.
+        probabilities: (N, C).
         clean: (N,), true if no training image is a duplicate, see `Partition.clean`.
         classes: (C,), class names in label order.
 
@@ -44,29 +44,21 @@ def predictions(
         Columns id, split, label (empty text if unlabelled), prediction, correct (nullable boolean, missing if
         unlabelled), confidence, clean, and `p_<class>` for each class.
     """
-    p = np.asarray(probabilities, dtype=np.float64).reshape(-1, len(classes))
-    labels = np.asarray(labels)
-    assert len(ids) == len(splits) == len(labels) == len(p) == len(clean)
-    assert labels.size == 0 or labels.max() < len(classes)
-
-    guesses = p.argmax(axis=1)
-    p = p / p.sum(axis=1, keepdims=True)
-    names = np.array([*classes, ""], dtype=object)  # index -1 is the empty name
-    correct = pd.array(guesses == labels, dtype="boolean")
-    correct[labels < 0] = pd.NA
+    guesses = probabilities.argmax(1)
+    names = np.array([*classes, ""], dtype=object)  # UNLABELLED, -1, is the last
     frame = pd.DataFrame(
         {
-            "id": [i.decode("utf-8") if isinstance(i, bytes) else str(i) for i in ids],
-            "split": [str(s) for s in splits],
-            "label": names[np.maximum(labels, -1)],
+            "id": ids,
+            "split": splits,
+            "label": names[labels],
             "prediction": names[guesses],
-            "correct": correct,
-            "confidence": p[np.arange(len(guesses)), guesses],
-            "clean": np.asarray(clean, dtype=bool),
+            "correct": pd.Series(guesses == labels, dtype="boolean").where(labels != UNLABELLED),
+            "confidence": probabilities.max(1),
+            "clean": clean,
         }
     )
     columns = [f"{PROBABILITY}{name}" for name in classes]
-    return pd.concat([frame, pd.DataFrame(p, columns=columns)], axis=1)
+    return pd.concat([frame, pd.DataFrame(probabilities, columns=columns)], axis=1)
 
 
 def labels_of(predictions: pd.DataFrame, classes: Sequence[str], column: str = "label") -> NDArray[np.int64]:
@@ -82,6 +74,12 @@ def classes_of(predictions: pd.DataFrame) -> tuple[str, ...]:
 def probabilities_of(predictions: pd.DataFrame, classes: Sequence[str]) -> NDArray[np.float64]:
     """The probabilities (N, C) in a table from `predictions`."""
     return predictions[[f"{PROBABILITY}{name}" for name in classes]].to_numpy(dtype=np.float64)
+
+
+def confusion_of(predictions: pd.DataFrame, classes: Sequence[str]) -> NDArray[np.int64]:
+    """The confusion matrix (C, C) of a table from `predictions`."""
+    labels, guesses = (labels_of(predictions, classes, column) for column in ("label", "prediction"))
+    return confusion(labels, guesses, len(classes))
 
 
 def classification_report(confusion: NDArray[np.int64], classes: Sequence[str]) -> pd.DataFrame:
@@ -110,9 +108,7 @@ def classification_report(confusion: NDArray[np.int64], classes: Sequence[str]) 
 
 def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str]) -> pd.DataFrame:
     """The counts (C, C) with class names: the index is the true class, the columns are the predicted one."""
-    return pd.DataFrame(
-        np.asarray(confusion), index=pd.Index(classes, name="true"), columns=pd.Index(classes, name="predicted")
-    )
+    return pd.DataFrame(confusion, index=pd.Index(classes, name="true"), columns=pd.Index(classes, name="predicted"))
 
 
 def most_confident(predictions: pd.DataFrame, *, correct: bool, label: str | None = None) -> NDArray[np.int64]:
@@ -124,13 +120,19 @@ def most_confident(predictions: pd.DataFrame, *, correct: bool, label: str | Non
     return rows[np.argsort(-predictions["confidence"].to_numpy()[rows], kind="stable")]
 
 
-def print_report(report: pd.DataFrame, console: Console | None = None, title: str = "Test images, per class") -> None:
-    """Print a classification report in the terminal, or to `console`."""
+def as_csv(frame: pd.DataFrame, float_format: str = "%.6g") -> bytes:
+    """The content of a CSV file, without the index."""
+    return frame.to_csv(index=False, float_format=float_format, lineterminator="\n").encode()
+
+
+def print_report(predictions: pd.DataFrame, classes: Sequence[str], title: str) -> None:
+    """Print the classification report of a table from `predictions`."""
+    report = classification_report(confusion_of(predictions, classes), classes)
     text = report.astype(object)
     for column in ("precision", "recall", "f1"):
         text[column] = [("" if np.isnan(value) else f"{value:.3f}") for value in report[column]]
     text["support"] = [f"{n:,}" for n in report["support"]]
-    print_frame(text, title, console, summary_rows=len(SUMMARY_ROWS))
+    print_frame(text, title, summary_rows=len(SUMMARY_ROWS))
 
 
 def print_frame(frame: pd.DataFrame, title: str, console: Console | None = None, summary_rows: int = 0) -> None:

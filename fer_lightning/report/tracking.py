@@ -21,8 +21,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 
+from fer_lightning.report import tables
 from fer_lightning.report.loggers import Wandb
-from fer_lightning.report.tables import most_confident
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +138,8 @@ def log_results(
     *,
     step: int,
     metrics: Mapping[str, float | str],
-    report: pd.DataFrame,
-    confusions: Mapping[str, pd.DataFrame],
-    predictions: pd.DataFrame,
+    predictions: Mapping[str, pd.DataFrame],
+    classes: Sequence[str],
     images: NDArray[np.uint8],
     checkpoint: Path | None,
 ) -> None:
@@ -150,16 +149,15 @@ def log_results(
         loggers: of the run.
         step: number of optimizer steps.
         metrics: content of metrics.json.
-        report: from `tables.classification_report`.
-        confusions: from `tables.confusion_matrix`, by split ("val", "test").
-        predictions: from `tables.predictions`.
-        images: uint8 (N, H, W), in the order of `predictions`.
+        predictions: from `tables.predictions`, of "val" and "test".
+        classes: (C,), class names in label order.
+        images: uint8 (N, H, W), the test images.
         checkpoint: path of the best checkpoint, if any.
     """
     final = {name: value for name, value in metrics.items() if not isinstance(value, str)}
     for logger in loggers:
         if isinstance(logger, Wandb):
-            logger.attempt(partial(_log_wandb, logger, metrics, report, confusions, predictions, images))
+            logger.attempt(partial(_log_wandb, logger, metrics, predictions, classes, images))
             if checkpoint is not None and logger.send_checkpoint:
                 headlines = {n: v for n, v in final.items() if n in HEADLINES}
                 logger.attempt(partial(_log_artifact, logger, checkpoint, headlines))
@@ -186,21 +184,23 @@ def _log_counts(logger: Wandb, counts: Mapping[str, Mapping[str, int]]) -> None:
 def _log_wandb(
     logger: Wandb,
     metrics: Mapping[str, float | str],
-    report: pd.DataFrame,
-    confusions: Mapping[str, pd.DataFrame],
-    predictions: pd.DataFrame,
+    predictions: Mapping[str, pd.DataFrame],
+    classes: Sequence[str],
     images: NDArray[np.uint8],
 ) -> None:
     import wandb
 
+    test = predictions["test"]
+    report = tables.classification_report(tables.confusion_of(test, classes), classes)
     media: dict[str, Any] = {"test/report": wandb.Table(dataframe=report.astype(object).where(report.notna(), None))}
-    for split, table in confusions.items():
-        cells: list[Any] = [[true, guess, int(n)] for true, row in table.iterrows() for guess, n in row.items()]
+    for split, table in predictions.items():
+        counts = np.ndenumerate(tables.confusion_of(table, classes))
+        cells: list[Any] = [[classes[true], classes[guess], int(n)] for (true, guess), n in counts]
         media[f"{split}/confusion_matrix"] = wandb.Table(columns=["actual", "predicted", "images"], data=cells)
-    wrong = most_confident(predictions, correct=False)[:MISTAKES]
+    wrong = tables.most_confident(test, correct=False)[:MISTAKES]
     media["test/mistakes"] = [
         wandb.Image(images[i], caption=f"{row.label} predicted as {row.prediction} ({row.confidence:.0%}), {row.id}")
-        for i, row in zip(wrong, predictions.iloc[wrong].itertuples(index=False), strict=True)
+        for i, row in zip(wrong, test.iloc[wrong].itertuples(index=False), strict=True)
     ]
     logger.experiment.log({name: value for name, value in media.items() if value})
     logger.experiment.summary.update(dict(metrics))

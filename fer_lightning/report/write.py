@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fer_lightning.metrics.sums import confusion
-from fer_lightning.report import figures, page, tables
+from fer_lightning.report import figures, html, page, tables
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.style import png
 
@@ -34,8 +33,7 @@ def write_report(
     images: NDArray[np.uint8],
     config_yaml: str,
     about: Mapping[str, str],
-    monitor: str = "val/f1_macro",
-    mode: Literal["min", "max"] = "max",
+    monitor: str = "",
     best_epoch: int | None = None,
 ) -> Path:
     """Write `report/` under the run folder, each file atomically.
@@ -50,13 +48,12 @@ def write_report(
         counts_before: images of each class in the training split.
         counts_after: images of each class in the training set of an epoch, after resampling.
         metrics: content of metrics.json; the page leaves out what is missing.
-        history: metrics.csv, a row per epoch; None if nothing was trained.
+        history: metrics.csv, a row per epoch; None or empty if nothing was trained.
         images: uint8 (N, H, W), the scored faces.
         config_yaml: the resolved config.
         about: properties of the run, in the order in which they are shown; "name" is the title.
         monitor: the column of `history` by which the checkpoint was chosen.
-        mode: whether the best value of `monitor` is the largest or the smallest.
-        best_epoch: the epoch of the checkpoint that was scored.
+        best_epoch: the epoch of that checkpoint; None if none was chosen.
 
     Returns:
         The page, `report/index.html`.
@@ -64,7 +61,7 @@ def write_report(
     Raises:
         OSError: the folder cannot be written to.
     """
-    files = {"predictions.csv": _csv(predictions, "%.6g")}
+    files = {"predictions.csv": tables.as_csv(predictions)}
     labels = tables.labels_of(predictions, classes)
     mistakes = _faces(predictions, images, tables.most_confident(predictions, correct=False)[:MISTAKES])
     best = {name: tables.most_confident(predictions, correct=True, label=name)[:EXAMPLES] for name in classes}
@@ -72,33 +69,35 @@ def write_report(
     report = matrix = None
     plots = {"class_counts": figures.class_counts(counts_before, counts_after)}
     if (labels >= 0).any():
-        guesses = tables.labels_of(predictions, classes, "prediction")
-        counts = confusion(labels, guesses, len(classes))
+        counts = tables.confusion_of(predictions, classes)
         report = tables.classification_report(counts, classes)
         matrix = tables.confusion_matrix(counts, classes)
-        files["classification_report.csv"] = _csv(report, "%.6f")
+        files["classification_report.csv"] = tables.as_csv(report, "%.6f")
         files["confusion_matrix.csv"] = matrix.to_csv(lineterminator="\n").encode()
         plots["confusion_matrix"] = figures.confusion_matrix(counts, classes)
         plots["reliability"] = figures.reliability(tables.probabilities_of(predictions, classes), labels)
-    if history is not None:
-        plots["curves"] = figures.curves(history, monitor, mode, best_epoch)
+    if history is not None and not history.empty:
+        plots["curves"] = figures.curves(history, monitor, best_epoch)
     if mistakes:
         captions = ["{prediction} {confidence:.2f}\nlabelled {label}".format(**face) for face in mistakes]
         plots["mistakes"] = figures.faces(np.stack([face["image"] for face in mistakes]), captions)
     pngs = {name: png(figure) for name, figure in plots.items()}
     files |= {f"{name}.png": content for name, content in pngs.items()}
-    html = page.render(
-        about=about,
-        metrics=metrics,
-        report=report,
-        confusion=matrix,
+    index = html.render(
+        "run.html",
+        about.get("name", "Run"),
+        list(files),
+        kind="run report",
+        **page.results(about, metrics),
+        report=None if report is None else list(report.itertuples(index=False, name=None)),
+        summary_rows=len(tables.SUMMARY_ROWS),
+        confusions=None if matrix is None else page.confusions(matrix),
         figures=pngs,
         mistakes=mistakes,
         examples=examples,
         config_yaml=config_yaml,
-        files=list(files),
     )
-    files["index.html"] = html.encode()
+    files["index.html"] = index.encode()
 
     folder = run_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +109,3 @@ def write_report(
 def _faces(predictions: pd.DataFrame, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     columns = predictions.iloc[rows][["label", "prediction", "confidence", "id"]].assign(image=list(images[rows]))
     return columns.to_dict("records")  # type: ignore[return-value]
-
-
-def _csv(frame: pd.DataFrame, float_format: str) -> bytes:
-    return frame.to_csv(index=False, float_format=float_format, lineterminator="\n").encode()

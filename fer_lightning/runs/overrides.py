@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Sweep
 from hydra.errors import HydraException
 
+from fer_lightning.config import CONF
 from fer_lightning.config.instantiate import check_targets
 from fer_lightning.errors import UserError
 
@@ -71,59 +72,50 @@ def values_of(override: Override) -> Iterator[Any]:
         yield value
 
 
-def check_overrides(
-    overrides: Sequence[Override], *, where: str, run_dir: Path, groups: Path, own: Iterable[str] = ()
-) -> None:
+def check_overrides(overrides: Sequence[Override], *, where: str, run_dir: Path, own: Iterable[str] = ()) -> None:
     """Refuse recorded overrides that could run code, or write outside of the run folder.
 
     Args:
         overrides: as the folder recorded them.
         where: the file that they were read from.
         run_dir: the run folder or the sweep's folder.
-        groups: the folder of config groups.
         own: targets that the user typed, see `check_targets`.
 
     Raises:
         UserError: the first such override.
     """
     for override in overrides:
-        _check(override, where, run_dir, groups, own)
-
-
-def _check(override: Override, where: str, run_dir: Path, groups: Path, own: Iterable[str]) -> None:
-    key, values = override.key_or_group, list(values_of(override))
-    shown = override.input_line or key
-    if override.package is not None:
-        raise _refused(where, shown, "it moves a config group to another package")
-    if key == SWEPT or key.startswith(f"{SWEPT}."):
-        _check_swept(key, values, where, run_dir, groups, own)
-    elif "/" in key or (groups / key).is_dir():
-        options = [option for value in values for option in (value if isinstance(value, list) else [value])]
-        if not GROUP.fullmatch(key) or not all(o is None or OPTION.fullmatch(str(o)) for o in options):
-            raise _refused(where, shown, "it names no option of a config group")
-    elif key.partition(".")[0] == "hydra":
-        plain = all(isinstance(v, int | float | None) or (isinstance(v, str) and WORD.fullmatch(v)) for v in values)
-        if not HYDRA_KEYS.fullmatch(key) or not plain:
-            raise _refused(where, shown, "Hydra may run code by it")
-    elif not KEY.fullmatch(key):
-        raise _refused(where, shown, "its key is not one that this project writes")
-    else:
-        last = key.rpartition(".")[2]
-        for value in values:
-            check_targets({last: value}, where=where, own=own)
-            if key.split(".")[0] in WRITERS:
-                _check_paths({last: value}, where, run_dir)
-
-
-def _check_swept(key: str, values: Sequence[Any], where: str, run_dir: Path, groups: Path, own: Iterable[str]) -> None:
-    """What a sweeper makes overrides of: `hydra.sweeper.params.<key>=<values>`, or a dict of such."""
-    for value in values:
-        if key == SWEPT:
-            pairs = value.items() if isinstance(value, Mapping) else ()
-            texts = [f"{name}={choices}" for name, choices in pairs]
+        key, values = override.key_or_group, list(values_of(override))
+        shown = override.input_line or key
+        top, last = key.partition(".")[0], key.rpartition(".")[2]
+        if override.package is not None:
+            raise _refused(where, shown, "it moves a config group to another package")
+        if key == SWEPT or key.startswith(f"{SWEPT}."):
+            check_overrides(parse(_swept(key, values), where), where=where, run_dir=run_dir, own=own)
+        elif "/" in key or (CONF / key).is_dir():
+            options = [option for value in values for option in (value if isinstance(value, list) else [value])]
+            if not GROUP.fullmatch(key) or not all(o is None or OPTION.fullmatch(str(o)) for o in options):
+                raise _refused(where, shown, "it names no option of a config group")
+        elif top == "hydra":
+            plain = all(isinstance(v, int | float | None) or (isinstance(v, str) and WORD.fullmatch(v)) for v in values)
+            if not HYDRA_KEYS.fullmatch(key) or not plain:
+                raise _refused(where, shown, "Hydra may run code by it")
+        elif not KEY.fullmatch(key):
+            raise _refused(where, shown, "its key is not one that this project writes")
         else:
-            texts = [f"{key.removeprefix(f'{SWEPT}.')}={value}"]
-        check_overrides(parse(texts, where), where=where, run_dir=run_dir, groups=groups, own=own)
+            for value in values:
+                check_targets({last: value}, where=where, own=own)
+                if top in WRITERS:
+                    _check_paths({last: value}, where, run_dir)
+
+
+def _swept(key: str, values: Sequence[Any]) -> Iterator[str]:
+    """What a sweeper makes of `hydra.sweeper.params.<key>=<values>`, or of a dict of such: overrides."""
+    for value in values:
+        if key != SWEPT:
+            yield f"{key.removeprefix(f'{SWEPT}.')}={value}"
+        elif isinstance(value, Mapping):
+            yield from (f"{name}={choices}" for name, choices in value.items())
 
 
 def _check_paths(node: Any, where: str, run_dir: Path) -> None:

@@ -47,26 +47,30 @@ class Scored(NamedTuple):
         """
         splits = [SPLITS[split] for split in faces.split[rows]]
         probabilities = logits.double().softmax(1).numpy()
-        table = tables.predictions(
-            faces.ids[rows], splits, faces.labels[rows], probabilities, clean[rows], faces.classes
-        )
+        ids = [name.decode() for name in faces.ids[rows].tolist()]
+        table = tables.predictions(ids, splits, faces.labels[rows], probabilities, clean[rows], faces.classes)
         return cls(table, logits, rows)
 
 
 def scores(prefix: str, logits: torch.Tensor, labels: NDArray[np.int64], classes: tuple[str, ...]) -> Metrics:
     """Scores of labelled images with the bootstrap interval of their accuracy; empty where there are none."""
-    known = labels != UNLABELLED
-    if not known.any():
+    sums = sums_of(logits, labels)
+    if not sums.images:
         return {}
+    values = metrics.scores(sums, classes)
+    values["accuracy_low"], values["accuracy_high"] = accuracy_interval(int(sums.hits.sum()), int(sums.images))
+    return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def sums_of(logits: torch.Tensor, labels: NDArray[np.int64]) -> Sums:
+    """Sums over the labelled images of logits, float (N, C), and labels, int64 (N,)."""
+    known = labels != UNLABELLED
     labels, logits = labels[known], logits[torch.from_numpy(known)].double()
-    sums = Sums(
-        confusion(labels, logits.argmax(1).numpy(), len(classes)),
+    return Sums(
+        confusion(labels, logits.argmax(1).numpy(), logits.shape[1]),
         calibration_bins(logits.softmax(1).numpy(), labels),
         float(F.cross_entropy(logits, torch.from_numpy(labels), reduction="sum")),
     )
-    values = metrics.scores(sums, classes)
-    values["accuracy_low"], values["accuracy_high"] = accuracy_interval(int(sums.hits.sum()), len(labels))
-    return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 def test_scores(test: Scored, classes: tuple[str, ...]) -> Metrics:
@@ -74,12 +78,6 @@ def test_scores(test: Scored, classes: tuple[str, ...]) -> Metrics:
     labels, clean = tables.labels_of(test.predictions, classes), test.predictions["clean"].to_numpy(copy=True)
     clean_scores = scores("test/clean", test.logits[torch.from_numpy(clean)], labels[clean], classes)
     return scores("test", test.logits, labels, classes) | clean_scores
-
-
-def confusion_of(predictions: pd.DataFrame, classes: tuple[str, ...]) -> NDArray[np.int64]:
-    """The confusion matrix of a table of predictions: int64 (C, C)."""
-    labels, guesses = (tables.labels_of(predictions, classes, column) for column in ("label", "prediction"))
-    return confusion(labels, guesses, len(classes))
 
 
 def git_commit() -> str:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import re
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from hydra._internal.utils import get_args
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning.config.instantiate import targets_in
@@ -31,31 +33,11 @@ ITS_OWN = ("hydra.sweep.dir", "hydra.run.dir", "hydra.mode", "resume", "allow_ch
 """Overrides of the first start that do not carry over to the next one."""
 
 
-class Recorded(NamedTuple):
-    """How a folder was started.
-
-    Attributes:
-        file: that the overrides were read from.
-        overrides: of the command line.
-        hydra: Hydra's own config, as plain containers.
-        sweep: whether it is a sweep's folder.
-    """
-
-    file: Path
-    overrides: list[str]
-    hydra: Mapping[str, Any]
-    sweep: bool
-
-
-def expand(arguments: Sequence[str], groups: Path) -> list[str]:
+def expand(arguments: Sequence[str]) -> list[str]:
     """The command line that `resume=<folder>` stands for; any other one as it is.
 
-    What else was typed comes last, and so takes precedence. The working directory becomes the one of the first start,
-    which relative paths belong to.
-
-    Args:
-        arguments: of the command line.
-        groups: the folder of config groups.
+    Overrides that are typed as well come last, and so take precedence. The working directory becomes the one of the
+    first start, which relative paths belong to.
 
     Raises:
         UserError: the folder holds neither a run nor a sweep, or could run code and is not trusted.
@@ -64,17 +46,17 @@ def expand(arguments: Sequence[str], groups: Path) -> list[str]:
     if not wanted or wanted[-1].partition("=")[2] in (AUTO, "null", ""):
         return list(arguments)
     typed = [a for a in arguments if a not in wanted]
+    options = get_args(typed)
     folder = Path(wanted[-1].partition("=")[2].strip("'\"")).expanduser().absolute()
-    recorded = _read(folder)
-    carried = [o for o in parse(recorded.overrides, str(recorded.file)) if o.key_or_group not in ITS_OWN]
-    flags = _flags(recorded.hydra, typed)
-    home = _select(recorded.hydra, "runtime", "cwd")
+    file, recorded, hydra = _read(folder)
+    carried = [o for o in parse(recorded, str(file)) if o.key_or_group not in ITS_OWN]
+    flags = _flags(hydra, options)
+    home = _select(hydra, "runtime", "cwd")
     if not _is_trusted(typed):
-        own = _typed_targets(typed)
-        check_overrides(carried, where=str(recorded.file), run_dir=folder, groups=groups, own=own)
+        check_overrides(carried, where=str(file), run_dir=folder, own=_typed_targets(options))
         if flags:
             raise UserError(
-                f"{recorded.file.parent}: it was started with {' '.join(flags)}, whose configs may run any code; if "
+                f"{file.parent}: it was started with {' '.join(flags)}, whose configs may run any code; if "
                 "you trust whoever made this folder, add trust=true, or type that option yourself"
             )
         if home and Path(home).resolve().is_relative_to(folder.resolve()):
@@ -83,9 +65,11 @@ def expand(arguments: Sequence[str], groups: Path) -> list[str]:
         os.environ["PYTHONSAFEPATH"] = "1"  # ranks are started by `python -m`, which imports from where it is
     if home and Path(home).is_dir():
         os.chdir(home)
-    mode, key = (["--multirun"], "hydra.sweep.dir") if recorded.sweep else ([], "hydra.run.dir")
-    overrides = [str(o.input_line) for o in carried]
-    return [*mode, *flags, *overrides, *typed, f"{key}={_quoted(folder)}", f"resume={AUTO}"]
+    mode, key = (["--multirun"], "hydra.sweep.dir") if file.name == SWEEP else ([], "hydra.run.dir")
+    flags += [a for a in typed if a not in options.overrides]  # Hydra takes options before all overrides only
+    overrides = [*(str(o.input_line) for o in carried), *options.overrides]
+    quoted = QuotedString(str(folder), Quote.single).with_quotes()
+    return [*mode, *flags, *overrides, f"{key}={quoted}", f"resume={AUTO}"]
 
 
 def keep_command(run_dir: Path, cfg: DictConfig) -> None:
@@ -108,7 +92,8 @@ def keep_command(run_dir: Path, cfg: DictConfig) -> None:
         raise UserError(f"{folder}: {error.strerror}; choose another folder with hydra.run.dir=<folder>") from error
 
 
-def _read(folder: Path) -> Recorded:
+def _read(folder: Path) -> tuple[Path, list[str], Mapping[str, Any]]:
+    """The file that holds the overrides that a folder was started with, these, and Hydra's own config."""
     sweep = (folder / SWEEP).is_file()
     file = folder / SWEEP if sweep else folder / HYDRA / "overrides.yaml"
     if not file.is_file():
@@ -123,18 +108,17 @@ def _read(folder: Path) -> Recorded:
     )
     if not isinstance(hydra, Mapping):
         raise UserError(f"{source}: Hydra's config of this folder is missing or damaged; restore the file")
-    return Recorded(file, [str(override) for override in overrides], hydra, sweep)
+    return file, [str(override) for override in overrides], hydra
 
 
 def _check_links(folder: Path) -> None:
     """Refuse a folder with links to elsewhere: a log or a checkpoint would be written there."""
-    for parent, folders, files in os.walk(folder):
-        for path in (Path(parent, name) for name in (*folders, *files)):
-            if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-                raise UserError(
-                    f"{path}: a link out of the folder that is resumed, to {path.readlink()}; if it is yours, add "
-                    "trust=true, or replace it by what it links to"
-                )
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{path}: a link out of the folder that is resumed, to {path.readlink()}; if it is yours, add "
+                "trust=true, or replace it by what it links to"
+            )
 
 
 def _select(node: Any, *keys: str) -> Any:
@@ -153,40 +137,27 @@ def _is_trusted(typed: Sequence[str]) -> bool:
     return bool(values) and values[-1] == "true"
 
 
-def _typed_targets(typed: Sequence[str]) -> set[str]:
+def _typed_targets(options: Namespace) -> set[str]:
     """Targets on the user's own command line, and in the files of a config folder that is named there."""
     targets = set()
-    for argument in typed:
+    for argument in options.overrides:
         with suppress(UserError):  # Hydra reports it
             for override in parse([argument], ""):
                 last = override.key_or_group.rpartition(".")[2]
                 targets |= targets_in([{last: value} for value in values_of(override)])
-    for folder in _options(typed, "--config-dir", "-cd"):
-        for file in Path(folder).expanduser().rglob("*.yaml"):
+    if options.config_dir:
+        for file in Path(options.config_dir).expanduser().rglob("*.yaml"):
             targets |= set(re.findall(r"_target_['\"]?\s*:\s*['\"]?([\w.]+)", file.read_text(errors="replace")))
     return targets
 
 
-def _options(typed: Sequence[str], *names: str) -> list[str]:
-    """Values of an option, typed as `--name value` or `--name=value`."""
-    spaced = [value for name, value in pairwise(typed) if name in names]
-    return spaced + [a.partition("=")[2] for a in typed if a.partition("=")[0] in names and "=" in a]
-
-
-def _flags(hydra: Mapping[str, Any], typed: Sequence[str]) -> list[str]:
+def _flags(hydra: Mapping[str, Any], options: Namespace) -> list[str]:
     """Hydra's own options of the first start that decide what a config is made of, unless they are typed again."""
     flags = []
     name = _select(hydra, "job", "config_name")
-    if name and name != "config" and not any(a.startswith(("--config-name", "-cn")) for a in typed):
+    if name and name != "config" and not options.config_name:
         flags += ["--config-name", str(name)]
     for source in _list(hydra, "runtime", "config_sources"):
-        if _select(source, "provider") == "command-line" and not any(
-            a.startswith(("--config-dir", "-cd")) for a in typed
-        ):
+        if _select(source, "provider") == "command-line" and not options.config_dir:
             flags += ["--config-dir", str(_select(source, "path"))]
     return flags
-
-
-def _quoted(path: Path) -> str:
-    """A path as a value in Hydra's grammar."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"

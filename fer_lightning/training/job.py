@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -25,7 +25,7 @@ from fer_lightning.report import tracking
 from fer_lightning.runs.checkpoints import checkpoint_to_resume, read_checkpoint
 from fer_lightning.runs.folder import BEST, CHECKPOINTS, LAST, keep_partition
 from fer_lightning.runs.results import Metrics
-from fer_lightning.training import fine_tuning, scoring
+from fer_lightning.training import scoring
 from fer_lightning.training.callbacks import History, LastCheckpoint
 from fer_lightning.training.description import announce, describe
 from fer_lightning.training.imbalance import Stage, Strategy
@@ -41,13 +41,8 @@ FIRST_STAGE = "first_stage"
 START = "start.ckpt"
 """In it, the checkpoint that the last stage starts from."""
 
-
-class Fitted(NamedTuple):
-    """The objects of a finished call of `Trainer.fit`."""
-
-    trainer: L.Trainer
-    classifier: FERClassifier
-    history: History
+BACKBONE = "network.backbone."
+"""Prefix of the backbone's parameters and buffers in a FERClassifier's state dict."""
 
 
 def run(settings: Settings, run_dir: Path) -> Metrics:
@@ -95,7 +90,7 @@ class _Job:
         self, settings: Settings, run_dir: Path, strategy: Strategy, data: FERDataModule, loggers: list[Any]
     ) -> None:
         self.settings, self.run_dir, self.strategy, self.data, self.loggers = settings, run_dir, strategy, data, loggers
-        self.checkpoints = run_dir / CHECKPOINTS
+        self.checkpoints, self.history = run_dir / CHECKPOINTS, History(run_dir / "metrics.csv")
         self.announced = False
 
     def run(self) -> Metrics:
@@ -104,10 +99,10 @@ class _Job:
         resumed = self._to_resume(self.checkpoints)
         for stage in before if resumed is None else []:
             folder = self.checkpoints / FIRST_STAGE
-            first = self._fit(stage, folder, self._to_resume(folder))
-            resumed = self._start_of(last, first, folder)
-        fitted = self._fit(last, self.checkpoints, resumed)
-        return self._score(fitted)
+            trained = self._fit(stage, folder, self._to_resume(folder))
+            resumed = self._start_of(last, trained, folder)
+        trainer = self._fit(last, self.checkpoints, resumed)
+        return scoring.write(self.settings, self.run_dir, self.data, trainer, self.history)
 
     def _to_resume(self, folder: Path) -> Path | None:
         """The newest intact checkpoint of a folder; every byte of it is read, by rank 0 only."""
@@ -115,21 +110,15 @@ class _Job:
         path = ranks.broadcast(str(newest) if newest else None)
         return Path(path) if path else None
 
-    def _fit(self, stage: Stage, folder: Path, checkpoint: Path | None) -> Fitted:
+    def _fit(self, stage: Stage, folder: Path, checkpoint: Path | None) -> L.Trainer:
         settings = self.settings
         with ranks.agreeing():
             classifier = make_classifier(settings, self.strategy, self.data, stage)
             callbacks = instantiate.named("callbacks", _in_folder(settings["callbacks"], self.checkpoints, folder))
             if stage.end != settings["trainer"]["max_epochs"]:  # the next stage starts at a fixed epoch
                 callbacks = [c for c in callbacks if not isinstance(c, EarlyStopping)]
-            history = History(self.run_dir / "metrics.csv")
             trainer = make_trainer(
-                settings["trainer"],
-                self.run_dir,
-                [*callbacks, history],
-                self.loggers,
-                batch_size=settings["data"]["batch_size"],
-                max_epochs=stage.end,
+                settings["trainer"], self.run_dir, callbacks, self.history, self.loggers, max_epochs=stage.end
             )
             if not self.announced and ranks.is_first():
                 resumed = checkpoint is not None
@@ -137,48 +126,37 @@ class _Job:
         if not self.announced:
             self.announced = True
             if trainer.is_global_zero:
-                announce(self._facts(classifier, trainer), self.data, self.run_dir, checkpoint)
+                facts = describe(settings, self.run_dir, self.data, classifier, trainer.strategy.root_device)
+                announce(facts, self.data, self.run_dir, checkpoint)
             tracking.log_start(self.loggers, settings, scoring.class_counts(self.data))
         try:
             trainer.fit(classifier, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:  # of what the config adds to the trainer and the callbacks
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-        return Fitted(trainer, classifier, history)
+        return trainer
 
-    def _start_of(self, stage: Stage, first: Fitted, folder: Path) -> Path:
-        """The checkpoint that a stage starts from: the backbone of the best one before it, and a new head."""
+    def _start_of(self, stage: Stage, trained: L.Trainer, folder: Path) -> Path:
+        """A checkpoint that the next stage continues from, with the best backbone so far and a new head: the classifier
+        re-training (cRT) of Kang et al. 2020, arXiv:1910.09217, section 4.1.
+
+        Epochs and steps continue to count; optimizer, schedule, best scores and averages start again.
+        """
         path = folder / START
-        if not any(isinstance(c, LastCheckpoint) for c in first.trainer.checkpoint_callbacks):
-            first.trainer.save_checkpoint(folder / LAST, weights_only=False)
+        if not any(isinstance(c, LastCheckpoint) for c in trained.checkpoint_callbacks):
+            trained.save_checkpoint(folder / LAST, weights_only=False)
         torch.manual_seed(stream_seed("head", self.settings["seed"], stage.first))
         new = make_classifier(self.settings, self.strategy, self.data, stage).state_dict()
         if ranks.is_first():
             last = read_checkpoint(folder / LAST)
             best = read_checkpoint(folder / BEST)["state_dict"] if (folder / BEST).is_file() else last["state_dict"]
-            weights = fine_tuning.with_backbone_of(new, best)
-            start = fine_tuning.next_stage(last, weights, keep_callbacks=(first.history.state_key,))
-            first.trainer.strategy.checkpoint_io.save_checkpoint(start, path)
-        first.trainer.strategy.barrier("start of the next stage")
+            dropped = ("current_model_state", "averaging_state", "training_sums")
+            start = {name: value for name, value in last.items() if name not in dropped}
+            start["state_dict"] = {name: best[name] if name.startswith(BACKBONE) else new[name] for name in new}
+            start["optimizer_states"], start["lr_schedulers"] = [], []  # without a state Lightning leaves the new ones
+            start["callbacks"] = {self.history.state_key: last["callbacks"][self.history.state_key]}
+            trained.strategy.checkpoint_io.save_checkpoint(start, path)
+        trained.strategy.barrier("start of the next stage")
         return path
-
-    def _score(self, fitted: Fitted) -> Metrics:
-        trainer, classifier, history = fitted
-        best = scoring.best_checkpoint(trainer)
-        return scoring.write(
-            trainer,
-            classifier,
-            self.data,
-            self.run_dir,
-            history,
-            best=best,
-            monitor=self.settings["monitor"],
-            twins=self.settings["data"]["twins"],
-            about=self._facts(classifier, trainer),
-            loggers=self.loggers,
-        )
-
-    def _facts(self, classifier: FERClassifier, trainer: L.Trainer) -> dict[str, str]:
-        return describe(self.settings, self.run_dir, self.data, classifier, trainer.strategy.root_device)
 
 
 def make_data(settings: Settings, strategy: Strategy) -> FERDataModule:

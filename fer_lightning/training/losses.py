@@ -156,11 +156,7 @@ class LogitAdjusted(ClassLoss):
 
 class BalancedSoftmax(LogitAdjusted):
     """−log (n_y e^z_y / Σ_c n_c e^z_c) (Ren et al. 2020, arXiv:2007.10740, equation 4), which equals
-    `LogitAdjusted` at τ = 1.
-
-    Args:
-        **settings: of `ClassLoss`.
-    """
+    `LogitAdjusted` at τ = 1."""
 
     def __init__(self, class_counts: Sequence[int], **settings: Any) -> None:
         super().__init__(class_counts, tau=1.0, **settings)

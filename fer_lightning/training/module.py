@@ -18,9 +18,13 @@ from fer_lightning.data.loader import Batch
 from fer_lightning.data.seeding import stream_seed
 from fer_lightning.distributed import ranks
 from fer_lightning.errors import UserError
+from fer_lightning.metrics.scores import scores
+from fer_lightning.runs.results import sums_of
 from fer_lightning.training.losses import LDAM, ClassLoss, log_prior
-from fer_lightning.training.metrics import SUMS, ClassificationScores, Predictions
+from fer_lightning.training.metrics import Predictions
 from fer_lightning.training.optim import parameter_groups
+
+SUMS = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple GPUs have no float64
 
 
 class FERClassifier(L.LightningModule):
@@ -76,7 +80,7 @@ class FERClassifier(L.LightningModule):
         self.classes = list(classes)
         self.first_scored_epoch = first_scored_epoch
         self.network = instantiate.network(model, len(self.classes), head_scale)
-        self.loss = instantiate.loss(loss, class_counts)
+        self.loss = instantiate.node("imbalance.loss", loss, class_counts=list(class_counts))
         if isinstance(self.loss, LDAM) and self.loss.scale != head_scale:
             raise UserError(
                 f"imbalance.loss.scale={self.loss.scale} needs imbalance.head.scale={self.loss.scale}, not "
@@ -85,7 +89,6 @@ class FERClassifier(L.LightningModule):
         if head_only:
             self.network.backbone.requires_grad_(False)
         self.register_buffer("log_prior", log_prior(class_counts), persistent=False)
-        self.val_scores = ClassificationScores(classes)
         self.predictions = Predictions()
         self._sums = torch.zeros(3, dtype=SUMS)  # of this rank's epoch so far: loss, hits, images
         self._monitored: float | None = None  # the monitored metric, if the epoch has been validated
@@ -180,37 +183,31 @@ class FERClassifier(L.LightningModule):
             self._sums = sums.sum(0) * (self.global_rank == 0)
 
     def on_validation_epoch_start(self) -> None:
-        self._share_buffers()
-
-    def _share_buffers(self) -> None:
         """Take rank 0's running statistics, which are those that checkpoints hold; each rank's own are of its own
-        images. Called after an average of the weights has been swapped in."""
+        images. By now an average of the weights has been swapped in."""
         if ranks.world() > 1:
             for buffer in self.network.buffers():
                 dist.broadcast(buffer, 0)
+        self.predictions.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        if len(batch.labels):  # a rank may have run out of images before the others
-            self.val_scores.update(self.predict_logits(batch.images), batch.labels)
+        """Only collects: all scores come from `predictions`, so that any subset of the images can be scored."""
+        if len(batch.rows):
+            logits = self.predict_logits(batch.images)
+        else:  # a rank may have run out of images before the others
+            logits = torch.empty(0, len(self.classes), device=self.device)
+        self.predictions.update(batch.rows, batch.labels, logits)
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        values = {f"val/{name}": value for name, value in self.val_scores.compute().items()}
-        self.val_scores.reset()
+        _, labels, logits = self.predictions.compute()
+        values = {f"val/{n}": value for n, value in scores(sums_of(logits, labels.numpy()), self.classes).items()}
         self._monitored = values.get(self.hparams["monitor"]["metric"])
         in_progress_bar = {name: values.pop(name) for name in ("val/accuracy", "val/f1_macro")}
         self.log_dict(in_progress_bar, prog_bar=True)
         self.log_dict(values)
-
-    def on_test_epoch_start(self) -> None:
-        self._share_buffers()
-        self.predictions.reset()
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Only collects: all test scores come from `predictions`, so that any subset of them can be scored."""
-        if len(batch.rows):
-            self.predictions.update(batch.rows, self.predict_logits(batch.images))
-        else:  # a rank may have run out of images before the others
-            self.predictions.update(batch.rows, torch.empty(0, len(self.classes), device=self.device))
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -229,11 +226,12 @@ class FERClassifier(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams
         groups = parameter_groups(self.network, hparams["optimizer"].get("weight_decay", 0.0))
-        optimizer = instantiate.optimizer(hparams["optimizer"], groups)
+        optimizer = instantiate.call("optimizer", hparams["optimizer"], groups)
         steps = int(self.trainer.estimated_stepping_batches)
-        if epochs := self.trainer.max_epochs or 0:  # less those of an earlier stage
-            steps = round(steps * (1 - max(hparams["first_epoch"], 0) / max(epochs, 1)))
-        scheduler, interval = instantiate.schedule(hparams["schedule"], optimizer, steps, hparams["monitor"]["mode"])
+        if first := hparams["first_epoch"]:  # less those of an earlier stage
+            steps = round(steps * (1 - first / self.trainer.max_epochs))
+        mode = hparams["monitor"]["mode"]
+        scheduler, interval = instantiate.call("schedule", hparams["schedule"], optimizer, steps, mode)
         return {
             "optimizer": optimizer,
             # `on_train_epoch_end` steps the plateau schedule; Lightning only wants a metric that is always there.

@@ -26,7 +26,7 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 def cosine(optimizer: Optimizer, steps: int, mode: str, warmup: float = 0.05, final: float = 0.0) -> Schedule:
     """Linear warm-up over the fraction `warmup` of the steps, then half a cosine down to `final` × the rate
     (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
-    _check_fraction("schedule.warmup", warmup)
+    _check_warmup(warmup)
     warmup_steps = max(1, round(warmup * steps))
 
     def factor(step: int) -> float:
@@ -42,7 +42,7 @@ def onecycle(
 ) -> Schedule:
     """Up to the rate by a cosine over the fraction `warmup` of the steps, then down to `final` × the rate (Smith &
     Topin 2018, arXiv:1708.07120); `start` and `final` are fractions of the highest rate."""
-    _check_fraction("schedule.warmup", warmup)
+    _check_warmup(warmup)
     peak = max(0.0, warmup * (steps + 1) - 1)
 
     def factor(step: int) -> float:
@@ -60,15 +60,13 @@ def plateau(optimizer: Optimizer, steps: int, mode: str, factor: float = 0.5, pa
 
 def constant(optimizer: Optimizer, steps: int, mode: str, warmup: float = 0.0) -> Schedule:
     """One rate, after a linear warm-up over the fraction `warmup` of the steps."""
-    _check_fraction("schedule.warmup", warmup)
-    warmup_steps = max(1, round(warmup * steps))
-    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup_steps)), "step"
+    return cosine(optimizer, steps, mode, warmup, final=1.0)
 
 
 def _half_cosine(first: float, last: float, progress: float) -> float:
     return last + (first - last) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def _check_fraction(key: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{key} is a fraction of the steps, from 0 up to 1, not {value}")
+def _check_warmup(warmup: float) -> None:
+    if not 0 <= warmup < 1:
+        raise ValueError(f"schedule.warmup is a fraction of the steps, from 0 up to 1, not {warmup}")

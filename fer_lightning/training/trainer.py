@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,7 @@ from fer_lightning.distributed import ranks
 from fer_lightning.distributed.strategy import OrderedDDP
 from fer_lightning.errors import UserError
 from fer_lightning.runs.checkpoints import WholeCheckpointIO
-from fer_lightning.training.callbacks import ProgressBar, ProgressLine
-from fer_lightning.training.callbacks.progress import on_terminal
+from fer_lightning.training.callbacks import History, ProgressBar, ProgressLine
 
 LAUNCHING = ("strategy", "num_nodes", "use_distributed_sampler")
 """Arguments of Lightning's Trainer that this project sets itself."""
@@ -31,9 +31,9 @@ def make_trainer(
     group: Mapping[str, Any],
     run_dir: Path,
     callbacks: Sequence[L.Callback],
+    history: History,
     loggers: Sequence[Any],
     *,
-    batch_size: int,
     max_epochs: int,
 ) -> L.Trainer:
     """The Trainer of this process, which is one of several ranks if torchrun or srun started it.
@@ -41,9 +41,9 @@ def make_trainer(
     Args:
         group: the config group `trainer`.
         run_dir: the run folder.
-        callbacks: in addition to those that report progress.
+        callbacks: in addition to the history and to those that report progress.
+        history: of the run.
         loggers: of the run.
-        batch_size: of training, for the progress bar.
         max_epochs: the epoch at which this stage ends.
 
     Raises:
@@ -51,7 +51,7 @@ def make_trainer(
     """
     arguments = dict(group) | {"max_epochs": max_epochs}
     del arguments["channels_last"]
-    bar = arguments.pop("progress_bar") and on_terminal()
+    bar = arguments.pop("progress_bar") and sys.stdout.isatty()  # in a file it would be noise
     if reserved := [key for key in LAUNCHING if key in arguments]:
         raise UserError(
             f"trainer.{reserved[0]} is set by this project: leave it out, and choose trainer.devices, or start the "
@@ -65,7 +65,7 @@ def make_trainer(
     try:
         return L.Trainer(
             default_root_dir=run_dir,
-            callbacks=[*callbacks, ProgressBar(batch_size) if bar else ProgressLine()],
+            callbacks=[*callbacks, history, ProgressBar(history) if bar else ProgressLine(history)],
             logger=list(loggers),
             num_sanity_val_steps=0,
             enable_progress_bar=bar,

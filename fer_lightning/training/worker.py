@@ -133,15 +133,11 @@ def _run(run_dir: Path) -> None:
         run(load_settings(run_dir), run_dir)
     except BaseException as error:
         if isinstance(error, ranks.FailedElsewhere) or ranks.lost_contact(error):
-            _wait_to_be_ended()
+            # Until torchrun ends this rank: if it exited by itself, it might be reported in place of the cause.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if not interrupts.received:
+                time.sleep(GRACE)
         raise
-
-
-def _wait_to_be_ended() -> None:
-    """Give torchrun the time to end this rank: if it exited by itself, it might be reported in place of the cause."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if not interrupts.received:
-        time.sleep(GRACE)
 
 
 def log_to(path: Path, *, console: bool) -> None:

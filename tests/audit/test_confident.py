@@ -20,22 +20,20 @@ def simulated(n: int, classes: int, noise: float, seed: int) -> tuple[np.ndarray
     return given, probabilities / probabilities.sum(1, keepdims=True), wrong
 
 
-def naive(labels: np.ndarray, p: np.ndarray) -> tuple[list[float], list[list[int]], list[tuple[int, int]]]:
+def naive(labels: np.ndarray, p: np.ndarray) -> list[tuple[int, int]]:
     n, classes = p.shape
     thresholds = []
     for j in range(classes):
         own = [p[x, j] for x in range(n) if labels[x] == j]
         thresholds.append(sum(own) / len(own) if own else float("inf"))
-    joint = [[0] * classes for _ in range(classes)]
     errors = []
     for x in range(n):
         candidates = [j for j in range(classes) if p[x, j] >= thresholds[j]]
         if candidates:
             best = max(candidates, key=lambda j: p[x, j])
-            joint[labels[x]][best] += 1
             if best != labels[x] and p[x, best] > p[x, labels[x]]:
                 errors.append((x, best))
-    return thresholds, joint, sorted(errors, key=lambda e: p[e[0], labels[e[0]]] - p[e[0], e[1]])
+    return sorted(errors, key=lambda e: p[e[0], labels[e[0]]] - p[e[0], e[1]])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -44,10 +42,7 @@ def test_confident_learning_equals_the_definitions(seed: int, empty: bool) -> No
     labels, p, _ = simulated(300, 4, 0.2, seed)
     labels[labels == 3] = 0 if empty else 3
     found = confident_learning(labels, p)
-    thresholds, joint, errors = naive(labels, p)
-    np.testing.assert_allclose(found.thresholds, thresholds)
-    assert found.joint.tolist() == joint
-    assert list(zip(found.rows.tolist(), found.suggested.tolist(), strict=True)) == errors
+    assert list(zip(found.rows.tolist(), found.suggested.tolist(), strict=True)) == naive(labels, p)
     assert (np.diff(found.margins) <= 0).all() and (found.margins > 0).all()
 
 

@@ -26,7 +26,7 @@ from fer_lightning.comparison.write import compare_runs
 from fer_lightning.errors import UserError
 from fer_lightning.report import tables
 from fer_lightning.runs.folder import PIXELS
-from tests.conftest import TINY, Run
+from tests.conftest import SMALL, Run
 
 CLASSES = ("angry", "happy", "sad_&_lonely")
 N = 400
@@ -359,9 +359,8 @@ def test_compare_command(sweep: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_scores_equal_metrics_json_of_trained_runs(train: Callable[..., Run], tmp_path: Path) -> None:
-    small = (*(s for s in TINY if not s.startswith("model")), "model._target_=tests.interruptions.SmallNetwork")
     for strategy, seed in product(("none", "balanced"), (0, 1)):
-        run = train(*small, f"imbalance={strategy}", f"seed={seed}", folder=tmp_path / f"{strategy}{seed}")
+        run = train(*SMALL, f"imbalance={strategy}", f"seed={seed}", folder=tmp_path / f"{strategy}{seed}")
         assert run.code == 0, run.err
     comparison = compare_runs([tmp_path], resamples=200)
     assert [(setting.name, len(setting.runs)) for setting in comparison.settings] == [("balanced", 2), ("none", 2)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,12 +42,3 @@ def test_unknown_key_of_a_source_is_an_error() -> None:
 def test_empty_source_is_an_error() -> None:
     with pytest.raises(UserError, match=r"data\.source is empty"):
         load_faces(settings({}))
-
-
-@pytest.mark.parametrize("name", ["fer2013", "ferplus", "synthetic"])
-def test_config_of_each_source_names_its_target(name: str) -> None:
-    from omegaconf import OmegaConf
-
-    conf: Any = OmegaConf.load(Path(__file__).parents[2] / f"conf/data/{name}.yaml")
-    assert conf.name == name
-    assert conf.source._target_.startswith("fer_lightning.data.")

@@ -109,30 +109,6 @@ def test_torchrun_ranks_report_a_user_error_once(tmp_path: Path) -> None:
     assert ended.stderr.count("error: trainer.devices=4 contradicts the 2 processes") == 1
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        (["trainer.devices=[0,1]"], "a CPU has no numbered devices"),
-        (["trainer.devices=0"], "use a number from 1"),
-        (["trainer.devices=many"], "use a number from 1"),
-        (["trainer.devices=2", "data.batch_size=31"], "use 30 or 32"),
-        (["trainer.devices=2", "data.batch_size=2"], "use 4"),
-        (["trainer.sync_batchnorm=true"], "for GPUs only"),
-        (["accelerator=ddp"], "sees no GPU here"),
-    ],
-)
-def test_invalid_devices_are_refused_in_one_line(settings: list[str], said: str, tmp_path: Path) -> None:
-    if torch.cuda.is_available() and "ddp" in settings[0]:
-        pytest.skip("there is a GPU")
-    base = without(SMALL, *(setting.partition("=")[0] for setting in settings))
-    if "accelerator=" in settings[0]:
-        base.remove("trainer.accelerator=cpu")
-    ended = apart(tmp_path, *base, *settings, f"hydra.run.dir={tmp_path}/run")
-    assert ended.code == 1
-    assert said in ended.err
-    assert ended.err.count("\n") == 1, ended.err
-
-
 def test_accelerator_slurm_outside_of_slurm_is_refused(tmp_path: Path) -> None:
     ended = apart(tmp_path, "accelerator=slurm", "data=synthetic")
     assert ended.code == 1

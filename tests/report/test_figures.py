@@ -80,25 +80,14 @@ def test_text_is_readable_on_every_cell() -> None:
         assert (tones[1] + 0.05) / (tones[0] + 0.05) > 4, (row, column)  # 4.5 is out of reach in mid-blue
 
 
-def test_curves_mark_the_best_epoch() -> None:
-    figure = figures.curves(history(20))
+def test_curves_mark_the_epoch_of_the_checkpoint() -> None:
+    figure = figures.curves(history(20), "val/f1_macro", 6)
     draw(figure)
     assert "Best, 0.600 in epoch 6" in texts(figure)
     assert len(figure.axes) == 3
-    lowest = figures.curves(history(20), "val/loss", "min")
+    assert not [text for text in texts(figures.curves(history(20))) if text.startswith("Best")]
+    lowest = figures.curves(history(20), "val/loss", 19)
     assert f"Best, {2 * 0.95**19:.3f} in epoch 19" in texts(lowest)
-    given = figures.curves(history(20), best_epoch=11)  # of a second stage, for example
-    assert any(text.startswith("Best, ") and text.endswith("in epoch 11") for text in texts(given))
-
-
-def test_curves_merge_rows_of_one_epoch() -> None:
-    complete = history(8)
-    train, val = complete.copy(), complete.copy()
-    train.loc[:, ["val/loss", "val/accuracy", "val/f1_macro"]] = np.nan
-    val.loc[:, ["train/loss", "train/accuracy", "lr"]] = np.nan
-    lines = figures.curves(pd.concat([train, val])).axes[0].lines
-    np.testing.assert_array_equal(lines[0].get_ydata(), complete["train/loss"])
-    np.testing.assert_array_equal(lines[1].get_ydata(), complete["val/loss"])
 
 
 @pytest.mark.parametrize(
@@ -107,13 +96,11 @@ def test_curves_merge_rows_of_one_epoch() -> None:
         (history(1), 3),
         (history(10)[["epoch", "val/loss"]], 1),
         (history(10).assign(**{"val/f1_macro": np.nan, "val/loss": np.inf}), 3),
-        (history(0), 0),
-        (pd.DataFrame(), 0),
     ],
-    ids=["one epoch", "one column", "nothing finite", "no epoch", "no column"],
+    ids=["one epoch", "one column", "nothing finite"],
 )
 def test_curves_draw_the_columns_that_exist(table: pd.DataFrame, panels: int) -> None:
-    figure = figures.curves(table)
+    figure = figures.curves(table, "val/f1_macro", 0)
     draw(figure)
     assert len(figure.axes) == panels
 
@@ -159,7 +146,7 @@ def test_reliability_ignores_unlabelled_and_infinite_rows() -> None:
 @pytest.mark.parametrize("n", [1, 11])
 def test_faces(n: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (n, 48, 48), dtype=np.uint8)
-    figure = figures.faces(images, [f"face {i}\n{LONG}" for i in range(n)], columns=4)
+    figure = figures.faces(images, [f"face {i}\n{LONG}" for i in range(n)])
     draw(figure)
     assert sum(len(axes.images) for axes in figure.axes) == n
     assert {f"face {i}\n{style.short(LONG, 18)}" for i in range(n)} <= texts(figure)

@@ -165,11 +165,11 @@ def test_failed_write_leaves_existing_file_unchanged(tmp_path: Path, monkeypatch
     ("seconds", "text"), [(3.21, "3.2 s"), (61, "1 min 1 s"), (4321.5, "1 h 12 min"), (59.96, "1 min 0 s")]
 )
 def test_training_time_is_formatted_for_people(seconds: float, text: str) -> None:
-    assert text in Reader(page.render(about={}, metrics={"train/seconds": seconds})).text
+    assert page.results({}, {"train/seconds": seconds})["facts"] == {"training time": text}
 
 
-def test_scores_of_all_and_clean_images_are_side_by_side() -> None:
+def test_scores_of_all_and_clean_images_are_side_by_side(tmp_path: Path) -> None:
     metrics = {"test/accuracy": 0.7, "test/support/a": 60.0, "test/support/b": 40.0}
     metrics |= {"test/clean/accuracy": 0.6, "test/clean/support/a": 50.0}
-    text = Reader(page.render(about={}, metrics=metrics)).text
+    text = Reader(write(tmp_path, ["a", "b"], metrics=metrics).read_text()).text
     assert re.search(r"All test imagesClean test images\s+Images10050\s+Accuracy0\.7000\.600", text)

@@ -15,8 +15,9 @@ import pytest
 
 from fer_lightning.data.table import FER_CLASSES
 from fer_lightning.report import tracking
-from tests.conftest import TINY, Run
+from tests.conftest import SMALL, TINY, Run
 from tests.processes import apart
+from tests.resuming import without
 
 Train = Callable[..., Run]
 
@@ -130,12 +131,8 @@ def test_run_id_is_stored_in_the_run_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_runs_of_a_sweep_are_grouped_by_setting_and_tagged(tmp_path: Path) -> None:
-    small = (
-        *(s for s in TINY if not s.startswith(("model", "logger"))),
-        "model._target_=tests.interruptions.SmallNetwork",
-    )
     sweep = [f"hydra.sweep.dir={tmp_path}/2026-01-01/12-00-00", "logger=wandb", "trainer.max_epochs=1"]
-    ended = apart(tmp_path, "-m", *small, *sweep, "seed=0,1", "imbalance=none,weighted")
+    ended = apart(tmp_path, "-m", *without(SMALL, "logger"), *sweep, "seed=0,1", "imbalance=none,weighted")
     assert ended.code == 0, ended.err
     found = {}
     for job in (tmp_path / "2026-01-01/12-00-00").glob("[0-9]"):

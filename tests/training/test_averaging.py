@@ -11,10 +11,8 @@ import pytest
 import torch
 
 from fer_lightning.training.callbacks import EMA
-from tests.conftest import TINY, Run
+from tests.conftest import SMALL, Run
 from tests.processes import apart
-
-SMALL = (*(s for s in TINY if not s.startswith("model")), "model._target_=tests.interruptions.SmallNetwork")
 
 
 def test_average_follows_the_warmed_up_decay() -> None:

@@ -15,10 +15,9 @@ import torch
 from fer_lightning.app import CONF
 from fer_lightning.inference.evaluate import evaluate
 from fer_lightning.training.imbalance import epoch_at
-from tests.conftest import TINY, Run
+from tests.conftest import SMALL, TINY, Run
 from tests.processes import apart
 
-SMALL = (*(s for s in TINY if not s.startswith("model")), "model._target_=tests.interruptions.SmallNetwork")
 TRAINING = {"angry": 19, "disgust": 3, "fear": 19, "happy": 37, "sad": 23, "surprise": 15, "neutral": 24}
 HEAD = {"network.head.weight", "network.head.bias"}
 

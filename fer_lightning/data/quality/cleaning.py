@@ -20,7 +20,7 @@ from fer_lightning.data.protocols import Partition, Rows, need_every_class
 from fer_lightning.data.quality.blank import is_blank, is_near_blank
 from fer_lightning.data.quality.duplicates import near_duplicates
 from fer_lightning.data.table import UNLABELLED, FaceTable
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, flat
 
 LEFT_OUT = "none"
 """The new label of an image to remove from the training set."""
@@ -222,4 +222,4 @@ def _lines(path: str, where: str) -> Iterator[tuple[int, str, str, str]]:
                     )
                 yield rows.line_num, row["image"], row["new_label"].strip(), row.get("pixel_digest", "").strip()
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{where}: {flat(error)}") from error

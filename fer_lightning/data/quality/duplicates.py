@@ -13,20 +13,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fer_lightning.data.quality.blank import is_blank
+from fer_lightning.data.readers.cache import replacing, stored_arrays
 from fer_lightning.data.table import SIDE, FaceTable
+from fer_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +110,8 @@ def near_duplicates(faces: FaceTable, cache_root: Path) -> tuple[NDArray[np.int6
 def _recalled(faces: FaceTable, first: NDArray[np.int64], cache_root: Path) -> NearPairs:
     digest = hashlib.blake2b(faces.digests.tobytes(), digest_size=16).hexdigest()
     file = cache_root / f"near-v{METHOD}" / f"{digest}.npz"
-    damaged = (ValueError, KeyError, EOFError, BadZipFile)
-    with suppress(OSError, *damaged), file.open("rb") as opened, np.load(opened) as cached:
-        return NearPairs(**{name: cached[name] for name in NearPairs._fields})
+    with suppress(UserError):  # missing or damaged
+        return NearPairs(**stored_arrays(file))
     if len(first) > 5000:
         minutes = max(1, round(_MINUTES * (len(first) / 1e4) ** 2))
         log.warning(
@@ -121,11 +120,8 @@ def _recalled(faces: FaceTable, first: NDArray[np.int64], cache_root: Path) -> N
     order = np.sort(first)
     pairs = near_pairs(faces.images[order])
     pairs = pairs._replace(first=order[pairs.first], second=order[pairs.second])
-    built = file.with_name(f".{uuid.uuid4().hex}.npz")
-    with suppress(OSError):  # a cache that cannot be written costs only time
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError), replacing(file) as built:  # a cache that cannot be written costs only time
         np.savez(built, **pairs._asdict())
-        built.replace(file)
     return pairs
 
 

@@ -6,28 +6,26 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 import uuid
 import zlib
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fer_lightning.data.readers.archive import Stamp
+from fer_lightning.data.readers.streams import reading
 from fer_lightning.data.table import FaceTable
-from fer_lightning.errors import printable
+from fer_lightning.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Increase this whenever a reader or the file format changes, so that older entries are ignored."""
 
-_ARRAYS = ("images", "labels", "split", "ids", "classes")
 _UNTRUSTED_NS = 1_000_000_000  # a file may change again unnoticed within the resolution of its time stamps
 _ABANDONED_S = 24 * 3600
 
@@ -44,11 +42,36 @@ def default_root() -> Path:
     return Path(os.devnull, "fer-lightning")
 
 
-class Cache:
-    """Tables under `root`/v<FORMAT>/tables/<digest>/; …/memos/ map paths to digests.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write, renamed to `path` where the block ends without an exception and removed where it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    built = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield built
+        built.replace(path)
+    finally:
+        built.unlink(missing_ok=True)
 
-    Safe for concurrent processes: entries are renamed into place when complete, and have checksums. If the cache cannot
-    be written, there is one warning, and nothing else.
+
+def stored_arrays(file: Path) -> dict[str, Any]:
+    """The arrays of an .npz file by name.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    with reading(str(file)), file.open("rb") as opened, np.load(opened) as stored:
+        if stored.zip.testzip() is not None:  # first, since numpy's parser fails in many ways on damaged bytes
+            raise ValueError("wrong checksum")
+        return dict(stored)
+
+
+class Cache:
+    """Tables under `root`/v<FORMAT>/tables/, with the images in <digest>.npy and all else in <digest>.npz; …/memos/ map
+    paths to digests.
+
+    Safe for concurrent processes: files are renamed into place when complete, have checksums, and are the same from
+    every process. If the cache cannot be written, there is one warning, and nothing else.
     """
 
     def __init__(self, root: Path) -> None:
@@ -69,77 +92,58 @@ class Cache:
         """Store the digest of `path`; reading its content began at `read_ns`, nanoseconds since the epoch."""
         if read_ns - stamp.newest_ns < _UNTRUSTED_NS:
             return
-        memo = self._memo(path)
-        built = memo.with_name(f".{uuid.uuid4().hex}")
+        memo = {"path": printable(path), "listing": stamp.listing, "digest": digest}
         try:
-            memo.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"path": printable(path), "listing": stamp.listing, "digest": digest})
-            built.write_text(text, encoding="utf-8")
-            built.replace(memo)
+            with replacing(self._memo(path)) as built:
+                built.write_text(json.dumps(memo), encoding="utf-8")
         except OSError as error:
             self._warn(error)
-            with suppress(OSError):
-                built.unlink(missing_ok=True)
 
     def open(self, digest: str, source: str) -> FaceTable | None:
         """The table with that digest, its images memory-mapped; None if there is no valid one."""
-        entry = self._tables / digest
+        images, others = self._files(digest)
         try:
-            checksums = json.loads((entry / "table.json").read_text(encoding="utf-8"))["crc32"]
-            if any(_crc32(_file(entry, name)) != checksums[name] for name in _ARRAYS):
-                raise ValueError("wrong checksum")
-            images = np.load(_file(entry, "images"), mmap_mode="r")
-            labels, split, ids, classes = (np.load(_file(entry, name)) for name in _ARRAYS[1:])
-        except FileNotFoundError:
+            with reading(str(others)):
+                if not others.is_file():
+                    return None
+                arrays = stored_arrays(others)
+                if arrays.pop("crc32") != _crc32(images):
+                    raise ValueError("wrong checksum of the images")
+                mapped = np.asarray(np.load(images, mmap_mode="r"))
+        except UserError as error:
+            log.info("reading the source again: %s", error)
             return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            log.info("%s is damaged (%s): reading the source again", entry, error)
-            return None
-        return _frozen(
-            FaceTable(np.asarray(images), labels, split, ids, tuple(c.decode() for c in classes), source, digest)
-        )
+        classes = tuple(name.decode() for name in arrays.pop("classes"))
+        return _read_only(FaceTable(mapped, **arrays, classes=classes, source=source, fingerprint=digest))
 
     def store(self, table: FaceTable) -> FaceTable:
         """Store `table`; the result is memory-mapped if that succeeded, otherwise in memory."""
-        built = self._tables / f".{uuid.uuid4().hex}"
+        images, others = self._files(table.fingerprint)
+        classes = np.array([name.encode() for name in table.classes])
+        arrays: dict[str, Any] = {
+            "labels": table.labels,
+            "split": table.split,
+            "ids": table.ids,
+            "classes": classes,
+        }
         try:
-            built.mkdir(parents=True)
-            classes = np.array([name.encode() for name in table.classes])
-            for name in _ARRAYS:
-                np.save(_file(built, name), classes if name == "classes" else getattr(table, name))
-            checksums = {name: _crc32(_file(built, name)) for name in _ARRAYS}
-            (built / "table.json").write_text(json.dumps({"crc32": checksums}), encoding="utf-8")
-            self._install(built, table.fingerprint)
+            with replacing(others) as built_others, replacing(images) as built_images:
+                np.save(built_images, table.images)
+                np.savez(built_others, **arrays, crc32=_crc32(built_images))
         except OSError as error:
             self._warn(error)
-        finally:
-            shutil.rmtree(built, ignore_errors=True)
         self._sweep()
-        return self.open(table.fingerprint, table.source) or _frozen(table)
-
-    def _install(self, built: Path, digest: str) -> None:
-        """Rename `built` into place unless another process has stored a valid entry; replace a damaged one."""
-        entry = self._tables / digest
-        for attempts_left in (2, 1, 0):
-            try:
-                built.rename(entry)
-                return
-            except OSError:
-                if self.open(digest, "") is not None:
-                    return
-                if not attempts_left:
-                    raise
-            aside = entry.with_name(f".{uuid.uuid4().hex}")
-            with suppress(OSError):
-                entry.rename(aside)
-                shutil.rmtree(aside, ignore_errors=True)
+        return self.open(table.fingerprint, table.source) or _read_only(table)
 
     def _sweep(self) -> None:
         """Remove what killed processes left behind."""
         with suppress(OSError):
             for left in self._tables.glob(".*"):
                 if time.time() - left.stat().st_mtime > _ABANDONED_S:
-                    shutil.rmtree(left, ignore_errors=True)
+                    left.unlink()
+
+    def _files(self, digest: str) -> tuple[Path, Path]:
+        return self._tables / f"{digest}.npy", self._tables / f"{digest}.npz"
 
     def _memo(self, path: Path) -> Path:
         return self._memos / f"{hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()}.json"
@@ -154,21 +158,12 @@ class Cache:
             self._warned = True
 
 
-def _file(entry: Path, name: str) -> Path:
-    return entry / f"{name}.npy"
-
-
 def _crc32(file: Path) -> int:
     return zlib.crc32(np.memmap(file, dtype=np.uint8, mode="r").data)
 
 
-def _frozen(table: FaceTable) -> FaceTable:
-    """`table` with read-only arrays, so that it is the same from memory and from disk."""
-    arrays: dict[str, Any] = {name: _read_only(getattr(table, name)) for name in _ARRAYS if name != "classes"}
-    return replace(table, **arrays)
-
-
-def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    view = array.view()
-    view.flags.writeable = False
-    return view
+def _read_only(table: FaceTable) -> FaceTable:
+    """`table`, the same from memory and from disk."""
+    for array in (table.images, table.labels, table.split, table.ids):
+        array.flags.writeable = False
+    return table

@@ -10,33 +10,30 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.data.labels import LabelColumn, UsageColumn
+from fer_lightning.data.labels import class_order, decoded, emotion_name, is_number, split_index
 from fer_lightning.data.readers.archive import Archive
 from fer_lightning.data.readers.flaws import Flaws, noted
-from fer_lightning.data.readers.streams import decompressed, map_threaded
-from fer_lightning.data.table import SIDE, SPLITS, UNLABELLED, FaceTable
+from fer_lightning.data.readers.streams import decompressed
+from fer_lightning.data.table import FER_CLASSES, SIDE, SPLITS, UNLABELLED, FaceTable
 from fer_lightning.errors import UserError, printable, quoted
 
 MAX_LINE = 1 << 20
 """Bytes in the longest line that is read; 2,304 pixels take under 10,000."""
 
+MAX_CLASSES = 1000
+"""A column with more different names than this does not contain classes."""
+
 _PIXELS = SIDE * SIDE
-_BATCH = 64  # rows parsed together: 0.5 MB of text, so that numpy's temporaries stay in the processor's cache
 _SNIFFED = 32  # CSV files whose headers are read where there are many
 
 
-@dataclass(frozen=True)
-class CsvMember:
-    """One CSV file with faces.
-
-    Attributes:
-        name: the archive's member.
-        columns: the header's names, lower-cased and stripped.
-    """
+class CsvMember(NamedTuple):
+    """One CSV file with faces: the archive's member, and the names in its header, lower-cased and stripped."""
 
     name: str
     columns: tuple[str, ...]
@@ -46,17 +43,8 @@ class CsvMember:
         """The file's name in lower case up to its first dot."""
         return PurePosixPath(self.name).name.lower().split(".")[0]
 
-    @property
-    def folder(self) -> str:
-        """The folder inside the archive that contains it."""
-        return str(PurePosixPath(self.name).parent)
 
-    def has(self, *columns: str) -> bool:
-        """Whether it has all of `columns`."""
-        return set(columns) <= set(self.columns)
-
-
-def choose(archive: Archive, *, sole: bool) -> list[CsvMember] | None:
+def find_layout(archive: Archive, *, sole: bool) -> Layout | None:
     """The CSV files of `archive` that make one table; None where no CSV has pixels.
 
     They are, of those with pixels and emotion: one that also has Usage, or train.csv with test.csv beside it, or the
@@ -87,144 +75,109 @@ def choose(archive: Archive, *, sole: bool) -> list[CsvMember] | None:
         if sole and len(names) == 1:
             raise _missing("pixels", archive, names[0], columns[names[0]])
         return None
-    complete = [m for m in members if m.has("emotion", "usage")]
+    labelled = [m for m in members if "emotion" in m.columns]
+    complete = [m for m in labelled if "usage" in m.columns]
     if complete:
-        return [next((m for m in complete if m.stem == "fer2013"), complete[0])]
-    labelled = [m for m in members if m.has("emotion")]
+        return Layout([next((m for m in complete if m.stem == "fer2013"), complete[0])])
     for train in labelled:
         if train.stem == "train":
-            beside = [m for m in members if m.stem == "test" and m.folder == train.folder]
-            return [train, *beside[:1]]
+            folder = PurePosixPath(train.name).parent
+            beside = [m for m in members if m.stem == "test" and PurePosixPath(m.name).parent == folder]
+            return Layout([train, *beside[:1]])
     if not labelled:
         raise _missing("emotion", archive, members[0].name, members[0].columns)
     if len(labelled) > 1:
         several = ", ".join(printable(m.name) for m in labelled)
         raise UserError(f"{archive.label} holds several CSV files with faces ({several}): set data.path to one of them")
-    return labelled
+    return Layout(labelled)
 
 
-def read(archive: Archive, members: Sequence[CsvMember], fingerprint: str, flaws: Flaws | None = None) -> FaceTable:
-    """The faces of `members`, in their order, which come from `choose`.
+@dataclass(frozen=True)
+class Layout:
+    """One CSV file with all faces, or train.csv and test.csv."""
 
-    Args:
-        archive: where they are.
-        members: one file, or train.csv and test.csv.
-        fingerprint: of the content.
-        flaws: records what is wrong with single rows, so that it is no error.
+    members: list[CsvMember]
 
-    Raises:
-        UserError: a row is not 2,304 grey levels with a known label and split, and `flaws` is not given; the message
-            has its number, 0 for the first after the header. Or the file is no such CSV at all.
-    """
-    codes: list[int] = []
-    splits: list[int] = []
-    ids: list[bytes] = []
-    labels, usage = LabelColumn(), UsageColumn()
+    @property
+    def names(self) -> list[str]:
+        return [member.name for member in self.members]
 
-    def pixels() -> Iterator[tuple[str, bytes]]:
-        """Of each row, where it is and its pixels column; the other columns go into the lists above."""
-        for member in members:
+    def read(self, archive: Archive, fingerprint: str, flaws: Flaws | None = None) -> FaceTable:
+        """The faces in the order of their rows.
+
+        Args:
+            archive: where they are.
+            fingerprint: of the content.
+            flaws: records what is wrong with single rows, so that it is no error.
+
+        Raises:
+            UserError: a row is not 2,304 grey levels with a known label and split, and `flaws` is not given; the
+                message has its number, 0 for the first after the header. Or the file is no such CSV at all.
+        """
+        pixels = bytearray()
+        emotions: list[str] = []  # class names, empty for an image without a label
+        splits: list[int] = []
+        ids: list[bytes] = []
+        numeric: bool | None = None  # whether emotions are numbers, as in the first row that has a valid one
+        for member in self.members:
             where = archive.where(member.name)
-            column = {name: member.columns.index(name) for name in member.columns}
             default_split = SPLITS.index("test" if member.stem == "test" else "train")
-            prefix = "" if member is members[0] else f"{PurePosixPath(member.name).name} "
+            prefix = "" if member is self.members[0] else f"{PurePosixPath(member.name).name} "
             before = len(ids)
             for _, stream in archive.members([member.name]):
                 for row, fields in enumerate(islice(_records(stream, where), 1, None)):
                     here = f"{where}, row {row}"
-                    code, split, field = UNLABELLED, default_split, b""
+                    emotion, split, levels = "", default_split, bytes(_PIXELS)
                     with noted(flaws, len(ids)):
                         if len(fields) != len(member.columns):
                             expected = f"but the header names {len(member.columns)}"
                             raise UserError(f"{here}: {len(fields)} values, {expected}: correct the row")
-                        if "usage" in column:
-                            split = usage.split(fields[column["usage"]], here)
-                        if "emotion" in column:
-                            code = labels.code(fields[column["emotion"]], here)
-                        field = fields[column["pixels"]]
-                    codes.append(code)
+                        values = dict(zip(member.columns, fields, strict=True))
+                        if "usage" in values:
+                            split = split_index(decoded(values["usage"], here), here)
+                        if "emotion" in values:
+                            text = decoded(values["emotion"], here)
+                            as_number = is_number(text) if numeric is None else numeric
+                            emotion = emotion_name(text, here, numeric=as_number)
+                            numeric = as_number
+                        levels = _grey_levels(values["pixels"], here)
+                    pixels += levels
+                    emotions.append(emotion)
                     splits.append(split)
                     ids.append(f"{prefix}row {row}".encode())
-                    yield here, field
             if len(ids) == before:
                 raise UserError(f"{where} has a header and no rows: the file is truncated; download it again")
-
-    def batches() -> Iterator[tuple[list[tuple[str, bytes]], int]]:
-        rows = pixels()
-        while batch := list(islice(rows, _BATCH)):
-            yield batch, len(ids) - len(batch)
-
-    # glibc returns freed memory to the system and faults it in again for every batch, which takes as long as parsing;
-    # freeing one large block raises the size from which on it does so.
-    np.empty(16 << 20, dtype=np.uint8)
-    images = list(map_threaded(lambda batch: _parse_batch(*batch, flaws), batches()))
-    classes, label_of_code = labels.resolve()
-    table = FaceTable(
-        images=np.concatenate(images).reshape(-1, SIDE, SIDE),
-        labels=label_of_code[codes],
-        split=np.array(splits, dtype=np.int8),
-        ids=np.array(ids),
-        classes=classes,
-        source=archive.label,
-        fingerprint=fingerprint,
-    )
-    where = archive.where(members[0].name)
-    train = table.rows("train")
-    if not len(train):
-        raise UserError(f"{where} has no training rows: Usage must be Training for images of the training set")
-    if not labels.numeric and not table.counts(train).all():
-        name = classes[int(table.counts(train).argmin())]
-        raise UserError(f"{where}: no training row has the emotion {quoted(name)}, but others do: correct the label")
-    return table
+        classes = class_order({*emotions} - {""}) if numeric is False else FER_CLASSES
+        if len(classes) > MAX_CLASSES:
+            raise UserError(f"{where}: more than {MAX_CLASSES} different emotions: is this column the class?")
+        label_of = {name: label for label, name in enumerate(classes)} | {"": UNLABELLED}
+        return FaceTable(
+            images=np.frombuffer(pixels, dtype=np.uint8).reshape(-1, SIDE, SIDE),
+            labels=np.array([label_of[emotion] for emotion in emotions], dtype=np.int64),
+            split=np.array(splits, dtype=np.int8),
+            ids=np.array(ids),
+            classes=classes,
+            source=archive.label,
+            fingerprint=fingerprint,
+        )
 
 
-def _parse_batch(rows: Sequence[tuple[str, bytes]], first_row: int, flaws: Flaws | None) -> NDArray[np.uint8]:
-    """Grey levels of consecutive rows, uint8 (B, 2304), each given by where it is and its pixels column."""
-    images = _parse_plain([field for _, field in rows])
-    if images is None:
-        images = np.zeros((len(rows), _PIXELS), dtype=np.uint8)
-        for i, (where, field) in enumerate(rows):
-            if flaws is None or first_row + i not in flaws.broken:
-                with noted(flaws, first_row + i):
-                    images[i] = _parse_row(field, where)
-    return images
-
-
-def _parse_plain(fields: Sequence[bytes]) -> NDArray[np.uint8] | None:
-    """Grey levels, uint8 (B, 2304), if every field is 2,304 numbers of 1 to 3 digits with single spaces between them.
-
-    np.fromstring(sep=" "), which takes anything else as well, needs twice the time.
-    """
-    if any(field.count(b" ") != _PIXELS - 1 for field in fields):
-        return None
-    text = np.frombuffer(b"  " + b" ".join(fields) + b" ", dtype=np.uint8)
-    digit = text - np.uint8(ord("0"))  # wraps round, so that only digits are below 10
-    is_digit, is_space = digit < 10, text == ord(" ")
-    ends = np.flatnonzero(is_space)[2:]  # the space behind each number
-    spans = np.diff(ends, prepend=1)
-    if not (is_digit | is_space).all() or spans.min() < 2 or spans.max() > 4:
-        return None
-    digit *= is_digit
-    value = digit[2:].astype(np.uint16)  # at each byte, of a number that would end there: faster than gathering digits
-    value += digit[1:-1] * np.uint8(10)
-    value += digit[:-2] * is_digit[1:-1] * np.uint16(100)
-    value = value[ends - 3]
-    return value.astype(np.uint8).reshape(len(fields), _PIXELS) if value.max() <= 255 else None
-
-
-def _parse_row(field: bytes, where: str) -> list[int]:
+def _grey_levels(field: bytes, where: str) -> bytes:
+    """The 2,304 numbers of a pixels column."""
+    if not field.translate(None, b"0123456789 \t\r\n"):  # without signs, points or other text, which fromstring accepts
+        levels: NDArray[np.int64] = np.fromstring(field, dtype=np.int64, sep=" ")
+        if len(levels) == _PIXELS and levels.max() <= 255:  # a number beyond 64 bits becomes the largest one
+            return levels.astype(np.uint8).tobytes()
     tokens = field.split()
     for token in tokens:
         if not token.isdigit():
             raise UserError(f"{where}: pixel {quoted(token)} is not a number from 0 to 255: correct or remove the row")
         if len(token) > 9 or int(token) > 255:
             raise UserError(f"{where}: pixel {quoted(token)} is not in 0 to 255: correct or remove the row")
-    if len(tokens) != _PIXELS:
-        raise UserError(
-            f"{where}: {len(tokens)} pixels, not {_PIXELS} ({SIDE} by {SIDE}): the file is truncated, or its images "
-            "have another size; download it again"
-        )
-    return [int(token) for token in tokens]
+    raise UserError(
+        f"{where}: {len(tokens)} pixels, not {_PIXELS} ({SIDE} by {SIDE}): the file is truncated, or its images "
+        "have another size; download it again"
+    )
 
 
 def _records(file: io.BufferedReader, where: str) -> Iterator[list[bytes]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -14,8 +15,7 @@ import numpy as np
 from fer_lightning.data.labels import class_name, class_order, split_name
 from fer_lightning.data.readers.archive import Archive
 from fer_lightning.data.readers.flaws import Flaws, noted
-from fer_lightning.data.readers.images import decode_sized
-from fer_lightning.data.readers.streams import map_threaded
+from fer_lightning.data.readers.images import decode
 from fer_lightning.data.table import FER_CLASSES, SIDE, SPLITS, FaceTable
 from fer_lightning.errors import UserError, printable, quoted
 
@@ -42,6 +42,52 @@ class Layout:
     labels: list[int]
     splits: list[int]
     classes: tuple[str, ...]
+
+    def read(self, archive: Archive, fingerprint: str, flaws: Flaws | None = None) -> FaceTable:
+        """The faces, sorted by name, as 48 by 48 grey images.
+
+        Args:
+            archive: where they are.
+            fingerprint: of the content.
+            flaws: records the faults of single files, which are then no errors.
+
+        Raises:
+            UserError: a member is no image, damaged or too large, and `flaws` is not given.
+        """
+        row_of = {name: row for row, name in enumerate(self.names)}
+        images = np.zeros((len(row_of), SIDE, SIDE), dtype=np.uint8)
+
+        def decode_batch(batch: list[tuple[str, bytes]]) -> None:
+            for name, data in batch:
+                row = row_of[name]
+                with noted(flaws, row):
+                    images[row], size = decode(data, archive.where(name))
+                    if flaws is not None and min(size) < SIDE:
+                        flaws.small[row] = size
+
+        workers = max(2, min(8, os.cpu_count() or 1))
+        with ThreadPoolExecutor(workers, "fer-read") as pool:
+            pending: deque[Future[None]] = deque()
+            batch: list[tuple[str, bytes]] = []
+            for name, stream in archive.members(self.names):
+                with noted(flaws, row_of[name]):
+                    batch.append((name, _content(stream, archive.where(name))))
+                if batch and (len(batch) == _BATCH or len(batch[-1][1]) > _SMALL):
+                    pending.append(pool.submit(decode_batch, batch))
+                    batch = []
+                if len(pending) > 2 * workers:  # files are read only a few batches ahead
+                    pending.popleft().result()
+            for future in (*pending, pool.submit(decode_batch, batch)):
+                future.result()
+        return FaceTable(
+            images=images,
+            labels=np.array(self.labels, dtype=np.int64),
+            split=np.array(self.splits, dtype=np.int8),
+            ids=np.array([name.encode(errors="backslashreplace") for name in self.names]),
+            classes=self.classes,
+            source=archive.label,
+            fingerprint=fingerprint,
+        )
 
 
 def find_layout(archive: Archive) -> Layout | None:
@@ -83,52 +129,6 @@ def find_layout(archive: Archive) -> Layout | None:
     )
     names = [name for name, _, _ in rows]
     return Layout(names, [label for _, label, _ in rows], _split_test(names, [s for _, _, s in rows]), classes)
-
-
-def read(archive: Archive, layout: Layout, fingerprint: str, flaws: Flaws | None = None) -> FaceTable:
-    """The faces of `layout`, sorted by name, as 48 by 48 grey images.
-
-    Args:
-        archive: where they are.
-        layout: their labels and splits.
-        fingerprint: of the content.
-        flaws: records the faults of single files, which are then no errors.
-
-    Raises:
-        UserError: a member is no image, damaged or too large, and `flaws` is not given.
-    """
-    row_of = {name: row for row, name in enumerate(layout.names)}
-    images = np.zeros((len(row_of), SIDE, SIDE), dtype=np.uint8)
-
-    def batches() -> Iterator[list[tuple[str, bytes]]]:
-        batch: list[tuple[str, bytes]] = []
-        for name, stream in archive.members(layout.names):
-            with noted(flaws, row_of[name]):
-                batch.append((name, _content(stream, archive.where(name))))
-            if batch and (len(batch) == _BATCH or len(batch[-1][1]) > _SMALL):
-                yield batch
-                batch = []
-        yield batch
-
-    def decode(batch: list[tuple[str, bytes]]) -> None:
-        for name, data in batch:
-            row = row_of[name]
-            with noted(flaws, row):
-                images[row], size = decode_sized(data, archive.where(name))
-                if flaws is not None and min(size) < SIDE:
-                    flaws.small[row] = size
-
-    for _ in map_threaded(decode, batches()):
-        pass
-    return FaceTable(
-        images=images,
-        labels=np.array(layout.labels, dtype=np.int64),
-        split=np.array(layout.splits, dtype=np.int8),
-        ids=np.array([name.encode(errors="backslashreplace") for name in layout.names]),
-        classes=layout.classes,
-        source=archive.label,
-        fingerprint=fingerprint,
-    )
 
 
 def _content(stream: io.BufferedReader, where: str) -> bytes:

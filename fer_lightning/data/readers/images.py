@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_lightning.data.table import SIDE
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, flat
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,12 +27,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _ORIENTATION = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
 
 
-def decode_face(data: bytes, where: str) -> NDArray[np.uint8]:
-    """The face in the image file `data`, uint8 (48, 48), see `decode_sized`."""
-    return decode_sized(data, where)[0]
-
-
-def decode_sized(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def decode(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """The face in the image file `data`, uint8 (48, 48), and the width and height of the image in the file.
 
     The image is rotated by its EXIF tag, converted to grey (16 bits scaled to 8, transparent parts white), scaled so
@@ -81,8 +76,7 @@ def opened(file: IO[bytes], where: str, *, too_large: str, formats: tuple[str, .
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(too_large) from None
     except Exception as error:  # Pillow's readers raise nearly anything on damaged data
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"{where} is a damaged image ({reason}): replace or remove it") from error
+        raise UserError(f"{where} is a damaged image ({flat(error)}): replace or remove it") from error
 
 
 def upright(image: Image.Image, where: str) -> Image.Image:
@@ -94,7 +88,8 @@ def upright(image: Image.Image, where: str) -> Image.Image:
     from PIL import Image, ImageOps
 
     image.load()
-    if image.format == "TIFF" or not _ORIENTATION.isdisjoint(image.info):  # reading the tag takes as long as decoding
+    # Only where there may be a tag: reading it takes as long as decoding.
+    if image.format == "TIFF" or not _ORIENTATION.isdisjoint(image.info):
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "L" and "transparency" not in image.info:
         return image

@@ -127,7 +127,7 @@ def survey(path: str | os.PathLike[str], *, votes: Path | None = None, cache_dir
     local, source = _locate(path, cache_dir or default_root())
     with _open(local, source) as archive:
         layout = _look(archive)
-        if layout.csv:
+        if isinstance(layout, csvfile.Layout):
             table = None
             with suppress(UserError):
                 table = load(path, cache_dir=cache_dir)
@@ -147,26 +147,6 @@ def survey(path: str | os.PathLike[str], *, votes: Path | None = None, cache_dir
     ]
     small = {names[row]: size for row, size in flaws.small.items()}
     return Survey(table.without(np.array(list(flaws.broken), dtype=np.int64)), broken, small)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """The members that make the table, as CSV files or as class folders."""
-
-    csv: list[csvfile.CsvMember] | None
-    folders: folder.Layout | None
-
-    @property
-    def names(self) -> list[str]:
-        if self.csv:
-            return [member.name for member in self.csv]
-        return self.folders.names if self.folders else []
-
-    def read(self, archive: Archive, digest: str, flaws: Flaws | None = None) -> FaceTable:
-        if self.csv:
-            return csvfile.read(archive, self.csv, digest, flaws)
-        assert self.folders is not None
-        return folder.read(archive, self.folders, digest, flaws)
 
 
 def _locate(path: str | os.PathLike[str] | None, cache_root: Path) -> tuple[Path, str]:
@@ -208,11 +188,11 @@ def _open(path: Path, source: str) -> Archive:
     return Archive(path, label=source)
 
 
-def _look(archive: Archive) -> _Layout:
+def _look(archive: Archive) -> csvfile.Layout | folder.Layout:
     """CSV files if there are any with faces, since their pixels are the original ones; otherwise class folders."""
     folders = folder.find_layout(archive)
-    members = csvfile.choose(archive, sole=folders is None)
-    if members is None and folders is None:
+    layout = csvfile.find_layout(archive, sole=folders is None) or folders
+    if layout is None:
         names = sorted({name.split("/")[0] for name in (*archive.names, *archive.folders)})
         found = ", ".join(printable(name) for name in names[:6]) + (", …" if len(names) > 6 else "") or "nothing"
         raise UserError(
@@ -220,4 +200,4 @@ def _look(archive: Archive) -> _Layout:
             "expected train/happy/1.jpg, test/happy/2.jpg and so on (val/ if you like), or fer2013.csv; "
             "an archive inside it can be given as data.path itself"
         )
-    return _Layout(members, folders if members is None else None)
+    return layout

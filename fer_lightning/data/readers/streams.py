@@ -6,17 +6,14 @@ import bz2
 import gzip
 import io
 import lzma
-import os
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from fer_lightning.errors import UserError, flat
 
@@ -27,9 +24,6 @@ MAX_RATIO = 50
 """Largest ratio of decompressed to compressed content beyond `FREE_BYTES`; FER-2013 reaches 4."""
 
 BUFFER = 1 << 16
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 # What decompressors and archive modules raise on damaged bytes. ValueError, LookupError, OverflowError, MemoryError (an
 # absurd declared size) and RecursionError (chained long names in a tar) are among it.
@@ -147,20 +141,3 @@ def check_ratio(size: int, compressed_size: int, where: str) -> None:
         raise UserError(
             f"{where} claims to decompress from {compressed_size:,} to {size:,} bytes, as only a bomb does: remove it"
         )
-
-
-def map_threaded(work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """`map(work, items)` on a few threads, results in order, while `items` is read only a few items ahead."""
-    workers = max(2, min(8, os.cpu_count() or 1))
-    with ThreadPoolExecutor(workers, "fer-read") as pool:
-        pending: deque[Future[_R]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(work, item))
-                if len(pending) > 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()

@@ -118,7 +118,6 @@ class BatchAugment:
         return ((images - mean) * gain + mean + offset).clamp_(0, 1)
 
     def _erase(self, images: Tensor, draws: Draws) -> Tensor:
-        height, width = images.shape[2:]
         low, high = self.erase_area
         area = low + (high - low) * draws.uniform()
         aspect = torch.exp(math.log(3) * draws.symmetric())  # from 1:3 to 3:1
@@ -128,11 +127,22 @@ class BatchAugment:
         if self.erase == 0:
             return images
         half_h, half_w = (area * aspect).sqrt() / 2, (area / aspect).sqrt() / 2
-        y, x = ((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width)
-        inside_y = (y[None] - centre_y[:, None]).abs() <= half_h[:, None]
-        inside_x = (x[None] - centre_x[:, None]).abs() <= half_w[:, None]
-        mask = inside_y[:, :, None] & inside_x[:, None, :] & erased[:, None, None]
+        mask = rectangles(centre_y, centre_x, half_h, half_w, images.shape[2:]) & erased[:, None, None]
         return torch.where(mask[:, None].to(images.device), grey, images)
+
+
+def rectangles(y: Tensor, x: Tensor, half_height: Tensor, half_width: Tensor, size: torch.Size) -> Tensor:
+    """The pixels inside a rectangle of each image, bool (B, H, W).
+
+    Args:
+        y, x: the centres, (B,), as fractions of the sides.
+        half_height, half_width: (B,), as fractions of the sides.
+        size: height and width of the images in pixels.
+    """
+    rows, columns = ((torch.arange(n) + 0.5) / n for n in size)
+    inside_y = (rows[None] - y[:, None]).abs() < half_height[:, None]
+    inside_x = (columns[None] - x[:, None]).abs() < half_width[:, None]
+    return inside_y[:, :, None] & inside_x[:, None, :]
 
 
 class AlbumentationsAugment:

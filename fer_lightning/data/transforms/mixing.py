@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fer_lightning.data.transforms.augment import Draws
+from fer_lightning.data.transforms.augment import Draws, rectangles
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,12 @@ class Mix:
             Mixed images and targets of the same shapes; the last of an odd number is unchanged.
         """
         share = torch.where(draws.uniform() < self.p, draws.beta(self.alpha), torch.tensor(1.0))
-        corner_y, corner_x = draws.uniform(), draws.uniform()
+        centre_y, centre_x = draws.uniform(), draws.uniform()
         n = len(images)
         partner = (torch.arange(n) ^ 1).clamp_max(n - 1)
         if self.cut:
-            inside = _rectangle(share, corner_y, corner_x, images.shape[2:])
+            half = (1 - share).sqrt() / 2
+            inside = rectangles(centre_y, centre_x, half, half, images.shape[2:])
             share = 1 - inside.float().mean((1, 2))
             images = torch.where(inside[:, None].to(images.device), images[partner], images)
         else:
@@ -80,14 +81,3 @@ class Mix:
         ratio = sizes / sizes[partner]
         share = torch.where((ratio >= self.kappa) & (share < self.tau), 0.0, share)
         return torch.where((ratio <= 1 / self.kappa) & (1 - share < self.tau), 1.0, share)
-
-
-def _rectangle(share: Tensor, y: Tensor, x: Tensor, size: torch.Size) -> Tensor:
-    """The pixels of the partner, bool (B, H, W): a rectangle with the proportions of the image around (y, x), clipped
-    at the border; `y` and `x` are fractions of the side."""
-    height, width = size
-    half = (1 - share).sqrt() / 2
-    rows, columns = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
-    inside_y = (rows[None] - y[:, None]).abs() < half[:, None]
-    inside_x = (columns[None] - x[:, None]).abs() < half[:, None]
-    return inside_y[:, :, None] & inside_x[:, None, :]

@@ -24,7 +24,6 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 < decay < 1:
             raise ValueError(f"decay must be between 0 and 1, not {decay}")
-
         self.decay = decay
         super().__init__(multi_avg_fn=self.average)
 

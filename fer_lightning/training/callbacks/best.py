@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from fer_lightning.runs.folder import BEST
 
 
 class _Candidates(L.Callback):
@@ -32,7 +35,13 @@ class _Candidates(L.Callback):
 
 
 class BestCheckpoint(_Candidates, ModelCheckpoint):
-    """Lightning's ModelCheckpoint over the epochs whose score counts."""
+    """Lightning's ModelCheckpoint of the one best epoch among those whose score counts.
+
+    Its file is best.ckpt, also after resuming: `evaluate` reads that.
+    """
+
+    def __init__(self, dirpath: str, monitor: str, mode: str) -> None:
+        super().__init__(dirpath, Path(BEST).stem, monitor, mode=mode, enable_version_counter=False)
 
 
 class PatientStopping(_Candidates, EarlyStopping):

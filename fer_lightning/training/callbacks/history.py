@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import pandas as pd
 
 from fer_lightning.report.files import write_atomically
-from fer_lightning.training.callbacks.progress import epoch_of
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +25,8 @@ class History(L.Callback):
         rows: one mapping per epoch, as in the file.
         seconds: duration of all training batches so far, without validation.
         images: number of training images that all devices have processed so far.
+        epoch_seconds: as `seconds`, of this epoch.
+        epoch_images: as `images`, of this epoch.
 
     Args:
         path: where metrics.csv is written.
@@ -36,7 +36,7 @@ class History(L.Callback):
         self.path = path
         self.rows: list[dict[str, float]] = []
         self.seconds, self.images = 0.0, 0
-        self._epoch_seconds, self._epoch_images, self._since = 0.0, 0, 0.0
+        self.epoch_seconds, self.epoch_images, self._since = 0.0, 0, 0.0
         self._earlier, self._started = 0.0, 0.0
         self._validation: dict[str, float] = {}
 
@@ -50,20 +50,20 @@ class History(L.Callback):
             "rows": [dict(row) for row in self.rows],
             "seconds": self.seconds,
             "images": self.images,
-            "epoch_seconds": self._epoch_seconds,
-            "epoch_images": self._epoch_images,
+            "epoch_seconds": self.epoch_seconds,
+            "epoch_images": self.epoch_images,
             "fit_seconds": self.fit_seconds,
             "validation": self._validation,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.seconds, self.images = (state_dict[name] for name in ("rows", "seconds", "images"))
-        self._epoch_seconds, self._epoch_images = state_dict["epoch_seconds"], state_dict["epoch_images"]
+        self.epoch_seconds, self.epoch_images = state_dict["epoch_seconds"], state_dict["epoch_images"]
         self._earlier, self._validation = state_dict["fit_seconds"], state_dict["validation"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter()
-        self._since = self._started - self._epoch_seconds  # an interrupted epoch has run for that long
+        self._since = self._started - self.epoch_seconds  # an interrupted epoch has run for that long
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._earlier, self._started = self.fit_seconds, 0.0
@@ -72,20 +72,25 @@ class History(L.Callback):
     def images_per_second(self) -> float:
         return self.images / self.seconds if self.seconds else 0.0
 
+    @property
+    def epoch_speed(self) -> float:
+        """Images per second of this epoch."""
+        return self.epoch_images / self.epoch_seconds if self.epoch_seconds else 0.0
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._since, self._epoch_seconds, self._epoch_images = time.perf_counter(), 0.0, 0
+        self._since, self.epoch_seconds, self.epoch_images = time.perf_counter(), 0.0, 0
         self._validation = {}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._epoch_images += len(batch.labels) * trainer.world_size
-        self._epoch_seconds = time.perf_counter() - self._since
+        self.epoch_images += len(batch.labels) * trainer.world_size
+        self.epoch_seconds = time.perf_counter() - self._since
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # By now the device has finished the last step, whose loss was read.
         if trainer.state.fn == "fit":
-            self._epoch_seconds = time.perf_counter() - self._since
+            self.epoch_seconds = time.perf_counter() - self._since
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # A copy, since Lightning never clears its own: the next epochs may have no validation.
@@ -94,14 +99,13 @@ class History(L.Callback):
         }
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.seconds += self._epoch_seconds
-        self.images += self._epoch_images
-        speed = self._epoch_images / self._epoch_seconds if self._epoch_seconds else 0.0
+        self.seconds += self.epoch_seconds
+        self.images += self.epoch_images
         row = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "train/images_per_second": round(speed, 1),
+            "train/images_per_second": round(self.epoch_speed, 1),
         }
         own = {n: float(v) for n, v in trainer.callback_metrics.items() if not n.startswith("val/")}
         # Lightning asks the module for its training scores after the callbacks.
@@ -114,12 +118,7 @@ class History(L.Callback):
 
     def write(self) -> None:
         """Write the rows to the file."""
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomically(self.path, text.getvalue().encode())
+        write_atomically(self.path, pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n").encode())
 
     def _report(self, trainer: L.Trainer, row: dict[str, float]) -> None:
         names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1_macro")
@@ -127,3 +126,9 @@ class History(L.Callback):
         line = f"{epoch_of(trainer)}: {values}, {row['train/images_per_second']:.0f} images/s"
         log.info(line)
         print(line, flush=True)
+
+
+def epoch_of(trainer: L.Trainer) -> str:
+    """ "epoch 3/40", or "epoch 3" where the number of epochs is not limited."""
+    limited = trainer.max_epochs is not None and trainer.max_epochs > 0
+    return f"epoch {trainer.current_epoch + 1}" + (f"/{trainer.max_epochs}" if limited else "")

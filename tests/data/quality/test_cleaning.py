@@ -23,6 +23,7 @@ from fer_lightning.data.readers.sources import load
 from fer_lightning.data.synthetic import synthetic
 from fer_lightning.data.table import FER_CLASSES, UNLABELLED, FaceTable
 from fer_lightning.errors import UserError
+from fer_lightning.inference.evaluate import evaluate
 from tests.conftest import TINY, Run
 from tests.data.conftest import csv_bytes, pixel_text
 
@@ -275,8 +276,6 @@ def test_run_with_cleaning_reports_it_and_can_be_evaluated(train: Train, csv: Pa
     clean = pd.read_csv(run.folder / "report/predictions.csv")["clean"]
     assert (~clean).sum() == 1  # the leak
 
-    from fer_lightning.inference.evaluate import evaluate
-
     assert evaluate(run.folder)["test/clean/accuracy"] == metrics["test/clean/accuracy"]
     assert len(scored(run.folder, "train")) == 140 - 5
     assert (~scored(run.folder, "val")["clean"]).sum() == 1
@@ -294,8 +293,6 @@ def test_run_with_cleaning_reports_it_and_can_be_evaluated(train: Train, csv: Pa
 
 def test_changed_data_is_rejected_on_resume_and_evaluation(train: Train, csv: Path, tmp_path: Path) -> None:
     """One image less changes the hold-out, which then has images of the training set."""
-    from fer_lightning.inference.evaluate import evaluate
-
     own = tmp_path / "own.csv"
     own.write_bytes(csv.read_bytes())
     run = train(*ON_CSV, f"data.path={own}", "protocol=report", "trainer.max_epochs=1")
@@ -345,8 +342,6 @@ def test_changed_votes_are_rejected_if_they_change_the_training_set(train: Train
 
 
 def test_clean_images_of_other_data_depend_on_hold_out_of_the_run(train: Train, csv: Path, tmp_path: Path) -> None:
-    from fer_lightning.inference.evaluate import evaluate
-
     own = tmp_path / "own.csv"
     own.write_text("".join(line for line in csv.read_text().splitlines(keepends=True) if "Test" not in line))
     run = train(*ON_CSV, f"data.path={own}", "data.twins=near", "trainer.max_epochs=1")
@@ -360,8 +355,6 @@ def test_clean_images_of_other_data_depend_on_hold_out_of_the_run(train: Train, 
 
 
 def scored(folder: Path, split: str, twins: str | None = None, name: str = "") -> pd.DataFrame:
-    from fer_lightning.inference.evaluate import evaluate
-
     evaluate(folder, split=split, twins=twins)
     return pd.read_csv(folder / "evaluation" / (name or split) / "report/predictions.csv")
 

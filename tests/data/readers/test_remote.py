@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fer_lightning.cli import app
 from fer_lightning.data.readers import remote
 from fer_lightning.data.readers.sources import load
 from fer_lightning.errors import UserError
-from tests.conftest import Run
+from tests.conftest import Command, Run
 from tests.data.conftest import csv_bytes, faces, fer_rows, folder_files, write_zip
 
 
@@ -151,12 +150,9 @@ def test_unusable_protocols(url: str, message: str, monkeypatch: pytest.MonkeyPa
     refused(url, url, message)
 
 
-def test_audit_of_a_url(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit_of_a_url(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["fer-lightning", "audit", f"{server.url}/fer2013.csv?version=2", "--no-near"])
-    with pytest.raises(SystemExit) as end:
-        app()
-    assert end.value.code == 0
+    assert command("audit", f"{server.url}/fer2013.csv?version=2", "--no-near")[0] == 0
     assert (tmp_path / "audit/fer2013.csv/findings.csv").is_file()
 
 

@@ -90,14 +90,6 @@ def test_augmentation_depends_only_on_generator() -> None:
     assert not torch.equal(augment(batch(), rng(3)), augment(batch(), rng(4)))
 
 
-def test_part_of_a_batch_draws_the_same_as_the_whole_batch() -> None:
-    augment = BatchAugment(rotate=20, scale=0.2, shift=0.1, brightness=0.5, contrast=0.5, erase=0.5)
-    whole = augment(batch(), rng())
-    for rank in range(3):
-        mine = slice(rank, None, 3)
-        assert torch.equal(augment(batch()[mine], Draws(0, 64, mine)), whole[mine])
-
-
 def test_albumentations_pipeline_has_a_seed_per_image() -> None:
     augment = AlbumentationsAugment([{"name": "Rotate", "limit": 30, "p": 1.0}])
     same = batch(1).expand(16, 1, 48, 48)

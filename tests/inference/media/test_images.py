@@ -125,12 +125,12 @@ def test_preview_in_a_camera_jpeg_is_no_animation(tmp_path: Path) -> None:
 
 
 def test_read_pixels_convert_to_the_grey_of_the_readers_of_data(tmp_path: Path) -> None:
-    from fer_lightning.data.readers.images import decode_face
+    from fer_lightning.data.readers.images import decode
 
     face = np.random.default_rng(0).integers(0, 256, (48, 48), np.uint8)
     path = save(tmp_path / "face.png", Image.fromarray(face))
     np.testing.assert_array_equal(Image.fromarray(read_image(path).pixels).convert("L"), face)
-    np.testing.assert_array_equal(decode_face(path.read_bytes(), "face.png"), face)
+    np.testing.assert_array_equal(decode(path.read_bytes(), "face.png")[0], face)
 
 
 # ---------------------------------------------------------------- size
