@@ -1,9 +1,11 @@
-"""Decoding an image file to a 48 by 48 grey face."""
+"""Decoding image files: a photo as it is, or a face of 48 by 48 grey pixels."""
 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,8 @@ MAX_PIXELS = 64_000_000
 """Number of pixels of the largest image that is decoded."""
 
 # Not all formats of Pillow: some of its readers start other programs (EPS) or are hardly tested.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""The formats that are read, by Pillow's names."""
 
 # Keys of Pillow's metadata that may contain the orientation of an image.
 _ORIENTATION = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
@@ -37,23 +40,35 @@ def decode(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int, int]]
     Raises:
         UserError: not an image, a damaged one, or one of more than 64 megapixels.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
 
     too_large = f"{where} has more than {MAX_PIXELS:,} pixels: this is no face, or a decompression bomb; remove it"
+    with opened(io.BytesIO(data), where, too_large=too_large) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise UserError(too_large)
+        size = image.size
+        image.draft(None, (4 * SIDE, 4 * SIDE))  # lets a large JPEG be decoded at a fraction of its size
+        grey = upright(image, where).convert("L")
+        if grey.size != (SIDE, SIDE):
+            grey = ImageOps.fit(grey, (SIDE, SIDE))
+        return np.asarray(grey), size
+
+
+@contextmanager
+def opened(file: IO[bytes], where: str, *, too_large: str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+    """An image file, of which only the header has been read; what Pillow raises within the block becomes a `UserError`.
+
+    Args:
+        file: the image file.
+        where: the file, for messages.
+        too_large: the message for an image that Pillow takes for a decompression bomb.
+        formats: the formats to try, by Pillow's names.
+    """
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(too_large)
-            size = image.size
-            image.draft(None, (4 * SIDE, 4 * SIDE))  # lets a large JPEG be decoded at a fraction of its size
-            image.load()
-            # Only where there may be a tag: reading it takes as long as decoding.
-            if image.format == "TIFF" or not _ORIENTATION.isdisjoint(image.info):
-                ImageOps.exif_transpose(image, in_place=True)
-            grey = _grey(image, where)
-            if grey.size != (SIDE, SIDE):
-                grey = ImageOps.fit(grey, (SIDE, SIDE))
-            return np.asarray(grey), size
+        with Image.open(file, formats=formats) as image:
+            yield image
     except UserError:
         raise
     except UnidentifiedImageError:
@@ -64,9 +79,18 @@ def decode(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int, int]]
         raise UserError(f"{where} is a damaged image ({flat(error)}): replace or remove it") from error
 
 
-def _grey(image: Image.Image, where: str) -> Image.Image:
-    from PIL import Image
+def upright(image: Image.Image, where: str) -> Image.Image:
+    """Decode an opened image, rotate it by its EXIF tag, and reduce it to 8 bits: mode L or RGB, transparency on white.
 
+    Raises:
+        UserError: its pixels are 32-bit floats.
+    """
+    from PIL import Image, ImageOps
+
+    image.load()
+    # Only where there may be a tag: reading it takes as long as decoding.
+    if image.format == "TIFF" or not _ORIENTATION.isdisjoint(image.info):
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "L" and "transparency" not in image.info:
         return image
     if image.mode == "F":
@@ -76,4 +100,4 @@ def _grey(image: Image.Image, where: str) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB").convert("L")
+    return image.convert("RGB")

@@ -1,0 +1,1 @@
+"""Photos, videos and cameras in; tables, tracks and annotated copies out."""

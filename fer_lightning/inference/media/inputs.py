@@ -1,0 +1,106 @@
+"""From what is typed on a command line to image and video files."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from fer_lightning.errors import UserError, flat, printable
+from fer_lightning.inference.media.images import is_image
+from fer_lightning.inference.media.video import is_video
+
+_PHOTOS = ".jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif"
+_VIDEOS = ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .mts .m2ts .wmv .asf .flv .3gp .3g2 .ogv .mjpeg .mjpg .dv"
+IMAGE_SUFFIXES, VIDEO_SUFFIXES = frozenset(_PHOTOS.split()), frozenset(_VIDEOS.split())
+
+
+def expand(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The files that the inputs name, each once.
+
+    A file is taken as it is. Of a folder, images and videos are taken by their suffixes, those in folders below it
+    included and hidden ones excluded, sorted by path. A pattern (`*`, `?`, `[…]`, `**` for any folders) stands for
+    the files and folders that match it.
+
+    Raises:
+        UserError: a path does not exist or cannot be read; a folder holds, or a pattern matches, no image or video.
+    """
+    files: dict[Path, None] = {}
+    for given in inputs:
+        text, path = os.fspath(given), Path(given)
+        if not text or "\0" in text:
+            raise UserError(f"{text!r} is not a path: name a file, a folder or a pattern")
+        if _is_file(path):
+            files[path] = None
+        elif path.is_dir():
+            below = list(_media_below(path))
+            if not below:
+                raise UserError(f"{printable(text)}: no image or video in this folder; name single files by their path")
+            files |= dict.fromkeys(below)
+        elif glob.has_magic(text):
+            files |= dict.fromkeys(_matches(text))
+        else:
+            raise UserError(f"{printable(text)}: no such file or folder")
+    return list(files)
+
+
+def kind(path: Path) -> Literal["image", "video"]:
+    """Whether a file is an image or a video, by its content; by its suffix if that is neither, as in damaged files.
+
+    An animated GIF, PNG or WebP file is an image.
+
+    Raises:
+        UserError: it is neither, or cannot be read.
+    """
+    suffix = path.suffix.lower()
+    try:
+        # Motion JPEG without a container looks like a JPEG.
+        if suffix not in (".mjpeg", ".mjpg") and is_image(path):
+            return "image"
+    except OSError as error:
+        raise UserError(f"{printable(path)} cannot be read ({error.strerror or flat(error)})") from error
+    if suffix in VIDEO_SUFFIXES or is_video(path):
+        return "video"
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    raise UserError(f"{printable(path)} is neither an image nor a video in a known format")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        if path.is_file():
+            return True
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{printable(path)} is neither a file nor a folder; a camera is named with --camera")
+    except OSError as error:  # the name is too long, for example
+        raise UserError(f"{printable(path)} cannot be read ({error.strerror})") from error
+    return False
+
+
+def _matches(pattern: str) -> list[Path]:
+    found: list[Path] = []
+    for match in map(Path, glob.iglob(pattern, recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute patterns
+        if match.is_dir():
+            found += _media_below(match)
+        elif _looks_like_media(match) and match.is_file():
+            found.append(match)
+    if not found:
+        raise UserError(f"{printable(pattern)}: no image or video matches this pattern")
+    return sorted(found)
+
+
+def _media_below(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise UserError(f"{printable(error.filename)} cannot be read ({error.strerror})") from error
+
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [path for name in names if _looks_like_media(path := Path(parent, name)) and path.is_file()]
+    yield from sorted(found)
+
+
+def _looks_like_media(path: Path) -> bool:
+    return not path.name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
