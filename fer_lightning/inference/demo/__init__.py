@@ -1,0 +1,6 @@
+"""The demo: one static page that finds faces and their expressions in the browser, served from here or built for a site."""
+
+from fer_lightning.inference.demo.server import serve
+from fer_lightning.inference.demo.site import build
+
+__all__ = ["build", "serve"]
