@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -128,5 +127,5 @@ def serving() -> Iterator[Callable[..., str]]:
 
     yield start
     for one in running:
-        with closing(one):
-            one.shutdown()
+        one.shutdown()
+        one.server_close()

@@ -29,30 +29,34 @@ export function crop(image, { left, top, side }, size) {
   const horizontal = weights(left - x, left - x + side, columns.length, size);
   const vertical = weights(top - y, top - y + side, rows.length, size);
 
-  // Both axes one after the other, each rounded to 8 bits.
-  const lines = new Uint8Array(rows.length * size);
-  const line = new Uint8Array(columns.length);
-  rows.forEach((row, r) => {
-    columns.forEach((column, c) => {
-      const at = 4 * (row * image.width + column);
-      line[c] = (image.data[at] * 19595 + image.data[at + 1] * 38470 + image.data[at + 2] * 7471 + 0x8000) >> 16;
-    });
-    horizontal.forEach(({ first, factors }, i) => {
-      lines[r * size + i] = clip(factors.reduce((sum, factor, k) => sum + factor * line[first + k], 0));
-    });
-  });
-  const face = new Uint8Array(size * size);
-  vertical.forEach(({ first, factors }, j) => {
-    for (let i = 0; i < size; i++) {
-      let sum = 0;
-      for (let k = 0; k < factors.length; k++) sum += factors[k] * lines[(first + k) * size + i];
-      face[j * size + i] = clip(sum);
+  const { data } = image;
+  const grey = new Uint8Array(rows.length * columns.length);
+  let at = 0;
+  for (const row of rows) {
+    for (const column of columns) {
+      const i = 4 * (row * image.width + column);
+      grey[at++] = (data[i] * 19595 + data[i + 1] * 38470 + data[i + 2] * 7471 + 0x8000) >> 16;
     }
-  });
+  }
+  // Both axes one after the other, each rounded to 8 bits.
+  const lines = apply(horizontal, grey, size, rows.length, { along: 1, across: columns.length, out: [1, size] });
+  const face = apply(vertical, lines, size, size, { along: size, across: 1, out: [size, 1] });
   return face;
 }
 
-const clip = (sum) => Math.min(Math.max((sum + 2 ** (BITS - 1)) >> BITS, 0), 255);
+// Weighted sums along one axis, of `count` lines. Steps in the source: `along` and `across` the axis; likewise in the result.
+function apply(axis, source, size, count, { along, across, out: [outAlong, outAcross] }) {
+  const result = new Uint8Array(size * count);
+  for (let line = 0; line < count; line++) {
+    for (let i = 0; i < size; i++) {
+      const { first, factors } = axis[i];
+      let at = line * across + first * along, sum = 2 ** (BITS - 1);
+      for (let k = 0; k < factors.length; k++, at += along) sum += factors[k] * source[at];
+      result[i * outAlong + line * outAcross] = Math.min(Math.max(sum >> BITS, 0), 255);
+    }
+  }
+  return result;
+}
 
 // First pixel, and the pixels along one axis that cover the frame and, as far as there are any, the margin.
 function pixels(start, length, margin, size) {
@@ -73,7 +77,8 @@ function weights(start, end, length, size) {
     const last = Math.min(Math.trunc(centre + 2 * stretch + 0.5), length);
     const raw = Array.from({ length: last - first }, (_, k) => bicubic((k + first - centre + 0.5) / stretch));
     const sum = raw.reduce((a, b) => a + b, 0);
-    return { first, factors: raw.map((one) => Math.trunc((one / sum) * 2 ** BITS + (one < 0 ? -0.5 : 0.5))) };
+    const fixed = raw.map((one) => Math.trunc((one / sum) * 2 ** BITS + (one < 0 ? -0.5 : 0.5)));
+    return { first, factors: Int32Array.from(fixed) };
   });
 }
 
