@@ -40,20 +40,28 @@ function letterbox(image) {
   const left = Math.floor((SIDE - width) / 2), top = Math.floor((SIDE - height) / 2);
   const columns = shares(image.width, width), rows = shares(image.height, height);
   const pixels = new Float32Array(SIDE * SIDE * 3).fill(-1);
+  const { data } = image;
   const sums = new Float64Array(width * 3); // of one row
-  rows.forEach(({ first, factors }, j) => {
+  for (let j = 0; j < height; j++) {
     sums.fill(0);
-    factors.forEach((factor, k) => {
-      const row = 4 * image.width * (first + k);
-      columns.forEach((column, i) => {
-        for (let l = 0; l < column.factors.length; l++) {
-          const at = row + 4 * (column.first + l), weight = factor * column.factors[l];
-          for (let c = 0; c < 3; c++) sums[3 * i + c] += weight * image.data[at + c];
+    for (let k = 0; k < rows[j].factors.length; k++) {
+      const row = 4 * image.width * (rows[j].first + k), ofRow = rows[j].factors[k];
+      for (let i = 0, at = 0; i < width; i++) {
+        const { first, factors } = columns[i];
+        let red = 0, green = 0, blue = 0;
+        for (let l = 0, from = row + 4 * first; l < factors.length; l++, from += 4) {
+          red += factors[l] * data[from];
+          green += factors[l] * data[from + 1];
+          blue += factors[l] * data[from + 2];
         }
-      });
-    });
-    sums.forEach((sum, i) => { pixels[3 * ((top + j) * SIDE + left) + i] = Math.round(sum) / 127.5 - 1; });
-  });
+        sums[at++] += ofRow * red;
+        sums[at++] += ofRow * green;
+        sums[at++] += ofRow * blue;
+      }
+    }
+    const start = 3 * ((top + j) * SIDE + left);
+    for (let i = 0; i < sums.length; i++) pixels[start + i] = Math.round(sums[i]) / 127.5 - 1;
+  }
   return { pixels, width, height, left, top };
 }
 
@@ -65,10 +73,10 @@ function shares(from, to) {
       const start = i * scale, end = Math.min(start + scale, from), first = Math.floor(start + 1e-9);
       const length = Math.max(Math.ceil(end - 1e-9) - first, 1);
       const cover = (k) => Math.min(end, first + k + 1) - Math.max(start, first + k);
-      return { first, factors: Array.from({ length }, (_, k) => cover(k) / (end - start)) };
+      return { first, factors: Float64Array.from({ length }, (_, k) => cover(k) / (end - start)) };
     }
     const centre = Math.min(Math.max((i + 0.5) * scale - 0.5, 0), from - 1), first = Math.floor(centre);
-    return { first, factors: first + 1 < from ? [1 - centre + first, centre - first] : [1] };
+    return { first, factors: Float64Array.from(first + 1 < from ? [1 - centre + first, centre - first] : [1]) };
   });
 }
 
