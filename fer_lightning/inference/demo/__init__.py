@@ -1,4 +1,4 @@
-"""The demo: one static page that finds faces and their expressions in the browser, served from here or built for a site."""
+"""The demo: a static page that finds faces and their expressions in the browser, served locally or built for a site."""
 
 from fer_lightning.inference.demo.server import serve
 from fer_lightning.inference.demo.site import build

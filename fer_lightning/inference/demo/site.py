@@ -11,7 +11,7 @@ from typing import Any
 
 from fer_lightning.errors import UserError, flat, printable
 from fer_lightning.inference.demo.libraries import HOSTS, LIBRARIES, read
-from fer_lightning.report.files import write_folder
+from fer_lightning.report.files import write_atomically
 
 KEY = "fer_lightning"
 """Key of the JSON in the metadata of an exported network."""
@@ -48,17 +48,21 @@ def build(model: Path, folder: Path, *, assets: Path | None = None) -> None:
     files = site(model, assets)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; the page is written to a folder")
-    if folder.is_dir():
-        known = {*files, README, *(f"{ASSETS}/{library.name}" for library in LIBRARIES.values())}
-        roots = {name.partition("/")[0] for name in known}
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder).as_posix()
-            if not name.startswith(".git") and name not in known | (roots - {*files, README}):
-                raise UserError(f"{folder}: holds {printable(name)}, no file of this page; choose an empty folder")
+    known = {*files, README, *(f"{ASSETS}/{library.name}" for library in LIBRARIES.values())}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in known and not name.startswith(".git"):
+            raise UserError(f"{folder}: holds {printable(name)}, no file of this page; choose an empty folder")
     if not (folder / README).exists():
         files[README] = _readme(json.loads(files["model.json"])).encode()
-    for parent in sorted({name.rpartition("/")[0] for name in files}):  # "" first
-        write_folder(folder / parent, {n.rpartition("/")[2]: c for n, c in files.items() if n.rpartition("/")[0] == parent})
+    try:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / name, content)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}); choose another folder"
+        ) from error
 
 
 def site(model: Path, assets: Path | None = None) -> dict[str, bytes]:
@@ -145,8 +149,8 @@ pinned: false
 
 # Facial expressions in the browser
 
-Finds faces in a photo or in the picture of a webcam and shows the probabilities of {len(description["classes"])} expressions. All of it runs in the
-browser; pictures are not sent anywhere. The network is `{description["name"]}`; `model.json` has its scores.
+Finds faces in a photo or in the picture of a webcam, and shows the probabilities of their expressions. All of it runs
+in the browser; pictures are not sent anywhere. The network is `{description["name"]}`; `model.json` has its scores.
 
 Written by `fer-lightning demo --build`. Any web server can serve this folder, GitHub Pages and a static Space among
 them. Browsers do not run it from a file. Cameras need https, except on this computer (127.0.0.1).
