@@ -139,23 +139,46 @@ def reference_probabilities(model: Path, faces: list[np.ndarray[Any, Any]]) -> n
     return np.asarray(session.run(None, {"faces": np.stack(faces)})[0])
 
 
-@pytest.mark.parametrize(("width", "height"), [(1000, 700), (700, 1000), (333, 777), (2600, 1820)])
+@pytest.mark.parametrize("size", [(470, 329), (329, 470), (480, 100)])
 def test_boxes_and_probabilities_equal_those_of_python(
-    page: Any, group: Image.Image, network: Path, assets: Path, tmp_path: Path, width: int, height: int
+    page: Any, group: Image.Image, network: Path, assets: Path, tmp_path: Path, size: tuple[int, int]
 ) -> None:
-    image = group.resize((width, round(width * 0.7))) if width > height else group.crop((0, 0, width, 700))
-    if height > image.height:
-        taller = Image.new("RGB", (width, height))
-        taller.paste(image, (0, (height - image.height) // 2))
-        image = taller
+    image = Image.new("RGB", size)
+    image.paste(group.resize((470, 329)), (0, max(size[1] - 329, -60)))
     choose(page, png(image))
     found = results(page)
     (tmp_path / "blaze.tflite").write_bytes(read(LIBRARIES["blaze"], assets))
     expected = reference_boxes(image, tmp_path / "blaze.tflite")
     assert len(expected) >= 1
-    np.testing.assert_allclose([box for box, _ in found], expected, atol=0.01 * max(width, height) / 10)
+    np.testing.assert_allclose([box for box, _ in found], expected, atol=0.01)
     crops = [reference_crop(image, box) for box, _ in found]
     np.testing.assert_allclose([p for _, p in found], reference_probabilities(network, crops), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(1000, 700), (700, 1000), (3000, 2100), (1900, 400)])
+def test_large_photos_are_searched_as_predict_does(
+    page: Any, group: Image.Image, network: Path, assets: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    blaze = pytest.importorskip("fer_lightning.inference.faces.blaze")
+    frame = pytest.importorskip("fer_lightning.inference.faces.frame")
+    image = group.resize((3000, 2100)) if size[0] == 3000 else Image.new("RGB", size, "grey")
+    if size[0] != 3000:
+        image.paste(group.resize((size[0] // 2, round(size[0] * 0.35))), (10, -80))
+    image.paste(group.resize((300, 210)), (5, size[1] - 215))  # faces that only parts show large enough
+    choose(page, png(image))
+    found = results(page)
+    (tmp_path / "blaze.tflite").write_bytes(read(LIBRARIES["blaze"], assets))
+    detector = blaze.BlazeFace(tmp_path / "blaze.tflite")
+    expected = sorted(detector(np.asarray(image)), key=lambda face: face.x)
+    assert len(expected) >= 2
+    boxes = [[face.x, face.y, face.width, face.height] for face in expected]
+    np.testing.assert_allclose([box for box, _ in found], boxes, atol=1e-4 * max(size))
+    crops = [frame.crop(np.asarray(image), face, detector.rule) for face in expected]
+    np.testing.assert_allclose([p for _, p in found], reference_probabilities(network, crops), atol=1e-3)
+    notes = [{"small": "small face", "cut": "cut by the edge", "turned": "turned away"}[note]
+             for face in expected for note in frame.concerns(np.asarray(image), face, detector.rule)]  # fmt: skip
+    shown = "; ".join(text for text in page.locator(".note").all_text_contents() if text)
+    assert shown == "; ".join(notes)
 
 
 def test_crops_equal_those_of_pillow(page: Any) -> None:
@@ -307,6 +330,36 @@ def test_changed_and_missing_libraries_are_not_used(browser: Any, network: Path,
             page.goto(f"http://127.0.0.1:{running.server_port}/")
             page.wait_for_selector(f"#problem:text('{name} could not be loaded from 127.0.0.1')")
             running.shutdown()
+
+
+@pytest.mark.parametrize("down", [(), ("cdn.jsdelivr.net",), ("cdn.jsdelivr.net", "unpkg.com")])
+def test_libraries_come_from_one_of_two_hosts(
+    browser: Any, serving: Callable[..., str], network: Path, assets: Path, portrait: Image.Image, down: tuple[str, ...]
+) -> None:
+    contents = {f"{library.package}/{library.path}": read(library, assets) for library in LIBRARIES.values()}
+    asked = []
+
+    def answer(route: Any) -> None:
+        host, _, path = route.request.url.removeprefix("https://").removeprefix("//").partition("/")
+        asked.append(host)
+        body = contents.get(path.removeprefix("npm/"))
+        if host in down or body is None:
+            route.abort()
+        else:
+            route.fulfill(body=body, headers={"Access-Control-Allow-Origin": "*"})
+
+    page = browser.new_page()
+    page.route(re.compile("^https:"), answer)
+    page.goto(serving(network, None))
+    page.wait_for_selector(LOADED)
+    if len(down) == 2:
+        page.wait_for_selector("#problem:text('could not be loaded from cdn.jsdelivr.net and unpkg.com')")
+    else:
+        choose(page, png(portrait))
+        assert len(results(page)) == 1
+        assert "cdn.jsdelivr.net and unpkg.com" in page.text_content("#hosts")
+    assert set(asked) == {"cdn.jsdelivr.net", *(["unpkg.com"] if down else [])}
+    page.close()
 
 
 def test_policy_lets_no_picture_out(page: Any, portrait: Image.Image) -> None:

@@ -156,9 +156,9 @@ function stopCamera() {
 }
 
 // The faces in an ImageData from left to right as they are shown: box, frame, crop, probabilities, best class, unsure, concerns.
-async function analyse(image, mirrored = false) {
+async function analyse(image, live = false) {
   const { about, find, classify } = networks;
-  const found = (await find(image)).sort((a, b) => (mirrored ? b.x - a.x : a.x - b.x));
+  const found = (await find(image, live)).sort((a, b) => (live ? b.x - a.x : a.x - b.x)); // live is mirrored
   const frames = found.map((box) => frameOf(box, about.crop));
   const crops = frames.map((where) => crop(image, where, about.size));
   const probabilities = crops.length ? await classify(crops) : [];
