@@ -18,7 +18,8 @@ const share = (start, length, size) => Math.max(Math.min(start + length, size) -
 // Where the tip of the nose lies between the ears, along the line through the eyes: 0 in the middle, 1 or -1 at an ear.
 function turn({ points: [rightEye, leftEye, nose, , rightEar, leftEar] }) {
   const apart = Math.max(Math.hypot(leftEye[0] - rightEye[0], leftEye[1] - rightEye[1]), 1e-6);
-  const along = (from, to) => ((to[0] - from[0]) * (leftEye[0] - rightEye[0]) + (to[1] - from[1]) * (leftEye[1] - rightEye[1])) / apart;
+  const [x, y] = [(leftEye[0] - rightEye[0]) / apart, (leftEye[1] - rightEye[1]) / apart];
+  const along = (from, to) => (to[0] - from[0]) * x + (to[1] - from[1]) * y;
   const middle = [(rightEar[0] + leftEar[0]) / 2, (rightEar[1] + leftEar[1]) / 2];
   return along(middle, nose) / Math.max(along(rightEar, leftEar) / 2, 1e-6);
 }

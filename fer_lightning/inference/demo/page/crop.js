@@ -1,5 +1,5 @@
 // From a box around a face to the grey frame that the network is trained on, pixel for pixel as
-// fer_lightning.inference.faces.crop does it: ITU-R BT.601 luma and Pillow's bicubic filter in its fixed-point arithmetic.
+// fer_lightning.inference.faces does it: ITU-R BT.601 luma and Pillow's bicubic filter in its fixed-point arithmetic.
 // Scaling on a canvas would differ between browsers.
 
 const BITS = 22; // fractional bits of Pillow's weights for 8-bit images
@@ -39,20 +39,19 @@ export function crop(image, { left, top, side }, size) {
     }
   }
   // Both axes one after the other, each rounded to 8 bits.
-  const lines = apply(horizontal, grey, size, rows.length, { along: 1, across: columns.length, out: [1, size] });
-  const face = apply(vertical, lines, size, size, { along: size, across: 1, out: [size, 1] });
-  return face;
+  const lines = apply(horizontal, grey, rows.length, { along: 1, across: columns.length }, { along: 1, across: size });
+  return apply(vertical, lines, size, { along: size, across: 1 }, { along: size, across: 1 });
 }
 
-// Weighted sums along one axis, of `count` lines. Steps in the source: `along` and `across` the axis; likewise in the result.
-function apply(axis, source, size, count, { along, across, out: [outAlong, outAcross] }) {
-  const result = new Uint8Array(size * count);
+// Weighted sums along one axis, of `count` lines; `from` and `to` are the steps in the source and in the result.
+function apply(axis, source, count, from, to) {
+  const result = new Uint8Array(axis.length * count);
   for (let line = 0; line < count; line++) {
-    for (let i = 0; i < size; i++) {
+    for (let i = 0; i < axis.length; i++) {
       const { first, factors } = axis[i];
-      let at = line * across + first * along, sum = 2 ** (BITS - 1);
-      for (let k = 0; k < factors.length; k++, at += along) sum += factors[k] * source[at];
-      result[i * outAlong + line * outAcross] = Math.min(Math.max(sum >> BITS, 0), 255);
+      let at = line * from.across + first * from.along, sum = 2 ** (BITS - 1);
+      for (let k = 0; k < factors.length; k++, at += from.along) sum += factors[k] * source[at];
+      result[i * to.along + line * to.across] = Math.min(Math.max(sum >> BITS, 0), 255);
     }
   }
   return result;

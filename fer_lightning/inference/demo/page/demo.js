@@ -25,7 +25,7 @@ async function start() {
   describeNetwork(networks.about);
   choose.disabled = webcam.disabled = false;
   status("Ready.");
-  choose.addEventListener("click", () => file.click());
+  for (const one of [choose, byId("empty")]) one.addEventListener("click", () => file.click());
   file.addEventListener("change", () => { openPhoto(file.files[0]); file.value = ""; });
   webcam.addEventListener("click", () => (stream ? stopCamera() : guarded(startCamera)));
   document.addEventListener("paste", (event) => openPhoto(event.clipboardData.files[0]));
@@ -72,12 +72,14 @@ function openPhoto(chosen) {
     bitmap.close();
     present(photo, photo.width, photo.height);
     show([], photo);
+    photo.setAttribute("aria-label", "Your photo");
     status("Looking for faces…");
-    await new Promise((resolve) => { setTimeout(resolve); }); // lets the photo appear first
+    await new Promise((resolve) => { setTimeout(resolve, 50); }); // lets the photo appear first
     const found = await analyse(context.getImageData(0, 0, photo.width, photo.height));
     if (own === turn) {
       show(found, photo);
       status(summary(found));
+      photo.setAttribute("aria-label", `Your photo. ${summary(found)}`);
     }
   });
 }
@@ -155,7 +157,7 @@ function stopCamera() {
   status("Webcam off.");
 }
 
-// The faces in an ImageData from left to right as they are shown: box, frame, crop, probabilities, best class, unsure, concerns.
+// The faces in an ImageData, from left to right as they are shown.
 async function analyse(image, live = false) {
   const { about, find, classify } = networks;
   const found = (await find(image, live)).sort((a, b) => (live ? b.x - a.x : a.x - b.x)); // live is mirrored
@@ -223,7 +225,7 @@ function fill(card, face, i) {
   card.classList.toggle("unsure", unsure);
   card.querySelector("h2").textContent = `Face ${i + 1}`;
   const small = document.createElement("small");
-  small.textContent = unsure ? `perhaps ${face.label.toLowerCase()}, ${percent(probabilities[best])}` : percent(probabilities[best]);
+  small.textContent = (unsure ? `perhaps ${face.label.toLowerCase()}, ` : "") + percent(probabilities[best]);
   card.querySelector(".label").replaceChildren(unsure ? "Unsure" : face.label, " ", small);
   card.querySelector(".note").textContent = face.notes.join("; ");
   [...card.querySelectorAll("tbody tr")].forEach((row, k) => {
@@ -249,18 +251,21 @@ function summary(found, exact = true) {
 }
 
 function describeNetwork(about) {
-  const hosts = new Set(Object.values(about.libraries).flatMap(({ urls }) => urls.map((url) => new URL(url, location.href).host)));
+  const urls = Object.values(about.libraries).flatMap((library) => library.urls);
+  const hosts = new Set(urls.map((url) => new URL(url, location.href).host));
   hosts.delete(location.host);
   if (hosts.size) byId("hosts").textContent = `its own server and, for the libraries, ${[...hosts].join(" and ")}`;
   const scores = {
     "test/accuracy": "Accuracy", "test/clean/accuracy": "Accuracy without leaked images",
-    "test/balanced_accuracy": "Balanced accuracy", "test/f1_macro": "Macro F1", "test/ece_calibrated": "Calibration error",
+    "test/balanced_accuracy": "Balanced accuracy", "test/f1_macro": "Macro F1",
+    "test/ece_calibrated": "Calibration error",
   };
+  const known = Object.keys(scores).filter((key) => key in about.scores);
   const rows = [
     ["Name", about.name],
     ["Expressions", about.classes.join(", ")],
     ["Unsure", about.threshold > 1 ? "always" : `below ${percent(about.threshold)}`],
-    ...Object.entries(scores).filter(([key]) => key in about.scores).map(([key, name]) => [name, percent(about.scores[key], 1)]),
+    ...known.map((key) => [scores[key], percent(about.scores[key], 1)]),
   ];
   byId("about").replaceChildren(...rows.flatMap(([name, value]) => {
     const cells = [document.createElement("dt"), document.createElement("dd")];

@@ -1,5 +1,5 @@
-// BlazeFace full-range (MediaPipe, Apache-2.0), searched for as fer_lightning.inference.faces does: the same boxes give the
-// same crops.
+// BlazeFace full-range (MediaPipe, Apache-2.0), run as fer_lightning.inference.faces does: the same boxes give the same
+// crops.
 
 import { toOnnx } from "./tflite.js";
 
@@ -13,8 +13,8 @@ const PART = 480; // side in pixels of the smallest part of a photo that is sear
 /**
  * The detector in a TensorFlow Lite file, run by onnxruntime.
  *
- * @returns {Promise<Function>} maps an ImageData to the faces {x, y, width, height, score, points} in its pixels. One pass
- *     finds faces of 1/13 of the longer side or more; unless `fast` is set, parts of a photo are searched as well.
+ * @returns {Promise<Function>} maps an ImageData to the faces {x, y, width, height, score, points} in its pixels. One
+ *     pass finds faces of 1/13 of the longer side or more; unless `fast` is set, parts of a photo are searched as well.
  */
 export async function loadDetector(ort, file) {
   const { model, input, outputs } = toOnnx(file);
@@ -70,7 +70,9 @@ function starts(length) {
 }
 
 // Whether a box touches an edge of its part that is none of the image: another part or pass has the complete face.
-const cut = (first, last, start, size) => (first < start + 1 && start > 0) || (last > start + SIDE - 1 && start + SIDE < size);
+function cut(first, last, start, size) {
+  return (first < start + 1 && start > 0) || (last > start + SIDE - 1 && start + SIDE < size);
+}
 
 // A part of the image in the middle of a black square, float RGB in [-1, 1].
 function part({ width, height, data }, left, top) {
@@ -112,7 +114,7 @@ function scaled(image, scale) {
   return { width, height, data: result };
 }
 
-// Which pixels of an axis make each pixel of the scaled one: averages when shrinking, linear between two when enlarging.
+// Which pixels of an axis make each pixel of the scaled one: averages when it shrinks, linear between two when it grows.
 function shares(from, to) {
   const scale = from / to;
   return Array.from({ length: to }, (_, i) => {
@@ -123,7 +125,8 @@ function shares(from, to) {
       return { first, factors: Float64Array.from({ length }, (_, k) => cover(k) / (end - start)) };
     }
     const centre = Math.min(Math.max((i + 0.5) * scale - 0.5, 0), from - 1), first = Math.floor(centre);
-    return { first, factors: Float64Array.from(first + 1 < from ? [1 - centre + first, centre - first] : [1]) };
+    const factors = first + 1 < from ? [1 - centre + first, centre - first] : [1];
+    return { first, factors: Float64Array.from(factors) };
   });
 }
 

@@ -15,7 +15,8 @@ export async function load(report) {
   }
   const about = await (await own("model.json")).json();
   const { runtime, wasm, blaze } = about.libraries;
-  report(`Loading the runtime and the face detector (${Math.ceil(runtime.megabytes + wasm.megabytes + blaze.megabytes)} MB, only the first time)…`);
+  const megabytes = Math.ceil(runtime.megabytes + wasm.megabytes + blaze.megabytes);
+  report(`Loading the runtime and the face detector (${megabytes} MB, only the first time)…`);
   const [script, binary, tflite, network] = await Promise.all([
     library(runtime), library(wasm), library(blaze), own("model.onnx").then((response) => response.arrayBuffer()),
   ]);
@@ -53,8 +54,8 @@ async function own(name) {
   } catch {
     // reported below
   }
-  throw new Problem(`${name} could not be loaded. Reload the page; if that does not help, its server has stopped or the `
-    + "site is incomplete.");
+  throw new Problem(`${name} could not be loaded. Reload the page; if that does not help, its server has stopped or `
+    + "the site is incomplete.");
 }
 
 async function library({ urls, integrity }) {

@@ -1,5 +1,5 @@
-// BlazeFace comes as a TensorFlow Lite file. onnxruntime-web runs the expression network anyway, so the file is rewritten
-// as ONNX in memory instead of loading a second runtime of 9 to 13 MB. Only the operators of BlazeFace are known.
+// BlazeFace comes as a TensorFlow Lite file. onnxruntime-web runs the expression network anyway, so the file is
+// rewritten as ONNX in memory instead of loading a second runtime of 9 to 13 MB. Only BlazeFace's operators are known.
 // Formats: schema.fbs of TensorFlow Lite, onnx.proto.
 
 const FLOAT = 1, INT64 = 7, HALF = 10; // element types of ONNX
@@ -38,7 +38,7 @@ export function toOnnx(file) {
       strides: [options.int32(2), options.int32(1)],
       auto_pad: options.int8(0) === 0 ? "SAME_UPPER" : "VALID",
     });
-    const weight = (index, dims, perm) => {
+    const weight = (index, perm) => {
       const { shape: from, bytes } = halves.get(index);
       initializers.push(tensorProto(`${name(index)}h`, from, HALF, bytes));
       node("Cast", [`${name(index)}h`], perm ? `${name(index)}f` : name(index), { to: FLOAT });
@@ -50,9 +50,9 @@ export function toOnnx(file) {
       if (source.type !== 1) throw new Error(`element type ${source.type} of a weight`);
       halves.set(out, source);
     } else if (type === "Conv") { // weights: out, height, width, in
-      node("Conv", [name(inputs[0]), weight(inputs[1], 4, [0, 3, 1, 2]), weight(inputs[2])], output, strided());
+      node("Conv", [name(inputs[0]), weight(inputs[1], [0, 3, 1, 2]), weight(inputs[2])], output, strided());
     } else if (type === "DepthwiseConv") { // weights: 1, height, width, out
-      const kernel = weight(inputs[1], 4, [3, 0, 1, 2]);
+      const kernel = weight(inputs[1], [3, 0, 1, 2]);
       node("Conv", [name(inputs[0]), kernel, weight(inputs[2])], output, { ...strided(), group: shape[3] });
     } else if (type === "MaxPool") {
       node("MaxPool", [name(inputs[0])], output, { ...strided(), kernel_shape: [options.int32(4), options.int32(3)] });
@@ -99,7 +99,8 @@ function readModel(view) {
   const operators = graph.tables(3).map((operator) => {
     const code = codes[operator.int32(0)];
     if (!(code in OPERATORS)) throw new Error(`operator ${code}`);
-    return { type: OPERATORS[code], inputs: operator.int32s(1), outputs: operator.int32s(2), options: operator.table(4) };
+    const inputs = operator.int32s(1), outputs = operator.int32s(2);
+    return { type: OPERATORS[code], inputs, outputs, options: operator.table(4) };
   });
   return { tensors, operators, input: graph.int32s(1)[0], outputs: graph.int32s(2) };
 }
