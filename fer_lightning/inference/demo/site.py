@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def describe(model: Path) -> dict[str, Any]:
         UserError: onnxruntime is missing, or `model` is not a network that this project has exported.
     """
     try:
-        import onnxruntime
+        onnxruntime = import_module("onnxruntime")  # an extra
     except ImportError:
         raise UserError("onnxruntime is not installed: pip install 'fer-lightning[onnx]'") from None
     if not model.is_file():

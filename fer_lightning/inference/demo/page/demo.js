@@ -5,6 +5,7 @@ import { concerns } from "./concerns.js";
 import { load, Problem } from "./load.js";
 
 const MAX_PIXELS = 16_000_000; // of a photo; larger canvases fail on phones
+const LABEL = 34; // height of a box's label in CSS pixels: with less room above the box, it is put inside
 const ANNOUNCE_EVERY = 2000; // milliseconds between messages to screen readers while the webcam is on
 
 const byId = (id) => document.getElementById(id);
@@ -190,7 +191,7 @@ function show(found, media) {
     const element = document.createElement("div");
     element.className = "box";
     element.classList.toggle("unsure", unsure);
-    element.classList.toggle("top", box.y < 0.08 * height);
+    element.classList.toggle("top", (box.y / height) * picture.clientHeight < LABEL);
     element.classList.toggle("right", left > 0.7 * width);
     Object.assign(element.style, {
       left: percent(left / width, 2), top: percent(box.y / height, 2),
