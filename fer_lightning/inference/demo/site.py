@@ -118,14 +118,17 @@ def describe(model: Path) -> dict[str, Any]:
     if text is None or names != [INPUT, OUTPUT]:
         raise UserError(f"{model}: an ONNX file, but not one that `fer-lightning export` wrote")
     try:
-        return _selected(json.loads(text))
+        own = json.loads(text)
+        if own["format"] != FORMAT:
+            raise UserError(
+                f"{model}: has format {own['format']}, the demo reads {FORMAT}: export it with this version"
+            )
+        return _selected(own)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{model}: its description is damaged ({flat(error)}); export it again") from None
+        raise UserError(f"{model}: its description is damaged or incomplete ({flat(error)}); export it again") from None
 
 
 def _selected(own: Mapping[str, Any]) -> dict[str, Any]:
-    if own["format"] != FORMAT:
-        raise ValueError(f"format {own['format']}, not {FORMAT}: another version of fer-lightning wrote it")
     calibration = own.get("calibration", own)
     rule = own["crop"]["blaze"]
     return {

@@ -81,7 +81,7 @@ def test_build_refuses_a_file_and_a_folder_of_other_things(network: Path, tmp_pa
     [
         (None, "not one that `fer-lightning export` wrote"),
         ("{", "its description is damaged"),
-        ({**DESCRIPTION, "format": 2}, "another version of fer-lightning"),
+        ({**DESCRIPTION, "format": 2}, "has format 2, the demo reads 1"),
         ({**DESCRIPTION, "crop": {}}, "its description is damaged"),
         ({**DESCRIPTION, "threshold": "high"}, "its description is damaged"),
         ([], "its description is damaged"),
@@ -101,7 +101,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "photo.onnx").write_bytes(b"\x89PNG\r\n\x1a\n" * 9)
     with pytest.raises(UserError, match="damaged, or not an ONNX file"):
         build(tmp_path / "photo.onnx", tmp_path / "site")
-    path = write_network(tmp_path / "other.onnx", output="logits")
+    path = write_network(tmp_path / "other.onnx", output="scores")
     with pytest.raises(UserError, match="not one that"):
         build(path, tmp_path / "site")
 
