@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from collections.abc import Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -72,7 +73,8 @@ def server(files: Mapping[str, bytes], port: int) -> ThreadingHTTPServer:
             self.send_header("X-Content-Type-Options", "nosniff")
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(content)
+                with suppress(ConnectionError):  # the page was closed meanwhile
+                    self.wfile.write(content)
 
         def do_HEAD(self) -> None:
             self.do_GET()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import subprocess
+import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fer_lightning.inference.demo.libraries import LIBRARIES
 from fer_lightning.inference.demo.server import server
@@ -129,3 +134,74 @@ def serving() -> Iterator[Callable[..., str]]:
     for one in running:
         one.shutdown()
         one.server_close()
+
+
+LOADED = "#choose:enabled, #problem:not(:empty)"
+"""Matches once the page can be used, or says why it cannot."""
+
+
+@pytest.fixture(scope="session")
+def portrait(tmp_path_factory: pytest.TempPathFactory) -> Image.Image:
+    """NASA's portrait of Eileen Collins, in the public domain; 512 by 512 pixels."""
+    folder = tmp_path_factory.mktemp("portrait")
+    wanted = ["--no-deps", "--only-binary", ":all:", "scikit-image>=0.25,<0.27"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", *wanted, "-d", folder], capture_output=True, text=True
+    )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        pytest.skip(f"no portrait: pip download scikit-image failed: {done.stderr[-200:]}")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        return Image.open(io.BytesIO(wheel.read("skimage/data/astronaut.png"))).convert("RGB")
+
+
+@pytest.fixture(scope="session")
+def group(portrait: Image.Image) -> Image.Image:
+    """A large face, a darker and smaller one, and one that the edge cuts."""
+    image = Image.new("RGB", (1000, 700), (150, 170, 180))
+    image.paste(portrait, (20, 150))
+    image.paste(portrait.crop((130, 0, 330, 250)).point(lambda value: value * 0.7), (600, 300))
+    image.paste(portrait.crop((100, 0, 250, 300)), (850, 20))
+    return image
+
+
+@pytest.fixture
+def page(browser: Any, serving: Callable[..., str], network: Path, assets: Path) -> Iterator[Any]:
+    """The page, ready; afterwards, no request must have left this machine, and no script failed."""
+    with watched(browser) as page:
+        page.goto(serving(network, assets))
+        page.wait_for_selector(LOADED)
+        yield page
+
+
+class watched:  # noqa: N801
+    def __init__(self, browser: Any, **options: Any) -> None:
+        self.page, self.requests, self.errors = browser.new_page(**options), [], []  # type: ignore[var-annotated]
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def __enter__(self) -> Any:
+        return self.page
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.page.close()
+        if kind is None:
+            assert self.errors == []
+            assert all(re.match(r"(http://127\.0\.0\.1:\d+/|blob:http://127\.0\.0\.1:)", url) for url in self.requests)
+
+
+def png(image: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, options.pop("format", "PNG"), **options)
+    return file.getvalue()
+
+
+def choose(page: Any, content: bytes, name: str = "photo.png", kind: str = "image/png") -> None:
+    page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": content})
+
+
+def results(page: Any) -> list[tuple[list[float], list[float]]]:
+    """Box and probabilities of each face on the page."""
+    page.wait_for_selector(".face")
+    cards = page.locator(".face").evaluate_all("all => all.map(one => [one.dataset.box, one.dataset.probabilities])")
+    return [(json.loads(box), json.loads(probabilities)) for box, probabilities in cards]
