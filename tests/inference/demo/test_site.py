@@ -49,7 +49,7 @@ def test_libraries_come_from_pinned_versions(network: Path, tmp_path: Path) -> N
         assert len(library["urls"]) == 2
         for url in library["urls"]:
             assert re.search(r"@\d+\.\d+\.\d+/", url), "no exact version"
-            assert any(url.startswith(allowed) for allowed in policy[1].split() if "://" in allowed)
+            assert any(url.startswith(allowed) for allowed in re.split(r"[; ]+", policy[1]) if "://" in allowed)
 
 
 def test_build_replaces_an_earlier_build_and_keeps_what_belongs_to_the_repository(
