@@ -30,7 +30,7 @@ FILES = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def running() -> Iterator[ThreadingHTTPServer]:
     with server(FILES, 0) as one:
         threading.Thread(target=one.serve_forever, daemon=True).start()
