@@ -6,7 +6,7 @@ import { toOnnx } from "./tflite.js";
 const SIDE = 192; // the network's input
 const GRID = 48; // an anchor at the centre of each cell
 const VALUES = 16; // per anchor: centre, size, six points
-const CERTAIN = 0.5; // score from which a box counts
+const CERTAIN = 0.5, CERTAIN_IN_PART = 0.6; // scores from which a box counts
 const OVERLAP = 0.45; // share of the smaller of two boxes from which both are one face
 const PART = 480; // side in pixels of the smallest part of a photo that is searched on its own
 
@@ -26,8 +26,8 @@ export async function loadDetector(ort, file) {
     return outputs.map((name) => results[name].data).sort((a, b) => a.length - b.length);
   };
 
-  // The faces in overlapping square parts of `side` pixels, less where the image is narrower.
-  const search = async (image, side) => {
+  // The faces of a score above `certain` in overlapping square parts of `side` pixels, or less in a narrower image.
+  const search = async (image, side, certain) => {
     const small = scaled(image, SIDE / side);
     const toX = image.width / small.width, toY = image.height / small.height;
     const faces = [];
@@ -37,7 +37,7 @@ export async function loadDetector(ort, file) {
         const [logits, values] = await run(pixels);
         logits.forEach((logit, i) => {
           const score = 1 / (1 + Math.exp(-logit));
-          if (score <= CERTAIN) return;
+          if (score <= certain) return;
           const column = (((i % GRID) + 0.5) * SIDE) / GRID - before + left;
           const row = ((Math.floor(i / GRID) + 0.5) * SIDE) / GRID - above + top;
           const [dx, dy, width, height, ...rest] = values.subarray(i * VALUES, (i + 1) * VALUES);
@@ -55,9 +55,10 @@ export async function loadDetector(ort, file) {
 
   return async (image, fast = false) => {
     const { width, height } = image, longer = Math.max(width, height);
-    const faces = await search(image, longer);
+    const faces = await search(image, longer, CERTAIN);
     if (!fast && longer > PART) {
-      faces.push(...await search(image, Math.max(PART, Math.min(height, width, Math.floor(longer / 3)))));
+      const side = Math.max(PART, Math.min(height, width, Math.floor(longer / 3)));
+      faces.push(...await search(image, side, CERTAIN_IN_PART));
     }
     return distinct(faces);
   };
