@@ -1,0 +1,92 @@
+"""The files of other projects that the page runs: pinned by version and digest, from a CDN or from a folder."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fer_lightning.errors import UserError, flat
+
+HOSTS = ("https://cdn.jsdelivr.net/npm/", "https://unpkg.com/")
+"""Public CDNs of npm's packages; the second one is for where the first is unreachable."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """A file of an npm package.
+
+    Attributes:
+        package: name and version.
+        path: the file within the package.
+        sha256: hexadecimal digest of the file.
+        megabytes: what the page announces before it loads the file.
+    """
+
+    package: str
+    path: str
+    sha256: str
+    megabytes: float
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def integrity(self) -> str:
+        """The digest as browsers want it (W3C, Subresource Integrity)."""
+        return f"sha256-{base64.b64encode(bytes.fromhex(self.sha256)).decode()}"
+
+
+_ORT = "onnxruntime-web@1.30.0"  # MIT
+_BLAZE = "@mediapipe/face_detection@0.4.1657300184"  # Apache-2.0
+
+LIBRARIES = {
+    "runtime": Library(
+        _ORT,
+        "dist/ort.wasm.bundle.min.mjs",
+        "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
+        0.1,
+    ),
+    "wasm": Library(
+        _ORT,
+        "dist/ort-wasm-simd-threaded.wasm",
+        "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+        14.2,
+    ),
+    "blaze": Library(
+        _BLAZE,
+        "face_detection_full_range.tflite",
+        "99bf9494d84f50acc6617d89873f71bf6635a841ea699c17cb3377f9507cfec3",
+        1.1,
+    ),
+}
+"""The JavaScript of the runtime, its WebAssembly, and the face detector."""
+
+
+def read(library: Library, folder: Path) -> bytes:
+    """A library from a folder: the file itself, anywhere below it, or the package as `npm pack` leaves it.
+
+    Raises:
+        UserError: it is not there, or is another version.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; --assets is where the libraries lie")
+    try:
+        found = [path.read_bytes() for path in sorted(folder.rglob(library.name)) if path.is_file()]
+        for path in sorted(folder.glob("*.tgz")):
+            with tarfile.open(path) as archive:
+                if f"package/{library.path}" in archive.getnames() and (
+                    file := archive.extractfile(f"package/{library.path}")
+                ):
+                    found.append(file.read())
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise UserError(f"{folder}: cannot be read ({flat(error)})") from error
+    for content in found:
+        if hashlib.sha256(content).hexdigest() == library.sha256:
+            return content
+    problem = "has another version of" if found else "does not contain"
+    packages = " ".join(dict.fromkeys(one.package for one in LIBRARIES.values()))
+    raise UserError(f"{folder} {problem} {library.name}: run `npm pack {packages}` there")
