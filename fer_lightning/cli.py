@@ -103,6 +103,62 @@ def export(
 
 
 @cli.command()
+def predict(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT...", help="Photos, videos, folders of them, or patterns such as 'day1/*.jpg'."),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A shipped model's name, a run folder or an exported file; several are averaged."),
+    ] = None,
+    detector: Annotated[
+        str,
+        typer.Option(help="auto, blaze, haar, none (each image is a face), or a cascade .xml or BlazeFace .tflite."),
+    ] = "auto",
+    tta: Tta = None,
+    camera: Annotated[int | None, typer.Option(help="A camera instead of inputs: 0 is the first; Ctrl-C ends.")] = None,
+    every: Annotated[float, typer.Option(help="Seconds between the frames of a video; 0 for all of them.")] = 0.2,
+    out: Annotated[Path | None, typer.Option(help="Folder for predictions.csv; else results are printed only.")] = None,
+    annotate: Annotated[bool, typer.Option("--annotate", help="Also write copies with boxes and labels.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the job that was ended in --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per face.")] = False,
+    accelerator: Accelerator = "auto",
+    trust: Trust = False,
+) -> None:
+    """Recognise the expressions of faces in photos, videos or a camera's pictures."""
+    from fer_lightning.inference.predict import predict as predict_inputs
+    from fer_lightning.inference.zoo import DEFAULT
+
+    code = predict_inputs(
+        inputs or [],
+        model=model or DEFAULT,
+        detector=detector,
+        tta=tta,
+        camera=camera,
+        every=every,
+        out=out,
+        annotated=annotate,
+        resume=resume,
+        as_json=as_json,
+        accelerator=accelerator,
+        trust=trust,
+    )
+    raise typer.Exit(code)
+
+
+@cli.command()
+def download(
+    name: Annotated[str, typer.Argument(help="blaze: a face detector that is faster and finds more than haar.")],
+    source: Annotated[Path | None, typer.Option("--from", help="The file, if this machine has no network.")] = None,
+) -> None:
+    """Fetch a file that is not in this package, check it and keep it in the cache."""
+    from fer_lightning.inference.faces.download import download as fetch
+
+    print(fetch(name, source=source))
+
+
+@cli.command()
 def models() -> None:
     """List the models inside this package, with their scores."""
     from fer_lightning.inference.zoo import show

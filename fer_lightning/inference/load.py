@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from fer_lightning.config import devices
+from fer_lightning.data.table import SIDE
 from fer_lightning.errors import UserError
 from fer_lightning.inference import modelfile, zoo
+from fer_lightning.inference.faces.detector import RULES
+from fer_lightning.inference.faces.frame import CropRule
 from fer_lightning.inference.modelfile import Description
 from fer_lightning.inference.predictor import Loaded, Member, NetworkMember, Predictor
 from fer_lightning.inference.tta import check
@@ -112,6 +115,13 @@ def together(models: Sequence[Loaded], tta: str | None = None) -> Predictor:
                 f"{other.path}: its classes are {', '.join(other.classes)}, those of {first.path} are "
                 f"{', '.join(first.classes)}: only models of the same classes, in the same order, can be averaged"
             )
+    first_rules = _rules(first)
+    for other in models[1:]:
+        if _rules(other) != first_rules:
+            raise UserError(
+                f"{other.path}: it was made for faces of another size or cut out by other rules than {first.path}, so "
+                "that no face suits both; predict with each by itself"
+            )
     inside = {member.tta for one in models for member in one.members} - {None}
     wanted = check(tta) if tta is not None else first.tta if len({one.tta for one in models}) == 1 else "none"
     if inside - {wanted}:
@@ -135,7 +145,15 @@ def together(models: Sequence[Loaded], tta: str | None = None) -> Predictor:
         tta=wanted,
         calibration=calibration,
         batch_size=min(one.batch_size for one in models),
+        size=first_rules[0],
+        crop=first_rules[1],
     )
+
+
+def _rules(model: Loaded) -> tuple[int, dict[str, CropRule]]:
+    """Size of the faces, and how they are cut out."""
+    known = model.description
+    return (SIDE, RULES) if known is None else (known.size, known.crop)
 
 
 def _loaded(path: Path, description: Description, members: tuple[Member, ...], calibration: Calibration) -> Loaded:

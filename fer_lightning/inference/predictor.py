@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fer_lightning.config.precision import BF16, FP16, FP32, has_native_bf16
+from fer_lightning.data.table import SIDE
+from fer_lightning.inference.faces.detector import RULES
+from fer_lightning.inference.faces.frame import CropRule
 from fer_lightning.inference.tta import TTA, views
 from fer_lightning.metrics.calibration import Calibration, calibrated
 from fer_lightning.models.heads import adjusted, log_prior
@@ -121,6 +124,8 @@ class Predictor:
         tta: test-time augmentation.
         calibration: temperature and threshold; None for a temperature of 1.
         batch_size: images per forward pass.
+        size: height and width of the faces that the members were trained on.
+        crop: for a detector's name, the rule by which faces are cut out; None for the detectors' own.
     """
 
     def __init__(
@@ -131,10 +136,12 @@ class Predictor:
         tta: TTA = "none",
         calibration: Calibration | None = None,
         batch_size: int = BATCH,
+        size: int = SIDE,
+        crop: Mapping[str, CropRule] | None = None,
     ) -> None:
         assert members
         self.members, self.classes, self.batch_size = tuple(members), tuple(classes), batch_size
-        self.tta, self.calibration = tta, calibration
+        self.tta, self.calibration, self.size, self.crop = tta, calibration, size, dict(crop or RULES)
 
     def logits(self, images: NDArray[np.uint8]) -> Tensor:
         """Logits before calibration, float32 (N, C) on the CPU, of grey faces, uint8 (N, H, W).
