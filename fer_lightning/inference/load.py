@@ -15,9 +15,9 @@ from fer_lightning.config import devices
 from fer_lightning.data.table import SIDE
 from fer_lightning.errors import UserError
 from fer_lightning.inference import modelfile, zoo
+from fer_lightning.inference.description import Description
 from fer_lightning.inference.faces.detector import RULES
 from fer_lightning.inference.faces.frame import CropRule
-from fer_lightning.inference.modelfile import Description
 from fer_lightning.inference.predictor import Loaded, Member, NetworkMember, Predictor
 from fer_lightning.inference.tta import check
 from fer_lightning.metrics.calibration import Calibration

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from fer_lightning import load_model
 from fer_lightning.errors import UserError
 from fer_lightning.inference import modelfile
+from fer_lightning.inference.description import KEY
 from fer_lightning.inference.export import export
 from tests.conftest import Command
 
@@ -30,7 +31,7 @@ Change = Callable[[dict[str, Any]], Any]
 
 def description_of(file: Path) -> dict[str, Any]:
     with safe_open(file, framework="pt") as opened:
-        return json.loads(opened.metadata()[modelfile.KEY])  # type: ignore[no-any-return]
+        return json.loads(opened.metadata()[KEY])  # type: ignore[no-any-return]
 
 
 def rewritten(file: Path, out: Path, change: Change = lambda _: None, **tensors: torch.Tensor | None) -> Path:
@@ -39,7 +40,7 @@ def rewritten(file: Path, out: Path, change: Change = lambda _: None, **tensors:
     description = description_of(file)
     change(description)
     text = json.dumps(description)
-    save_file(weights, out, {modelfile.KEY: text, modelfile.DIGEST: modelfile._digest(text, weights)})
+    save_file(weights, out, {KEY: text, modelfile.DIGEST: modelfile._digest(text, weights)})
     return out
 
 
