@@ -69,7 +69,7 @@ class Description(_Strict):
         notes: on licences and use.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     name: str
     version: str
     commit: str

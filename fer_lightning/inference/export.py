@@ -158,7 +158,8 @@ def _format(to: Path) -> Format:
 
 def _members(loaded: Sequence[Loaded]) -> tuple[list[FaceNetwork], list[MemberConfig]]:
     """Networks on the CPU, and what they are built from."""
-    networks, configs = [], []
+    networks: list[FaceNetwork] = []
+    configs: list[MemberConfig] = []
     for one in loaded:
         if any(not isinstance(member, NetworkMember) for member in one.members):
             raise UserError(f"{one.path}: an ONNX graph has no network to export; name the run or its model file")

@@ -90,7 +90,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -100,7 +100,8 @@ def _network(description: Description, member: MemberConfig) -> FaceNetwork:
 
 def _check_shapes(description: Description, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Compare the file's tensors with those of its networks, before any memory is taken for them."""
-    expected, shapes = {}, {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected: dict[str, tuple[int, ...]] = {}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for i, member in enumerate(description.members):
         if len(member.class_counts) != len(description.classes) or min(member.class_counts) < 1:
             raise UserError(f"{path}: its description is damaged (class_counts); get the file again")

@@ -58,7 +58,7 @@ class NetworkMember:
         channels_last: ask for the channels-last memory layout.
     """
 
-    tta = None
+    tta: TTA | None = None
 
     def __init__(
         self,

@@ -66,11 +66,11 @@ def test_graph_is_evaluated_on_data(
     from fer_lightning.inference.evaluate import evaluate
 
     for i, image in enumerate(test_images[:20]):
-        path = tmp_path / f"data/{'happy' if i % 2 else 'sad'}/{i}.png"
+        path = tmp_path / f"data/train/{'happy' if i % 2 else 'sad'}/{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     both = [
-        evaluate(file, data=tmp_path / "data", out=tmp_path / file.suffix, accelerator="cpu")
+        evaluate(file, data=tmp_path / "data", split="all", out=tmp_path / file.suffix, accelerator="cpu")
         for file in (onnx_file, model_of_both)
     ]
     assert both[0]["test/accuracy"] == both[1]["test/accuracy"]
