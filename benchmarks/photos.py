@@ -1,4 +1,4 @@
-"""What a photo costs: accuracy on photos of faces against accuracy on the faces themselves, and the speed of predicting.
+"""Accuracy on photos of faces against accuracy on the faces themselves, and the speed of predicting.
 
     python benchmarks/photos.py --model MODEL --data fer2013.csv.gz [--blaze FILE.tflite] [--out photos.json]
 
@@ -39,7 +39,7 @@ from PIL import Image
 from fer_lightning.data.readers import sources
 from fer_lightning.errors import UserError
 from fer_lightning.inference.faces.choose import load_detector
-from fer_lightning.inference.faces.frame import Face, frame
+from fer_lightning.inference.faces.frame import frame
 from fer_lightning.inference.load import load_model
 from fer_lightning.inference.media.tracks import iou
 from fer_lightning.inference.predict import predict
