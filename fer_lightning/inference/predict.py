@@ -23,7 +23,6 @@ from fer_lightning.inference.media.table import PredictionTable, Row
 from fer_lightning.inference.media.tracks import Tracker
 from fer_lightning.inference.output import Output
 from fer_lightning.inference.recognizer import Found, Recognizer, marks
-from fer_lightning.runs.folder import BEST, CHECKPOINTS
 
 PHOTOS = 64
 """Photos whose faces are classified together."""
@@ -289,5 +288,9 @@ def _ahead(
 
 def _digest(path: Path) -> str:
     """A digest of a run's best checkpoint or of a file."""
-    with (path / CHECKPOINTS / BEST if path.is_dir() else path).open("rb") as file:
+    if path.is_dir():
+        from fer_lightning.runs.folder import BEST, CHECKPOINTS  # imports Hydra, which loading a run has done already
+
+        path = path / CHECKPOINTS / BEST
+    with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
