@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fer_lightning import load_model
+from fer_lightning.data.readers import sources
 from fer_lightning.inference import modelfile
 from fer_lightning.inference import predict as predicting
 from fer_lightning.inference.evaluate import evaluate
@@ -446,12 +447,9 @@ def test_command_imports_neither_lightning_nor_hydra(group: Path, model_file: Pa
 
 @pytest.mark.real_data
 def test_faces_of_private_test_are_predicted_as_they_are_evaluated(
-    predict: Predict, model_file: Path, fer2013_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predict: Predict, model_file: Path, fer2013_dir: Path, tmp_path: Path
 ) -> None:
     """Image by image, from PNG files and from the data set itself."""
-    monkeypatch.setenv("FER_LIGHTNING_CACHE", str(Path(os.environ["FER_LIGHTNING_CACHE"]).parent / "fer2013"))
-    from fer_lightning.data.readers import sources
-
     data = sources.load(fer2013_dir / "fer2013.csv.gz")
     private = data.rows("private")
     evaluate(model_file, data=str(fer2013_dir / "fer2013.csv.gz"), split="private", out=tmp_path / "e")
