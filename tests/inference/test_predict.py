@@ -384,7 +384,7 @@ def test_bad_input_is_one_line(make: Callable[[Path], str], message: str, predic
     ids=str,
 )
 def test_bad_settings_are_one_line(settings: Sequence[str], message: str, predict: Predict, faces: Path) -> None:
-    ended = predict(faces, *settings)
+    ended = predict(faces, "--detector=none", *settings)
     (line,) = ended.err.splitlines()
     assert ended.code == 1 and line.startswith("error: ") and message in line
 
