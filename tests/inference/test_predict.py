@@ -431,7 +431,10 @@ def test_graph_of_another_project_is_one_line(predict: Predict, faces: Path, tmp
 # ---------------------------------------------------------------- the command as a process
 
 
-def test_command_imports_neither_lightning_nor_hydra(group: Path, model_file: Path) -> None:
+def test_command_imports_neither_lightning_nor_hydra(
+    group: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     script = (
         "import sys\nfrom fer_lightning.cli import app\ntry:\n    app()\nexcept SystemExit as end:\n"
         "    heavy = {'lightning', 'hydra', 'omegaconf', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)\n"
