@@ -2,8 +2,8 @@
 
     python benchmarks/photos.py --model MODEL --data fer2013.csv.gz [--blaze FILE.tflite] [--out photos.json]
 
-The photos are made from the images of PrivateTest: enlarged to 48, 96 and 192 pixels and padded by replication, by half
-of that on each side. With the detector `none`, which takes the whole image for the face, there is no padding. A face
+The photos are made from images of PrivateTest: enlarged to 48, 96 and 192 pixels and padded by replication, by half of
+that on each side (or --surroundings). With the detector `none`, which takes the whole image for the face, there is no padding. A face
 counts as found if a frame overlaps the true one by half (intersection over union).
 
 The loss is in points of accuracy against the frames themselves: of the faces that are found on those faces, of all on
@@ -56,7 +56,7 @@ OVERLAP = 0.5
 COMMAND = ["-c", "from fer_lightning.cli import app; app()", "predict"]
 
 
-def photo_of(face: NDArray[np.uint8], side: int, surroundings: float = 0.5) -> NDArray[np.uint8]:
+def photo_of(face: NDArray[np.uint8], side: int, surroundings: float) -> NDArray[np.uint8]:
     """A face of `side` pixels with surroundings, a fraction of the side, that repeat its border."""
     if side != len(face):
         face = cv2.resize(face, (side, side), interpolation=cv2.INTER_CUBIC)
@@ -78,12 +78,17 @@ def best(found: Found, recognizer: Recognizer, side: int, padding: int) -> int |
 
 
 def parity(
-    predictor: Predictor, name: str, side: int, images: NDArray[np.uint8], labels: NDArray[np.int64]
+    predictor: Predictor,
+    name: str,
+    side: int,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    surroundings: float,
 ) -> dict[str, Any]:
     """Accuracy on photos, found by a detector, against that on the images themselves."""
     detector = load_detector(name)[0]
     recognizer = Recognizer(predictor, detector, detector)
-    surroundings = 0.0 if detector.name == "none" else 0.5
+    surroundings = 0.0 if detector.name == "none" else surroundings
     answers, n_other = np.full(len(images), -1), 0
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"{i}.png") for i in range(len(images))]
@@ -147,8 +152,7 @@ def photo_files(images: NDArray[np.uint8], n: int, width: int = 640, height: int
 
 
 def seconds_of_predicting(folder: Path, model: str, detector: str) -> tuple[float, int]:
-    """Seconds that `predict` takes for a folder, without imports and loading, and the number of faces."""
-    load_model(model)  # all imports are done, and the file is in the cache of the system
+    """Seconds that `predict` takes for a folder, without imports, and the number of faces."""
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()) as printed:
         started = time.perf_counter()
         if predict([folder], model=model, detector=detector, out=Path(out, "out"), as_json=True):
@@ -241,6 +245,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="FER-2013: CSV, folder or archive")
     parser.add_argument("--blaze", help="BlazeFace full-range, if it has not been downloaded")
     parser.add_argument("--images", type=int, default=600, help="of PrivateTest, evenly spaced; 0 for all")
+    parser.add_argument("--surroundings", type=float, default=0.5, help="as a fraction of the face's side")
     parser.add_argument("--files", type=int, default=10_000, help="of the measurement of memory")
     parser.add_argument("--rounds", type=int, default=5, help="of the cold start")
     parser.add_argument("--parts", nargs="+", default=["parity", "cold", "speed", "memory"])
@@ -250,7 +255,8 @@ def main() -> None:
     predictor = load_model(model, accelerator="cpu")
     faces = sources.load(arguments.data).as_known_by(predictor.classes)
     private = faces.rows("private")
-    rows = private[:: max(len(private) // arguments.images, 1)] if arguments.images else private
+    n = min(arguments.images or len(private), len(private))
+    rows = private[np.linspace(0, len(private) - 1, n).round().astype(int)]
     detectors = ["none", "haar"]
     with contextlib.suppress(UserError):
         detectors.append(arguments.blaze or load_detector("blaze")[0].name)
@@ -264,8 +270,11 @@ def main() -> None:
     print(f"{model}, commit {result['commit']}, {result['hardware']}, torch {torch.__version__}")
     images = faces.images[rows]
     if "parity" in arguments.parts:
+        result["surroundings"] = arguments.surroundings
         result["parity"] = [
-            parity(predictor, name, side, images, faces.labels[rows]) for name in detectors for side in SIDES
+            parity(predictor, name, side, images, faces.labels[rows], arguments.surroundings)
+            for name in detectors
+            for side in SIDES
         ]
         print(f"\n{len(rows):,} images, accuracy of the frames {result['parity'][0]['frames_all']:.1%}\n")
         print(as_table(result["parity"]) + "\n")
