@@ -3,8 +3,8 @@
     python benchmarks/photos.py --model MODEL --data fer2013.csv.gz [--blaze FILE.tflite] [--out photos.json]
 
 The photos are made from images of PrivateTest: enlarged to 48, 96 and 192 pixels and padded by replication, by half of
-that on each side (or --surroundings). With the detector `none`, which takes the whole image for the face, there is no padding. A face
-counts as found if a frame overlaps the true one by half (intersection over union).
+that on each side (or --surroundings). With the detector `none`, which takes the whole image for the face, there is no
+padding. A face counts as found if a frame overlaps the true one by half (intersection over union).
 
 The loss is in points of accuracy against the frames themselves: of the faces that are found on those faces, of all on
 all images, where faces that are not found are wrong answers.
@@ -68,8 +68,7 @@ def photo_of(face: NDArray[np.uint8], side: int, surroundings: float) -> NDArray
 
 def best(found: Found, recognizer: Recognizer, side: int, padding: int) -> int | None:
     """The face whose frame is the true one; None if there is none."""
-    detector = recognizer.detector
-    rule = recognizer.predictor.crop.get(detector.name, detector.rule)
+    rule = recognizer.rule(recognizer.detector)
     frames = [(left, top, size, size) for left, top, size in (frame(face, rule) for face in found.faces)]
     if not frames:
         return None

@@ -53,10 +53,14 @@ class Recognizer:
     detector: Detector
     video_detector: Detector
 
+    def rule(self, detector: Detector) -> CropRule:
+        """How faces are cut out: the model's rule for the detector, or the detector's own."""
+        return self.predictor.crop.get(detector.name, detector.rule)
+
     def search(self, image: NDArray[np.uint8], detector: Detector, note: str = "") -> Found:
         """The faces in an image, uint8 RGB (H, W, 3); the note is added to those of each face."""
         faces, size = detector(image), self.predictor.size
-        rule = self._rule(detector)
+        rule = self.rule(detector)
         crops = [crop(image, face, rule, size) for face in faces]
         notes = [", ".join(filter(None, [*concerns(image, face, rule), note])) for face in faces]
         return Found(faces, np.array(crops, dtype=np.uint8).reshape(-1, size, size), notes)
@@ -97,9 +101,6 @@ class Recognizer:
         """Whether probabilities (C,) are too low for the model to be sure."""
         calibration = self.predictor.calibration
         return calibration is not None and bool(p.max() < calibration.threshold)
-
-    def _rule(self, detector: Detector) -> CropRule:
-        return self.predictor.crop.get(detector.name, detector.rule)
 
     def _nothing(self, error: str) -> Found:
         return Found([], np.empty((0, self.predictor.size, self.predictor.size), np.uint8), [], error)
