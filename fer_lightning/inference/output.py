@@ -35,6 +35,7 @@ class Output:
         self._rows: list[Row] = []
         self._labels: Counter[str] = Counter()
         self._n_rows = self._n_faces = 0
+        self._resumed = bool(self.next_input or self.next_frame)
         self._progress: Any = None
         if total > 1 and sys.stderr.isatty():
             from rich.console import Console
@@ -96,12 +97,12 @@ class Output:
                 self._print_table()
             if self._n_rows > SHOWN:
                 counts = ", ".join(f"{label} {n:,}" for label, n in self._labels.most_common())
-                print(f"{self._n_faces:,} faces: {counts}")
+                print(f"{self._n_faces:,} faces{' since the job was resumed' * self._resumed}: {counts}")
                 if self.table is None:
                     print(f"the first {SHOWN} of {self._n_rows:,} rows are shown; --out FOLDER stores all of them")
             if self.table:
                 print(f"table    {self.table.path}")
-        if self._n_rows and not self._n_faces and len(self.failures) < self._n_rows:
+        if self._n_rows and not self._n_faces and not self._resumed and len(self.failures) < self._n_rows:
             other = "blaze" if detector == "haar" else "haar"
             print(
                 f"no face was found: try --detector {other}, or --detector none if each image is a face",

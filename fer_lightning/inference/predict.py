@@ -8,20 +8,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fer_lightning.data.readers.images import decode
-from fer_lightning.errors import UserError, printable
-from fer_lightning.inference.faces.choose import load_detector
-from fer_lightning.inference.faces.detector import Detector
-from fer_lightning.inference.faces.frame import CropRule, Face, concerns, crop
+from fer_lightning.errors import UserError, flat, printable
+from fer_lightning.inference.faces.choose import NAMES, load_detector
 from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.media import annotate, video
 from fer_lightning.inference.media.images import read_image
@@ -29,8 +22,7 @@ from fer_lightning.inference.media.inputs import expand, kind
 from fer_lightning.inference.media.table import PredictionTable, Row
 from fer_lightning.inference.media.tracks import Tracker
 from fer_lightning.inference.output import Output
-from fer_lightning.inference.predictor import Predictor
-from fer_lightning.runs.folder import BEST, CHECKPOINTS
+from fer_lightning.inference.recognizer import Found, Recognizer, marks
 
 PHOTOS = 64
 """Photos whose faces are classified together."""
@@ -40,90 +32,25 @@ FRAMES = 8
 
 T = TypeVar("T")
 R = TypeVar("R")
-Faces = NDArray[np.uint8]
 
 
-class Found(NamedTuple):
-    """What was found in a photo or frame.
-
-    Attributes:
-        faces: in pixels of the upright image.
-        crops: uint8 (N, size, size), grey.
-        notes: for each face, what speaks against trusting the answer.
-        error: why the photo could not be read; empty otherwise.
-    """
-
-    faces: list[Face]
-    crops: Faces
-    notes: list[str]
-    error: str = ""
-
-
-@dataclass
+@dataclass(frozen=True)
 class Job:
-    """How faces are found and classified.
+    """What is done with the inputs.
 
     Attributes:
-        predictor: from crops to probabilities.
-        detector: for photos.
-        video_detector: for frames, one that is faster where there is one.
+        recognizer: finds and classifies faces.
+        pool: threads that read and search images.
+        output: where the rows go.
         every: seconds between the frames that are looked at; None for all.
         annotated: the folder for annotated copies; None for none.
-        pool: threads that read and search images.
     """
 
-    predictor: Predictor
-    detector: Detector
-    video_detector: Detector
+    recognizer: Recognizer
+    pool: ThreadPoolExecutor
+    output: Output
     every: float | None
     annotated: Path | None
-    pool: ThreadPoolExecutor = field(repr=False)
-
-    def rule(self, detector: Detector) -> CropRule:
-        return self.predictor.crop.get(detector.name, detector.rule)
-
-    def search(self, image: Faces, detector: Detector, note: str = "") -> Found:
-        """The faces in an image, uint8 RGB (H, W, 3)."""
-        faces, rule, size = detector(image), self.rule(detector), self.predictor.size
-        crops = [crop(image, face, rule, size) for face in faces]
-        notes = [", ".join(filter(None, [*concerns(image, face, rule), note])) for face in faces]
-        return Found(faces, np.array(crops, dtype=np.uint8).reshape(-1, size, size), notes)
-
-    def search_photo(self, path: Path) -> Found:
-        """The faces in a photo; a photo that cannot be read has an error instead."""
-        try:
-            if kind(path) == "video":
-                raise UserError(f"{printable(path)} is a video")  # its content has changed meanwhile
-            if self.detector.name != "none":
-                pixels, note = read_image(path)
-                return self.search(pixels, self.detector, note or "")
-            # As the reader of training images, which decodes large files at a fraction of their size.
-            face, (width, height) = decode(path.read_bytes(), printable(path))
-            side = min(width, height)
-            whole = Face((width - side) / 2, (height - side) / 2, side, side, 1.0)
-            return Found([whole], face[None], [""])
-        except UserError as error:
-            return self._nothing(str(error))
-        except OSError as error:
-            return self._nothing(f"{printable(path)} cannot be read ({error.strerror})")
-
-    def _nothing(self, error: str) -> Found:
-        return Found([], np.empty((0, self.predictor.size, self.predictor.size), np.uint8), [], error)
-
-    def classify(self, found: Sequence[Found]) -> list[NDArray[np.float64]]:
-        """The probabilities (N, C) of the faces in each of several photos or frames."""
-        probabilities = self.predictor.probabilities(np.concatenate([one.crops for one in found]))
-        return np.split(probabilities, np.cumsum([len(one.faces) for one in found])[:-1])
-
-    def row(self, file: str, face: Face, p: NDArray[np.float64], note: str, number: int, **frame: Any) -> Row:
-        box = (face.x, face.y, face.width, face.height)
-        label = self.predictor.classes[int(p.argmax())]
-        known: dict[str, Any] = {"label": label, "unsure": self.unsure(p), "probabilities": p.tolist(), "note": note}
-        return Row(file, face=number, box=box, **known, **frame)
-
-    def unsure(self, p: NDArray[np.float64]) -> bool:
-        calibration = self.predictor.calibration
-        return calibration is not None and bool(p.max() < calibration.threshold)
 
 
 def predict(
@@ -169,6 +96,8 @@ def predict(
         raise UserError(f"--{'annotate' if annotated else 'resume'} needs a folder: name it with --out")
     if not 0 <= every < float("inf"):
         raise UserError(f"--every {every}: use a number of seconds, or 0 for every frame")
+    if camera is not None and (annotated or resume):
+        raise UserError(f"--{'annotate' if annotated else 'resume'} does not go with --camera; record a video first")
     paths = expand(inputs)
     photo_detector, hint = load_detector(detector)
     video_detector, _ = load_detector(detector, fast=True)
@@ -181,7 +110,7 @@ def predict(
     options = {
         "models": [_digest(one.path) for one in loaded],
         "tta": predictor.tta,
-        "detector": photo_detector.name if detector in ("auto", "blaze", "haar", "none") else _digest(Path(detector)),
+        "detector": photo_detector.name if detector in NAMES else _digest(Path(detector)),
         "every": every,
         "annotate": annotated,
     }
@@ -192,80 +121,88 @@ def predict(
             table = PredictionTable(out, predictor.classes, inputs=names, options=options, resume=resume)
             stack.enter_context(table)
             if table.finished:
-                print(f"{table.path} is finished: there is nothing to do")
-                return 0
-        copies = out / "annotated" if out is not None and annotated else None
-        if copies is not None:
-            copies.mkdir(exist_ok=True)
-            if camera is not None:
-                raise UserError("--annotate does not go with --camera; record a video first")
+                print(f"{table.path} is finished: there is nothing to do", file=sys.stderr)
+        recognizer = Recognizer(predictor, photo_detector, video_detector)
+        copies = _folder_of_copies(out) if out is not None and annotated else None
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 1))
-        job = Job(predictor, photo_detector, video_detector, every or None, copies, pool)
         output = stack.enter_context(Output(predictor.classes, table, total=len(paths), as_json=as_json))
+        job = Job(recognizer, pool, output, every or None, copies)
         if camera is not None:
-            _camera(job, camera, output)
+            _camera(job, camera)
         else:
-            _files(job, paths, output)
+            _files(job, paths)
         output.finish(photo_detector.name)
         return int(bool(output.failures))
 
 
-def _files(job: Job, paths: Sequence[Path], output: Output) -> None:
-    stems = annotate.unique_stems(paths) if job.annotated else []
-    start = output.next_input
+def _folder_of_copies(out: Path) -> Path:
+    folder = out / "annotated"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{printable(folder)}: {flat(error)}; choose another folder with --out") from error
+    return folder
+
+
+def _files(job: Job, paths: Sequence[Path]) -> None:
+    stems = annotate.unique_stems(paths) if job.annotated else [""] * len(paths)
+    start = job.output.next_input
     for is_video, group in groupby(range(start, len(paths)), key=lambda i: _is_video(paths[i])):
         if is_video:
             for i in group:
-                _video(job, paths[i], i, output, stems[i] if stems else "")
+                _video(job, paths[i], i, stems[i])
             continue
-        for batch, found in _ahead(job.pool, lambda i: job.search_photo(paths[i]), _batches(group, PHOTOS)):
-            _photos(job, [(i, paths[i], stems[i] if stems else "") for i in batch], found, output)
+        for batch, found in _ahead(job.pool, lambda i: job.recognizer.search_photo(paths[i]), _batches(group, PHOTOS)):
+            _photos(job, [(paths[i], stems[i]) for i in batch], found, batch[-1] + 1)
 
 
-def _photos(job: Job, batch: Sequence[tuple[int, Path, str]], found: Sequence[Found], output: Output) -> None:
+def _photos(job: Job, batch: Sequence[tuple[Path, str]], found: Sequence[Found], next_input: int) -> None:
     rows, failures = [], []
-    for (_, path, stem), one, probabilities in zip(batch, found, job.classify(found), strict=True):
+    for (path, stem), one, probabilities in zip(batch, found, job.recognizer.classify(found), strict=True):
         if one.error:
             failures.append(one.error)
             rows.append(Row(str(path), note="unreadable"))
             continue
         mine = [
-            job.row(str(path), face, p, note, number)
+            job.recognizer.row(str(path), face, p, note, number)
             for number, (face, p, note) in enumerate(zip(one.faces, probabilities, one.notes, strict=True), 1)
         ]
         rows += mine or [Row(str(path), note="no face")]
         if job.annotated is not None:
             copy = job.annotated / f"{stem}{annotate.image_suffix(path)}"
-            annotate.write_image(copy, annotate.draw(read_image(path).pixels, _marks(mine)))
-    output.add(rows, next_input=batch[-1][0] + 1, failures=failures)
+            try:
+                annotate.write_image(copy, annotate.draw(read_image(path).pixels, marks(mine)))
+            except UserError as error:
+                failures.append(str(error))
+    job.output.add(rows, next_input=next_input, failures=failures)
 
 
-def _video(job: Job, path: Path, index: int, output: Output, stem: str) -> None:
-    tracker = _tracker(job)
-    failures, n_faces = [], 0
+def _video(job: Job, path: Path, index: int, stem: str) -> None:
+    tracker = Tracker(lost_after=_lost_after(job))
+    pending: list[Row] = []
+    failures: list[str] = []
+    # An unfinished copy cannot be continued: with one, the rows wait for it, and the job resumes at its first frame.
+    if job.annotated is None and job.output.tracks is not None:
+        tracker.restore(job.output.tracks)
     with ExitStack() as stack:
-        writer, pending = None, []
-        if job.annotated is not None:
-            rate = 1 / job.every if job.every else video.properties(path).rate
-            writer = stack.enter_context(annotate.VideoWriter(job.annotated / f"{stem}.mp4", rate))
-        elif output.tracks is not None:
-            tracker.restore(output.tracks)
-        start = 0 if writer else output.next_frame
+        writer = None
         try:
-            stream = video.frames(path, every=job.every, start=start)
-            search = partial(_search_frame, job)
-            for batch, found in _ahead(job.pool, search, _batches(stream, FRAMES)):
+            if job.annotated is not None:
+                rate = 1 / job.every if job.every else video.properties(path).rate
+                writer = stack.enter_context(annotate.VideoWriter(job.annotated / f"{stem}.mp4", rate))
+            stream = video.frames(path, every=job.every, start=job.output.next_frame)
+            for batch, found in _ahead(job.pool, job.recognizer.search_frame, _batches(stream, FRAMES)):
                 rows = _frames(job, str(path), batch, found, tracker, writer)
-                n_faces += len(rows)
                 if writer is None:
                     last = batch[-1].number + 1
-                    output.add(rows, next_input=index, next_frame=last, tracks=tracker.state())
-                else:  # an unfinished copy cannot be continued, so its rows wait for it
+                    job.output.add(rows, next_input=index, next_frame=last, tracks=tracker.state())
+                else:
                     pending += rows
         except UserError as error:
             failures.append(str(error))
-    nothing = [] if n_faces or start else [Row(str(path), note="unreadable" if failures else "no face")]
-    output.add(pending or nothing, next_input=index + 1, failures=failures)
+    if tracker.state()["next"] == 1:  # no face in any frame, those before the job was resumed included
+        pending.append(Row(str(path), note="unreadable" if failures else "no face"))
+    job.output.add(pending, next_input=index + 1, failures=failures)
 
 
 def _frames(
@@ -277,41 +214,33 @@ def _frames(
     writer: annotate.VideoWriter | None = None,
 ) -> list[Row]:
     rows = []
-    for frame, one, probabilities in zip(batch, found, job.classify(found), strict=True):
+    for frame, one, probabilities in zip(batch, found, job.recognizer.classify(found), strict=True):
         boxes = [(face.x, face.y, face.width, face.height) for face in one.faces]
         ids, smoothed = tracker.update(frame.seconds, boxes, probabilities)
         mine = [
-            job.row(file, face, p, note, number, frame=frame.number, seconds=frame.seconds)
+            job.recognizer.row(file, face, p, note, number, frame=frame.number, seconds=frame.seconds)
             for face, p, note, number in zip(one.faces, smoothed, one.notes, ids, strict=True)
         ]
         rows += mine
         if writer is not None:
-            writer.write(annotate.draw(frame.image, _marks(mine)))
+            writer.write(annotate.draw(frame.image, marks(mine)))
     return rows
 
 
-def _camera(job: Job, index: int, output: Output) -> None:
-    tracker = _tracker(job)
+def _camera(job: Job, index: int) -> None:
+    tracker = Tracker(lost_after=_lost_after(job))
     for frame in video.frames(index, every=job.every):
-        found = job.search(frame.image, job.video_detector)
+        found = job.recognizer.search_frame(frame)
         rows = _frames(job, _camera_name(index), [frame], [found], tracker)
-        output.add(rows, next_input=0, next_frame=frame.number + 1, live=True)
+        job.output.add(rows, next_input=0, next_frame=frame.number + 1, live=True)
 
 
 def _camera_name(index: int) -> str:
     return f"camera {index}"
 
 
-def _tracker(job: Job) -> Tracker:
-    return Tracker(lost_after=max(1.0, 2.5 * (job.every or 0)))
-
-
-def _marks(rows: Iterable[Row]) -> list[annotate.Mark]:
-    return [
-        annotate.Mark(row.box, annotate.label_text(row.label, max(row.probabilities), unsure=row.unsure), row.unsure)
-        for row in rows
-        if row.box is not None and row.probabilities is not None
-    ]
+def _lost_after(job: Job) -> float:
+    return max(1.0, 2.5 * (job.every or 0))
 
 
 def _is_video(path: Path) -> bool:
@@ -319,10 +248,6 @@ def _is_video(path: Path) -> bool:
         return kind(path) == "video"
     except UserError:  # reported when it is read
         return False
-
-
-def _search_frame(job: Job, frame: video.Frame) -> Found:
-    return job.search(frame.image, job.video_detector)
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -364,5 +289,9 @@ def _ahead(
 
 def _digest(path: Path) -> str:
     """A digest of a run's best checkpoint or of a file."""
-    with (path / CHECKPOINTS / BEST if path.is_dir() else path).open("rb") as file:
+    if path.is_dir():
+        from fer_lightning.runs.folder import BEST, CHECKPOINTS  # imports Hydra, which loading a run has done already
+
+        path = path / CHECKPOINTS / BEST
+    with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
