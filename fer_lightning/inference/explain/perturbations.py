@@ -21,7 +21,7 @@ class Perturbation:
 
     Attributes:
         name: in robustness.csv.
-        title: for people.
+        title: for people, as inside a sentence.
         unit: of the levels, for the axis of a plot.
         apply: maps a face, uint8 (H, W), and a level to the changed face, of the same shape.
         levels: ascending; without the neutral one.
@@ -34,6 +34,10 @@ class Perturbation:
     apply: Callable[[Pixels, float], Pixels]
     levels: tuple[float, ...]
     neutral: float | None
+
+    @property
+    def heading(self) -> str:
+        return self.title[0].upper() + self.title[1:]
 
 
 def crop_scale(face: Pixels, scale: float) -> Pixels:
@@ -90,17 +94,17 @@ def jpeg(face: Pixels, quality: float) -> Pixels:
 
 
 PERTURBATIONS = (
-    Perturbation("crop_scale", "Crop scale", "side of the frame ÷ the right one", crop_scale,
+    Perturbation("crop_scale", "crop scale", "side of the frame ÷ the right one", crop_scale,
                  (0.75, 0.85, 1.1, 1.2, 1.3, 1.5), 1),
-    Perturbation("shift_right", "Horizontal shift", "frame too far right, pixels of 48", shift_right,
+    Perturbation("shift_right", "horizontal shift", "frame too far right, pixels of 48", shift_right,
                  (-8, -4, -2, 2, 4, 8), 0),
-    Perturbation("shift_down", "Vertical shift", "frame too low, pixels of 48", shift_down,
+    Perturbation("shift_down", "vertical shift", "frame too low, pixels of 48", shift_down,
                  (-8, -4, -2, 2, 4, 8), 0),
-    Perturbation("rotation", "Rotation", "degrees anticlockwise", rotate, (-30, -20, -10, 10, 20, 30), 0),
-    Perturbation("brightness", "Brightness", "factor", brightness, (0.25, 0.5, 0.75, 1.5, 2), 1),
-    Perturbation("contrast", "Contrast", "factor", contrast, (0.1, 0.25, 0.5, 1.5, 2), 1),
-    Perturbation("blur", "Blur", "standard deviation, pixels of 48", blur, (0.5, 1, 1.5, 2, 3), 0),
-    Perturbation("face_size", "Size of the face", "side in pixels, before scaling to 48", face_size,
+    Perturbation("rotation", "rotation", "degrees anticlockwise", rotate, (-30, -20, -10, 10, 20, 30), 0),
+    Perturbation("brightness", "brightness", "factor", brightness, (0.25, 0.5, 0.75, 1.5, 2), 1),
+    Perturbation("contrast", "contrast", "factor", contrast, (0.1, 0.25, 0.5, 1.5, 2), 1),
+    Perturbation("blur", "blur", "standard deviation, pixels of 48", blur, (0.5, 1, 1.5, 2, 3), 0),
+    Perturbation("face_size", "size of the face", "side in pixels, before scaling to 48", face_size,
                  (12, 16, 20, 24, 32, 40), SIDE),
     Perturbation("jpeg_quality", "JPEG quality", "quality, at 48 pixels", jpeg, (5, 10, 20, 40, 60, 90), None),
 )  # fmt: skip

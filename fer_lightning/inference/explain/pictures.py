@@ -125,7 +125,7 @@ def _plot(axes: Axes, mine: pd.DataFrame, perturbation: Perturbation, base: floa
     if perturbation.neutral is not None:
         axes.axvline(perturbation.neutral, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
         axes.plot(perturbation.neutral, base, "o", color="white", markeredgecolor=GREY, markersize=6.5, zorder=4)
-    axes.set_title(perturbation.title)
+    axes.set_title(perturbation.heading)
     axes.set_xlabel(perturbation.unit)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))

@@ -32,16 +32,14 @@ def cascade(networks: Sequence[FaceNetwork], seed: int = 0) -> Iterator[Step]:
         seed: of the random weights.
     """
     copies = [copy.deepcopy(network) for network in networks]
-    parts = [
-        [("head", one.head), *((name, child) for name, child in reversed(list(one.backbone.named_children())))]
-        for one in copies
-    ]
+    parts = [{"head": one.head} | dict(reversed(list(one.backbone.named_children()))) for one in copies]
+    names = dict.fromkeys(name for of_one in parts for name, part in of_one.items() if list(part.parameters()))
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        for name in dict.fromkeys(name for of_one in parts for name, part in of_one if any(part.parameters())):
+        for name in names:
             for of_one in parts:
-                for part in (part for other, part in of_one if other == name):
-                    randomise(part)
+                if name in of_one:
+                    randomise(of_one[name])
             yield name, copies
 
 

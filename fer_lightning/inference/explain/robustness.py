@@ -44,8 +44,8 @@ def measure(
 
     Returns:
         A row per perturbation and level, the neutral one included, with the columns perturbation, level, images,
-        accuracy, f1_macro, change (of the accuracy from that of the faces as they are), change_low and change_high (95 %
-        interval of the change, normal approximation over the same images).
+        accuracy, f1_macro, change (of the accuracy from that of the faces as they are), change_low and change_high (its
+        95 % interval, by a normal approximation over the same images).
     """
     start = time.monotonic()
     base = predictor.logits(faces)
@@ -59,7 +59,7 @@ def measure(
         left = (time.monotonic() - start) / i * (len(perturbations) - i)
         worst = min(mine, key=lambda row: row["accuracy"])
         report(
-            f"robustness {i} of {len(perturbations)}: {perturbation.title.lower()}, accuracy down to "
+            f"robustness {i} of {len(perturbations)}: {perturbation.title}, accuracy down to "
             f"{worst['accuracy']:.3f} at {worst['level']:g}" + (f"; about {left:.0f} s left" if left >= 1 else "")
         )
     return pd.DataFrame(rows)
@@ -113,19 +113,24 @@ def summary(table: pd.DataFrame, perturbations: Sequence[Perturbation] = PERTURB
 
 
 def sentences(table: pd.DataFrame, perturbations: Sequence[Perturbation] = PERTURBATIONS) -> list[str]:
-    """What hurts most, what is withstood, and by what mistake of a crop the accuracy falls, in numbers."""
+    """What hurts most and what is withstood, in numbers."""
     found = summary(table, perturbations)
     units = {perturbation.title: perturbation.unit for perturbation in perturbations}
-    harmful = [row for row in found.itertuples() if row.change < 0][:NAMED]
     result = [f"As they are, {undisturbed(table):.1%} of {table['images'].iloc[0]:,} images are recognised."]
+    harmful = [
+        f"{row.title} at {row.worst:g} ({units[row.title]}), {points(row.change)} points "
+        f"({points(row.change_low)} to {points(row.change_high)})"
+        for row in found.itertuples()
+        if row.change < 0
+    ]
     if harmful:
-        parts = [
-            f"{row.title.lower() if not row.title.startswith('JPEG') else row.title} {row.worst:g} ({units[row.title]}), "
-            f"{100 * row.change:+.1f} points ({100 * row.change_low:+.1f} to {100 * row.change_high:+.1f})"
-            for row in harmful
-        ]
-        result.append(f"What hurts most, at the strongest level tried: {'; '.join(parts)}.")
+        result.append(f"What hurts most, each at its worst level: {'; '.join(harmful[:NAMED])}.")
     withstood = [row.title for row in found.itertuples() if row.change > -TOLERATED]
     if withstood:
-        result.append(f"At no level does it lose {100 * TOLERATED:g} points by: {', '.join(withstood).lower()}.")
+        result.append(f"No level tried costs {100 * TOLERATED:g} points or more by: {', '.join(withstood)}.")
     return result
+
+
+def points(share: float) -> str:
+    """A difference in accuracy in points, with its sign."""
+    return f"{100 * share + 0.0:+.1f}".replace("-", "−")

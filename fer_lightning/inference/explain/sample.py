@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,5 +56,7 @@ def stratified(labels: NDArray[np.int64], n: int, seed: int = 0) -> NDArray[np.i
     order = np.argsort(exact.astype(np.int64) - exact, kind="stable")
     take[order[: max(n - take.sum(), 0)]] += 1
     rng = np.random.default_rng(seed)
-    chosen = [rng.choice(np.flatnonzero(labels == label), k, replace=False) for label, k in zip(classes, take, strict=True)]
+    chosen = [
+        rng.choice(np.flatnonzero(labels == label), k, replace=False) for label, k in zip(classes, take, strict=True)
+    ]
     return np.sort(np.concatenate(chosen))

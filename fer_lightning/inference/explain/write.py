@@ -197,19 +197,19 @@ def _cascade(faces: Any, ids: Any, steps: dict[str, saliency.Maps]) -> dict[str,
 
 def _card(summary: pd.DataFrame) -> pd.DataFrame:
     """The summary of the robustness card for people."""
-    tolerated = f"{100 * robustness.TOLERATED:g}"
     return pd.DataFrame(
         {
-            "Perturbation": summary["title"],
-            "Worst level": [f"{value:g}" for value in summary["worst"]],
+            "Perturbation": [title[0].upper() + title[1:] for title in summary["title"]],
+            "Withstood": [
+                f"{row.low:g} to {row.high:g}" if row.low < row.high else "none" for row in summary.itertuples()
+            ],
+            "Worst": [f"{value:g}" for value in summary["worst"]],
             "Accuracy": [f"{value:.3f}" for value in summary["accuracy"]],
             "Macro-F1": [f"{value:.3f}" for value in summary["f1_macro"]],
-            "Points lost (95 %)": [
-                f"{-100 * row.change:.1f} ({-100 * row.change_high:.1f} to {-100 * row.change_low:.1f})"
+            "Points": [robustness.points(value) for value in summary["change"]],
+            "95 %": [
+                f"{robustness.points(row.change_low)} to {robustness.points(row.change_high)}"
                 for row in summary.itertuples()
-            ],
-            f"Loses under {tolerated} points": [
-                "nowhere" if np.isnan(row.low) else f"{row.low:g} to {row.high:g}" for row in summary.itertuples()
             ],
         }
     )
