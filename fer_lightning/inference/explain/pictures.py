@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from fer_lightning.inference.explain.perturbations import PERTURBATIONS, Perturbation
 from fer_lightning.inference.explain.robustness import undisturbed
-from fer_lightning.inference.explain.saliency import Maps
+from fer_lightning.inference.explain.saliency import Maps, scaled
 from fer_lightning.report.style import BLUE, GREY, VERMILLION, styled
 
-SHOWN = 4
+SHOWN = 3
 """Right and wrong predictions of each class on the page."""
 
 STRENGTH = 0.6
@@ -80,13 +80,13 @@ def _words(predictions: pd.DataFrame, row: int) -> list[str]:
 def mean_maps(
     faces: NDArray[np.uint8], labels: NDArray[np.int64], correct: NDArray[np.bool_], maps: Maps, classes: Sequence[str]
 ) -> list[list[Picture]]:
-    """Of each class the mean face and the mean maps over the faces that are recognised."""
+    """Of each class the mean face and, scaled to a maximum of 1, the mean maps over the faces that are recognised."""
     result = []
     for label, name in enumerate(classes):
         rows = np.flatnonzero(correct & (labels == label))
         if len(rows):
             mean = np.rint(faces[rows].mean(0)).astype(np.uint8)
-            averages = {title: of_layer[rows].mean(0, keepdims=True) for title, of_layer in maps.items()}
+            averages = {title: scaled(of_layer[rows].mean(0, keepdims=True)) for title, of_layer in maps.items()}
             captions = [name, f"{len(rows):,} images"]
             result.append(strip(mean, averages, 0, title=name, captions=captions))
     return result
@@ -120,7 +120,14 @@ def _plot(axes: Axes, mine: pd.DataFrame, perturbation: Perturbation, base: floa
     level = mine["level"].to_numpy()
     axes.axhline(base, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), label="Accuracy of the faces as they are")
     axes.fill_between(level, base + mine["change_low"], base + mine["change_high"], color=BLUE, alpha=0.18, linewidth=0)
-    axes.plot(level, mine["accuracy"], color=BLUE, marker="o", markersize=3.5, label="Accuracy, 95 % of its change")
+    axes.plot(
+        level,
+        mine["accuracy"],
+        color=BLUE,
+        marker="o",
+        markersize=3.5,
+        label="Accuracy, with the 95 % interval of its change",
+    )
     axes.plot(level, mine["f1_macro"], color=VERMILLION, linestyle="--", linewidth=1.2, label="Macro-F1")
     if perturbation.neutral is not None:
         axes.axvline(perturbation.neutral, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
@@ -128,5 +135,6 @@ def _plot(axes: Axes, mine: pd.DataFrame, perturbation: Perturbation, base: floa
     axes.set_title(perturbation.heading)
     axes.set_xlabel(perturbation.unit)
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 4, 5, 10]))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.grid(axis="y")

@@ -60,7 +60,7 @@ def measure(
         worst = min(mine, key=lambda row: row["accuracy"])
         report(
             f"robustness {i} of {len(perturbations)}: {perturbation.title}, accuracy down to "
-            f"{worst['accuracy']:.3f} at {worst['level']:g}" + (f"; about {left:.0f} s left" if left >= 1 else "")
+            f"{worst['accuracy']:.3f} at {number(worst['level'])}" + (f"; about {left:.0f} s left" if left >= 1 else "")
         )
     return pd.DataFrame(rows)
 
@@ -118,7 +118,7 @@ def sentences(table: pd.DataFrame, perturbations: Sequence[Perturbation] = PERTU
     units = {perturbation.title: perturbation.unit for perturbation in perturbations}
     result = [f"As they are, {undisturbed(table):.1%} of {table['images'].iloc[0]:,} images are recognised."]
     harmful = [
-        f"{row.title} at {row.worst:g} ({units[row.title]}), {points(row.change)} points "
+        f"{row.title} at {number(row.worst)} ({units[row.title]}), {points(row.change)} points "
         f"({points(row.change_low)} to {points(row.change_high)})"
         for row in found.itertuples()
         if row.change < 0
@@ -133,4 +133,9 @@ def sentences(table: pd.DataFrame, perturbations: Sequence[Perturbation] = PERTU
 
 def points(share: float) -> str:
     """A difference in accuracy in points, with its sign."""
-    return f"{100 * share + 0.0:+.1f}".replace("-", "−")
+    return number(100 * share + 0.0, "+.1f")
+
+
+def number(value: float, form: str = "g") -> str:
+    """A number for people, with a minus sign instead of a hyphen."""
+    return f"{value:{form}}".replace("-", "−")

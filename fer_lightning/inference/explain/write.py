@@ -14,6 +14,7 @@ from fer_lightning.data.readers.remote import source_name
 from fer_lightning.data.table import SPLITS
 from fer_lightning.errors import UserError
 from fer_lightning.inference.explain import pictures, randomised, robustness, saliency
+from fer_lightning.inference.explain.robustness import number, points
 from fer_lightning.inference.explain.sample import labelled_faces, stratified
 from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.predictor import Loaded, NetworkMember
@@ -119,6 +120,7 @@ def explain(
         tolerated=f"{100 * robustness.TOLERATED:g}",
         means=pictures.mean_maps(faces, labels, guesses == labels, maps, classes),
         sanity=sanity_frame(sanity),
+        sanity_sentence=sanity_sentence(sanity),
         sanity_images=len(some),
         cascade=_cascade(faces[some], predictions["id"].to_numpy()[some], steps),
         examples=pictures.examples(faces, predictions, maps, classes),
@@ -127,7 +129,7 @@ def explain(
     )
     write_folder(out, {**files, "index.html": page.encode()})
     tables.print_frame(found, f"{table.source}, {split}: robustness")
-    for sentence in said:
+    for sentence in (*said, sanity_sentence(sanity)):
         print(sentence)
     print(f"table    {out / 'robustness.csv'}\npage     {out / 'index.html'}")
     return measured
@@ -158,22 +160,34 @@ def networks_of(loaded: Sequence[Loaded]) -> list[FaceNetwork]:
 def sanity_frame(sanity: pd.DataFrame) -> pd.DataFrame:
     """The table of `randomised.sanity` for people: a row for each network, two columns for each layer."""
     names = list(dict.fromkeys(sanity["randomised"]))
-    frame: dict[str, list[str]] = {"Compared with": [_step_title(name, names) for name in names]}
+    frame: dict[str, list[str]] = {"Compared with": [_step_title(name) for name in names]}
     for layer, of_layer in sanity.groupby("layer", sort=False):
-        by_name = of_layer.set_index("randomised")
+        by_name = of_layer.set_index("randomised").loc[names]
         frame[f"{layer}: correlation"] = [
-            "–" if np.isnan(row.correlation) else f"{row.correlation:.2f} ± {row.deviation:.2f}"
-            for row in by_name.loc[names].itertuples()
+            "–" if np.isnan(row.correlation) else f"{number(row.correlation, '.2f')} ± {row.deviation:.2f}"
+            for row in by_name.itertuples()
         ]
-        frame[f"{layer}: maps without evidence"] = [f"{share:.0%}" for share in by_name.loc[names, "empty"]]
+        frame[f"{layer}: maps without evidence"] = [f"{share:.0%}" for share in by_name["empty"]]
     return pd.DataFrame(frame)
 
 
-def _step_title(name: str, names: Sequence[str]) -> str:
-    random = [other for other in names if other not in (randomised.TRAINED, randomised.ANOTHER)]
-    if name not in random:
-        return name[0].upper() + name[1:]
-    return f"Random: {name}" if name == random[0] else f"Random: {random[0]} to {name}"
+def sanity_sentence(sanity: pd.DataFrame) -> str:
+    """The outcome of the sanity test, in numbers."""
+    last = sanity["randomised"].iloc[-1]
+    parts = []
+    for layer, of_layer in sanity.groupby("layer", sort=False):
+        of_all, of_another = (
+            "none that is known"
+            if np.isnan(value := of_layer.set_index("randomised")["correlation"][name])
+            else number(value, ".2f")
+            for name in (last, randomised.ANOTHER)
+        )
+        parts.append(f"{of_all} in {layer} (between faces: {of_another})")
+    return f"With all weights random, the correlation with the trained network's maps is {' and '.join(parts)}."
+
+
+def _step_title(name: str) -> str:
+    return name if name in (randomised.TRAINED, randomised.ANOTHER) else f"+ {name} random"
 
 
 def _cascade(faces: Any, ids: Any, steps: dict[str, saliency.Maps]) -> dict[str, list[list[pictures.Picture]]]:
@@ -201,16 +215,14 @@ def _card(summary: pd.DataFrame) -> pd.DataFrame:
         {
             "Perturbation": [title[0].upper() + title[1:] for title in summary["title"]],
             "Withstood": [
-                f"{row.low:g} to {row.high:g}" if row.low < row.high else "none" for row in summary.itertuples()
-            ],
-            "Worst": [f"{value:g}" for value in summary["worst"]],
-            "Accuracy": [f"{value:.3f}" for value in summary["accuracy"]],
-            "Macro-F1": [f"{value:.3f}" for value in summary["f1_macro"]],
-            "Points": [robustness.points(value) for value in summary["change"]],
-            "95 %": [
-                f"{robustness.points(row.change_low)} to {robustness.points(row.change_high)}"
+                f"{number(row.low)} to {number(row.high)}" if row.low < row.high else "none"
                 for row in summary.itertuples()
             ],
+            "Worst": [number(value) for value in summary["worst"]],
+            "Accuracy": [f"{value:.3f}" for value in summary["accuracy"]],
+            "Macro-F1": [f"{value:.3f}" for value in summary["f1_macro"]],
+            "Points": [points(value) for value in summary["change"]],
+            "95 %": [f"{points(row.change_low)} to {points(row.change_high)}" for row in summary.itertuples()],
         }
     )
 
