@@ -44,7 +44,8 @@ def labelled_faces(loaded: Sequence[Loaded], data: str | None, split: str, trust
 
 
 def stratified(labels: NDArray[np.int64], n: int, seed: int = 0) -> NDArray[np.int64]:
-    """Indices of `n` of the labels (N,), ascending, with the classes' shares and at least one image of each class.
+    """Indices of `n` of the labels (N,), ascending, with the classes' shares and, if `n` allows, one image of each
+    class or more.
 
     All of them if `n` is 0 or too large. The rounding follows the largest remainders.
     """
@@ -55,6 +56,8 @@ def stratified(labels: NDArray[np.int64], n: int, seed: int = 0) -> NDArray[np.i
     take = np.maximum(exact.astype(np.int64), 1)
     order = np.argsort(exact.astype(np.int64) - exact, kind="stable")
     take[order[: max(n - take.sum(), 0)]] += 1
+    while take.sum() > n:  # where rare classes got more than their share
+        take[take.argmax()] -= 1
     rng = np.random.default_rng(seed)
     chosen = [
         rng.choice(np.flatnonzero(labels == label), k, replace=False) for label, k in zip(classes, take, strict=True)
