@@ -26,11 +26,7 @@ class Bright:
         return torch.stack([~above, above], 1).float() * 4
 
 
-def quietly(_line: str) -> None:
-    pass
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def faces() -> NDArray[np.uint8]:
     """Flat faces of grey levels 5, 15, …, 195."""
     return np.broadcast_to(np.arange(5, 200, 10, dtype=np.uint8)[:, None, None], (20, 48, 48))
@@ -39,9 +35,16 @@ def faces() -> NDArray[np.uint8]:
 LABELS = (np.arange(5, 200, 10) > 80).astype(np.int64)  # 85 and 95 are mistaken
 
 
+@pytest.fixture(scope="module")
+def measured(faces: NDArray[np.uint8]) -> tuple[pd.DataFrame, list[str]]:
+    """The table and the lines of progress."""
+    lines: list[str] = []
+    return measure(Predictor([Bright()], ("dark", "bright")), faces, LABELS, report=lines.append), lines
+
+
 @pytest.fixture
-def table(faces: NDArray[np.uint8]) -> pd.DataFrame:
-    return measure(Predictor([Bright()], ("dark", "bright")), faces, LABELS, report=quietly)
+def table(measured: tuple[pd.DataFrame, list[str]]) -> pd.DataFrame:
+    return measured[0]
 
 
 def test_scores_are_those_of_the_perturbed_faces(table: pd.DataFrame) -> None:
@@ -103,9 +106,8 @@ def test_sentences_name_the_numbers(table: pd.DataFrame) -> None:
     assert "rotation" in withstood and "brightness" not in withstood
 
 
-def test_progress_names_each_perturbation_and_the_time_left(faces: NDArray[np.uint8]) -> None:
-    lines: list[str] = []
-    measure(Predictor([Bright()], ("dark", "bright")), faces, LABELS, report=lines.append)
+def test_progress_names_each_perturbation(measured: tuple[pd.DataFrame, list[str]]) -> None:
+    _, lines = measured
     assert len(lines) == len(PERTURBATIONS)
     assert lines[0].startswith("robustness 1 of 9: crop scale, accuracy down to 0.900")
 
