@@ -34,7 +34,7 @@ def overlay(face: NDArray[np.uint8], of_face: NDArray[np.floating[Any]]) -> NDAr
     """A face, uint8 (H, W), coloured where its map, in [0, 1], is high: uint8 (H, W, 3)."""
     colours = matplotlib.colormaps["plasma"](np.clip(of_face, 0, 1))[..., :3]
     share = STRENGTH * np.clip(of_face, 0, 1)[..., None]
-    mixed = (1 - share) * face[..., None] + share * 255 * colours
+    mixed: NDArray[np.float64] = (1 - share) * face[..., None] + share * 255 * colours
     return np.rint(mixed).astype(np.uint8)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,7 +51,7 @@ def measure(
     """
     start = time.monotonic()
     base = predictor.logits(faces)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for i, perturbation in enumerate(perturbations, start=1):
         of_levels = {perturbation.neutral: base} if perturbation.neutral is not None else {}
         for level in perturbation.levels:
@@ -65,7 +67,7 @@ def measure(
     return pd.DataFrame(rows)
 
 
-def _row(name: str, level: float, logits: Tensor, base: Tensor, labels: NDArray[np.int64]) -> dict[str, object]:
+def _row(name: str, level: float, logits: Tensor, base: Tensor, labels: NDArray[np.int64]) -> dict[str, Any]:
     sums = sums_of(logits, labels)
     hits, before = (one.argmax(1).numpy() == labels for one in (logits, base))
     change = hits.astype(np.float64) - before
@@ -86,46 +88,72 @@ def undisturbed(table: pd.DataFrame) -> float:
     return float((table["accuracy"] - table["change"]).iloc[0])
 
 
-def summary(table: pd.DataFrame, perturbations: Sequence[Perturbation] = PERTURBATIONS) -> pd.DataFrame:
-    """Per perturbation its worst level and the levels that are withstood, the most harmful perturbation first.
+@dataclass(frozen=True)
+class Outcome:
+    """What a perturbation does.
 
-    Returns:
-        Columns title, worst (level), accuracy, f1_macro, change, change_low, change_high (at the worst level), and low
-        and high, the range of levels around the neutral one, or from the highest level down where there is none,
-        within which the accuracy falls by less than `TOLERATED`; nan where it does at no level.
+    Attributes:
+        perturbation: the perturbation.
+        worst: the level of the lowest accuracy.
+        accuracy: at that level.
+        f1_macro: at that level.
+        change: of the accuracy at that level.
+        interval: 95 % interval of the change.
+        withstood: lowest and highest of the levels around the neutral one, or from the highest level down where there
+            is none, within which the accuracy falls by less than `TOLERATED`; None if there are not two of them.
     """
-    rows = []
-    for perturbation in perturbations:
-        mine = table[table["perturbation"] == perturbation.name].sort_values("level")
-        worst = mine.loc[mine["change"].idxmin()]
-        levels, kept = mine["level"].to_numpy(), (mine["change"] > -TOLERATED).to_numpy()
-        origin = len(levels) - 1 if perturbation.neutral is None else int(np.searchsorted(levels, perturbation.neutral))
-        low = high = origin
-        while low > 0 and kept[low - 1]:
-            low -= 1
-        while high < len(levels) - 1 and kept[high + 1]:
-            high += 1
-        within = (levels[low], levels[high]) if kept[origin] else (np.nan, np.nan)
-        values = [worst[name] for name in ("level", "accuracy", "f1_macro", "change", "change_low", "change_high")]
-        rows.append((perturbation.title, *values, *within))
-    columns = ["title", "worst", "accuracy", "f1_macro", "change", "change_low", "change_high", "low", "high"]
-    return pd.DataFrame(rows, columns=columns).sort_values("change", kind="stable", ignore_index=True)
+
+    perturbation: Perturbation
+    worst: float
+    accuracy: float
+    f1_macro: float
+    change: float
+    interval: tuple[float, float]
+    withstood: tuple[float, float] | None
+
+
+def summary(table: pd.DataFrame, perturbations: Sequence[Perturbation] = PERTURBATIONS) -> list[Outcome]:
+    """What each perturbation does according to a table of `measure`, the most harmful one first."""
+    return sorted((_outcome(table, perturbation) for perturbation in perturbations), key=lambda found: found.change)
+
+
+def _outcome(table: pd.DataFrame, perturbation: Perturbation) -> Outcome:
+    mine = table[table["perturbation"] == perturbation.name].sort_values("level")
+    levels, changes = (mine[name].to_numpy(dtype=np.float64) for name in ("level", "change"))
+    worst = int(changes.argmin())
+    low = high = len(levels) - 1 if perturbation.neutral is None else int(np.searchsorted(levels, perturbation.neutral))
+    kept = changes > -TOLERATED
+    while low > 0 and kept[low - 1]:
+        low -= 1
+    while high < len(levels) - 1 and kept[high + 1]:
+        high += 1
+    accuracy, f1_macro, change, *interval = (
+        float(mine[name].iloc[worst]) for name in ("accuracy", "f1_macro", "change", "change_low", "change_high")
+    )
+    return Outcome(
+        perturbation,
+        worst=float(levels[worst]),
+        accuracy=accuracy,
+        f1_macro=f1_macro,
+        change=change,
+        interval=(interval[0], interval[1]),
+        withstood=(float(levels[low]), float(levels[high])) if low < high and kept[low] else None,
+    )
 
 
 def sentences(table: pd.DataFrame, perturbations: Sequence[Perturbation] = PERTURBATIONS) -> list[str]:
     """What hurts most and what is withstood, in numbers."""
     found = summary(table, perturbations)
-    units = {perturbation.title: perturbation.unit for perturbation in perturbations}
     result = [f"As they are, {undisturbed(table):.1%} of {table['images'].iloc[0]:,} images are recognised."]
     harmful = [
-        f"{row.title} at {number(row.worst)} ({units[row.title]}), {points(row.change)} points "
-        f"({points(row.change_low)} to {points(row.change_high)})"
-        for row in found.itertuples()
-        if row.change < 0
+        f"{one.perturbation.title} at {number(one.worst)} ({one.perturbation.unit}), {points(one.change)} points "
+        f"({points(one.interval[0])} to {points(one.interval[1])})"
+        for one in found
+        if one.change < 0
     ]
     if harmful:
         result.append(f"What hurts most, each at its worst level: {'; '.join(harmful[:NAMED])}.")
-    withstood = [row.title for row in found.itertuples() if row.change > -TOLERATED]
+    withstood = [one.perturbation.title for one in found if one.change > -TOLERATED]
     if withstood:
         result.append(f"No level tried costs {100 * TOLERATED:g} points or more by: {', '.join(withstood)}.")
     return result

@@ -70,17 +70,13 @@ def saliency(networks: Sequence[FaceNetwork], faces: NDArray[np.uint8], classes:
         classes: int64 (N,), the class to explain in each face.
     """
     layers = [layers_of(network) for network in networks]
-    return {
-        title: np.mean(
-            [
-                scaled(grad_cam(network, own[title], faces, classes))
-                for network, own in zip(networks, layers, strict=True)
-            ],
-            axis=0,
-        )
-        for title in layers[0]
-        if all(title in own for own in layers)
-    }
+    result: Maps = {}
+    for title in (title for title in layers[0] if all(title in own for own in layers)):
+        of_members = [
+            scaled(grad_cam(network, own[title], faces, classes)) for network, own in zip(networks, layers, strict=True)
+        ]
+        result[title] = np.mean(of_members, axis=0, dtype=np.float32)
+    return result
 
 
 def scaled(maps: NDArray[np.float32]) -> NDArray[np.float32]:

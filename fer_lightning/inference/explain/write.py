@@ -14,7 +14,7 @@ from fer_lightning.data.readers.remote import source_name
 from fer_lightning.data.table import SPLITS
 from fer_lightning.errors import UserError
 from fer_lightning.inference.explain import pictures, randomised, robustness, saliency
-from fer_lightning.inference.explain.robustness import number, points
+from fer_lightning.inference.explain.robustness import Outcome, number, points
 from fer_lightning.inference.explain.sample import labelled_faces, stratified
 from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.predictor import Loaded, NetworkMember
@@ -209,20 +209,18 @@ def _cascade(faces: Any, ids: Any, steps: dict[str, saliency.Maps]) -> dict[str,
     }
 
 
-def _card(summary: pd.DataFrame) -> pd.DataFrame:
+def _card(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """The summary of the robustness card for people."""
+    ranges = [one.withstood for one in outcomes]
     return pd.DataFrame(
         {
-            "Perturbation": [title[0].upper() + title[1:] for title in summary["title"]],
-            "Withstood": [
-                f"{number(row.low)} to {number(row.high)}" if row.low < row.high else "none"
-                for row in summary.itertuples()
-            ],
-            "Worst": [number(value) for value in summary["worst"]],
-            "Accuracy": [f"{value:.3f}" for value in summary["accuracy"]],
-            "Macro-F1": [f"{value:.3f}" for value in summary["f1_macro"]],
-            "Points": [points(value) for value in summary["change"]],
-            "95 %": [f"{points(row.change_low)} to {points(row.change_high)}" for row in summary.itertuples()],
+            "Perturbation": [one.perturbation.heading for one in outcomes],
+            "Withstood": [f"{number(within[0])} to {number(within[1])}" if within else "none" for within in ranges],
+            "Worst": [number(one.worst) for one in outcomes],
+            "Accuracy": [f"{one.accuracy:.3f}" for one in outcomes],
+            "Macro-F1": [f"{one.f1_macro:.3f}" for one in outcomes],
+            "Points": [points(one.change) for one in outcomes],
+            "95 %": [f"{points(one.interval[0])} to {points(one.interval[1])}" for one in outcomes],
         }
     )
 
