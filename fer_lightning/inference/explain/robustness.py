@@ -123,7 +123,7 @@ def _outcome(table: pd.DataFrame, perturbation: Perturbation) -> Outcome:
     worst = int(changes.argmin())
     low = high = len(levels) - 1 if perturbation.neutral is None else int(np.searchsorted(levels, perturbation.neutral))
     kept = changes > -TOLERATED
-    while low > 0 and kept[low - 1]:
+    while low > 0 and kept[low] and kept[low - 1]:
         low -= 1
     while high < len(levels) - 1 and kept[high + 1]:
         high += 1
@@ -137,7 +137,7 @@ def _outcome(table: pd.DataFrame, perturbation: Perturbation) -> Outcome:
         f1_macro=f1_macro,
         change=change,
         interval=(interval[0], interval[1]),
-        withstood=(float(levels[low]), float(levels[high])) if low < high and kept[low] else None,
+        withstood=(float(levels[low]), float(levels[high])) if low < high else None,
     )
 
 
