@@ -75,14 +75,14 @@ def saliency(networks: Sequence[FaceNetwork], faces: NDArray[np.uint8], classes:
         of_members = [
             scaled(grad_cam(network, own[title], faces, classes)) for network, own in zip(networks, layers, strict=True)
         ]
-        result[title] = np.mean(of_members, axis=0, dtype=np.float32)
+        result[title] = np.mean(of_members, axis=0)
     return result
 
 
 def scaled(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     """Maps (N, H, W), each divided by its maximum; maps of zeros stay as they are."""
     highest = maps.max((1, 2), keepdims=True)
-    return maps / np.where(highest > 0, highest, 1)
+    return np.divide(maps, highest, out=np.zeros_like(maps), where=highest > 0)
 
 
 def map_sizes(networks: Sequence[FaceNetwork], side: int) -> dict[str, str]:

@@ -162,26 +162,20 @@ def sanity_frame(sanity: pd.DataFrame) -> pd.DataFrame:
     names = list(dict.fromkeys(sanity["randomised"]))
     frame: dict[str, list[str]] = {"Compared with": [_step_title(name) for name in names]}
     for layer, of_layer in sanity.groupby("layer", sort=False):
-        by_name = of_layer.set_index("randomised").loc[names]
+        mean, deviation, empty = (of_layer[name].tolist() for name in ("correlation", "deviation", "empty"))
         frame[f"{layer}: correlation"] = [
-            "–" if np.isnan(row.correlation) else f"{number(row.correlation, '.2f')} ± {row.deviation:.2f}"
-            for row in by_name.itertuples()
+            "–" if np.isnan(m) else f"{number(m, '.2f')} ± {d:.2f}" for m, d in zip(mean, deviation, strict=True)
         ]
-        frame[f"{layer}: maps without evidence"] = [f"{share:.0%}" for share in by_name["empty"]]
+        frame[f"{layer}: maps without evidence"] = [f"{share:.0%}" for share in empty]
     return pd.DataFrame(frame)
 
 
 def sanity_sentence(sanity: pd.DataFrame) -> str:
     """The outcome of the sanity test, in numbers."""
-    last = sanity["randomised"].iloc[-1]
     parts = []
     for layer, of_layer in sanity.groupby("layer", sort=False):
-        of_all, of_another = (
-            "none that is known"
-            if np.isnan(value := of_layer.set_index("randomised")["correlation"][name])
-            else number(value, ".2f")
-            for name in (last, randomised.ANOTHER)
-        )
+        values = of_layer["correlation"].tolist()  # the first is of another face, the last is all random
+        of_another, of_all = ("unknown" if np.isnan(v) else number(v, ".2f") for v in (values[0], values[-1]))
         parts.append(f"{of_all} in {layer} (between faces: {of_another})")
     return f"With all weights random, the correlation with the trained network's maps is {' and '.join(parts)}."
 
