@@ -148,6 +148,28 @@ def predict(
 
 
 @cli.command()
+def demo(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A shipped model, a run folder or an exported file."),
+    ] = None,
+    build: Annotated[
+        Path | None, typer.Option(help="Write the page to this folder, for GitHub Pages or a static Space, and end.")
+    ] = None,
+    assets: Annotated[
+        Path | None, typer.Option(help="Folder with the libraries (or what `npm pack` wrote), instead of a CDN.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 8013,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
+    trust: Trust = False,
+) -> None:
+    """Show a page that recognises expressions in photos and the webcam, in the browser alone."""
+    from fer_lightning.inference.demo.command import show
+
+    show(model, build=build, assets=assets, port=port, open_browser=not no_browser, trust=trust)
+
+
+@cli.command()
 def download(
     name: Annotated[str, typer.Argument(help="blaze: a face detector that is faster and finds more than haar.")],
     source: Annotated[Path | None, typer.Option("--from", help="The file, if this machine has no network.")] = None,

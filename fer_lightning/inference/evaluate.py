@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from fer_lightning.errors import UserError
 from fer_lightning.inference import ensembles, labelled
 from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.predictor import Loaded, pooled
+from fer_lightning.metrics.calibration import PREFIX
 from fer_lightning.report import tables
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
@@ -108,6 +109,7 @@ def evaluate(
     scored = results.Scored.from_logits(faces, rows, pooled(of_members), clean)
     metrics: dict[str, float | str] = {
         **results.test_scores(scored, classes, predictor.calibration),
+        **({f"{PREFIX}{k}": v for k, v in asdict(predictor.calibration).items()} if predictor.calibration else {}),
         "data/source": faces.source,
         "data/split": split,
         "data/twins": twins,

@@ -15,11 +15,11 @@ from fer_lightning import __version__
 from fer_lightning.data import synthetic
 from fer_lightning.data.table import SIDE
 from fer_lightning.errors import UserError, printable
-from fer_lightning.inference import labelled, modelfile, onnxfile
+from fer_lightning.inference import graph, labelled, modelfile
+from fer_lightning.inference.description import Description, MemberConfig
 from fer_lightning.inference.faces.detector import RULES
 from fer_lightning.inference.labelled import Labelled
 from fer_lightning.inference.load import as_list, load, together
-from fer_lightning.inference.modelfile import Description, MemberConfig
 from fer_lightning.inference.predictor import Loaded, NetworkMember, Predictor
 from fer_lightning.metrics.calibration import Calibration, calibrated
 from fer_lightning.models.network import FaceNetwork
@@ -124,7 +124,7 @@ def export(
         if kind == "safetensors":
             modelfile.write(file, description, networks)
         elif kind == "onnx":
-            onnxfile.export(file, networks, description)
+            graph.export(file, networks, description)
         else:
             checks += _quantized(file, networks, description, found)
         checks += _checks(file, kind, predictor, description, found)
@@ -158,7 +158,8 @@ def _format(to: Path) -> Format:
 
 def _members(loaded: Sequence[Loaded]) -> tuple[list[FaceNetwork], list[MemberConfig]]:
     """Networks on the CPU, and what they are built from."""
-    networks, configs = [], []
+    networks: list[FaceNetwork] = []
+    configs: list[MemberConfig] = []
     for one in loaded:
         if any(not isinstance(member, NetworkMember) for member in one.members):
             raise UserError(f"{one.path}: an ONNX graph has no network to export; name the run or its model file")
@@ -229,8 +230,8 @@ def _quantized(
     train = found.parts.train
     few = train[np.linspace(0, len(train) - 1, min(INT8_IMAGES, len(train))).astype(np.int64)]
     whole = file.with_suffix(".fp32")
-    onnxfile.export(whole, networks, description)
-    onnxfile.quantize(whole, file, np.array(found.faces.images[few]), description)
+    graph.export(whole, networks, description)
+    graph.quantize(whole, file, np.array(found.faces.images[few]), description)
     sizes = (whole.stat().st_size, file.stat().st_size)
     return [Check("size in float32 and 8 bits", " and ".join(f"{size / 1e6:.2f} MB" for size in sizes))]
 

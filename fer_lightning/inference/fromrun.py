@@ -9,7 +9,7 @@ import torch
 from fer_lightning.config import devices, instantiate
 from fer_lightning.config.dataset import settings_of
 from fer_lightning.errors import UserError, flat
-from fer_lightning.inference.modelfile import MemberConfig
+from fer_lightning.inference.description import MemberConfig
 from fer_lightning.inference.predictor import Loaded, NetworkMember
 from fer_lightning.metrics.calibration import PREFIX, Calibration
 from fer_lightning.runs.checkpoints import read_checkpoint

@@ -12,7 +12,7 @@ from fer_lightning.data.protocols import Partition, partition
 from fer_lightning.data.readers import sources
 from fer_lightning.data.table import FaceTable
 from fer_lightning.errors import UserError
-from fer_lightning.inference.modelfile import Description
+from fer_lightning.inference.description import Description
 from fer_lightning.runs.folder import compare_partition
 
 PARTS = {"val": "validation", "test": "test"}

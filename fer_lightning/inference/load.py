@@ -15,9 +15,9 @@ from fer_lightning.config import devices
 from fer_lightning.data.table import SIDE
 from fer_lightning.errors import UserError
 from fer_lightning.inference import modelfile, zoo
+from fer_lightning.inference.description import TTA, Description
 from fer_lightning.inference.faces.detector import RULES
 from fer_lightning.inference.faces.frame import CropRule
-from fer_lightning.inference.modelfile import Description
 from fer_lightning.inference.predictor import Loaded, Member, NetworkMember, Predictor
 from fer_lightning.inference.tta import check
 from fer_lightning.metrics.calibration import Calibration
@@ -122,7 +122,7 @@ def together(models: Sequence[Loaded], tta: str | None = None) -> Predictor:
                 f"{other.path}: it was made for faces of another size or cut out by other rules than {first.path}, so "
                 "that no face suits both; predict with each by itself"
             )
-    inside = {member.tta for one in models for member in one.members} - {None}
+    inside = {member.tta for one in models for member in one.members if member.tta is not None}
     wanted = check(tta) if tta is not None else first.tta if len({one.tta for one in models}) == 1 else "none"
     if inside - {wanted}:
         raise UserError(
@@ -174,7 +174,8 @@ class _Graph:
     """An ONNX session as a member."""
 
     def __init__(self, session: Session) -> None:
-        self.session, self.tta = session, session.description.tta
+        self.session = session
+        self.tta: TTA | None = session.description.tta
 
     def logits(self, faces: Tensor) -> Tensor:
         probabilities = torch.from_numpy(self.session.probabilities(faces.numpy()))

@@ -7,96 +7,22 @@ are those that `fer_lightning.models` defines.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from fer_lightning.errors import UserError, flat
-from fer_lightning.inference.faces.frame import CropRule
-from fer_lightning.inference.tta import TTA
-from fer_lightning.metrics.calibration import Calibration
+from fer_lightning.inference.description import KEY, Description, MemberConfig, parse
 from fer_lightning.models.build import build
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.report.files import write_atomically
 
-KEY = "fer_lightning"
-"""Key of the description in the file's metadata."""
-
 DIGEST = "fer_lightning_digest"
 """Key of a digest of the description and the tensors: a flipped bit would go unnoticed otherwise."""
-
-FORMAT = 1
-"""Version of the description. A reader refuses higher ones."""
-
-MAX_DESCRIPTION = 1 << 20
-"""Bytes of the longest description that is read."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class MemberConfig(_Strict):
-    """What a network is built from.
-
-    Attributes:
-        model: node of the config group `model`.
-        head_scale: scale of a cosine head; None for a linear one.
-        class_counts: training images per class.
-        posthoc_tau: strength of the post-hoc logit adjustment.
-        seed: of its run.
-    """
-
-    model: dict[str, Any]
-    head_scale: float | None = None
-    class_counts: list[int]
-    posthoc_tau: float = 0.0
-    seed: int = 0
-
-
-class Description(_Strict):
-    """The JSON of a model file.
-
-    Attributes:
-        format: version of this schema.
-        name: of the model.
-        version: of fer-lightning that wrote it.
-        commit: of the source tree that trained it.
-        classes: class names in label order.
-        size: height and width of the faces that it was trained on.
-        members: of the ensemble; one for a single network.
-        tta: test-time augmentation that the calibration holds for, and that is used by default.
-        calibration: temperature and threshold.
-        crop: for each detector the rule by which faces are cut out.
-        protocol: the config group `protocol`: who trained, validated and tested.
-        data: source and digests of the data.
-        scores: metrics as in metrics.json: "test/accuracy", "test/accuracy_low", "test/clean/accuracy" ….
-        precision: of the weights.
-        notes: on licences and use.
-    """
-
-    format: Literal[1] = FORMAT
-    name: str
-    version: str
-    commit: str
-    classes: list[str] = Field(min_length=2)
-    size: int = Field(gt=0, le=1024)
-    members: list[MemberConfig] = Field(min_length=1, max_length=64)
-    tta: TTA = "none"
-    calibration: Calibration
-    crop: dict[str, CropRule]
-    protocol: dict[str, str | int | float]
-    data: dict[str, str]
-    scores: dict[str, float]
-    precision: Literal["fp16", "fp32", "int8"]
-    notes: str
 
 
 def round_to_half(network: FaceNetwork) -> None:
@@ -160,30 +86,11 @@ def read(path: Path) -> tuple[Description, list[FaceNetwork]]:
     return description, networks
 
 
-def parse(text: str, path: Path) -> Description:
-    """The description in a file's metadata.
-
-    Raises:
-        UserError: it is invalid, or of a newer version.
-    """
-    try:
-        version = json.loads(text[:MAX_DESCRIPTION]).get("format")
-        if isinstance(version, int) and version > FORMAT:
-            raise UserError(f"{path}: written by a newer version of fer-lightning (format {version}); upgrade this one")
-        return Description.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (ValueError, AttributeError, RecursionError) as error:
-        reason = flat(error)
-    raise UserError(f"{path}: its description is damaged ({reason}); get the file again")
-
-
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -193,7 +100,8 @@ def _network(description: Description, member: MemberConfig) -> FaceNetwork:
 
 def _check_shapes(description: Description, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Compare the file's tensors with those of its networks, before any memory is taken for them."""
-    expected, shapes = {}, {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected: dict[str, tuple[int, ...]] = {}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for i, member in enumerate(description.members):
         if len(member.class_counts) != len(description.classes) or min(member.class_counts) < 1:
             raise UserError(f"{path}: its description is damaged (class_counts); get the file again")

@@ -1,54 +1,19 @@
-"""ONNX files: a graph from uint8 faces to calibrated probabilities, described by the same JSON as a model file."""
+"""Running ONNX files: a graph from uint8 faces to calibrated probabilities, described by the JSON of a model file."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from fer_lightning.errors import UserError, flat
-from fer_lightning.inference.modelfile import KEY, Description, parse
-from fer_lightning.inference.tta import views
-from fer_lightning.models.heads import adjusted, log_prior
-from fer_lightning.models.network import FaceNetwork
+from fer_lightning.inference.description import KEY, parse
 
 INPUT, OUTPUT = "faces", "probabilities"
 """Names of the graph's input, uint8 (N, size, size), and output, float32 (N, C)."""
-
-OPSET = 18
-"""The oldest that `torch.onnx.export` writes without converting versions."""
-
-CALIBRATION_BATCH = 32
-
-
-class Graph(nn.Module):
-    """Faces, uint8 (N, H, W), to calibrated probabilities, float32 (N, C): what is exported."""
-
-    def __init__(self, networks: Sequence[FaceNetwork], description: Description) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-        self.description = description
-        for i, member in enumerate(description.members):
-            self.register_buffer(f"prior{i}", log_prior(member.class_counts))
-
-    def forward(self, faces: Tensor) -> Tensor:
-        members = self.description.members
-        all_logits = [
-            adjusted(network(view[:, None].float() / 255), getattr(self, f"prior{i}"), member.posthoc_tau)
-            for view in views(faces, self.description.tta)
-            for i, (network, member) in enumerate(zip(self.networks, members, strict=True))
-        ]
-        logits = all_logits[0]
-        if len(all_logits) > 1:
-            logits = torch.stack([one.softmax(1) for one in all_logits]).mean(0).log()
-        return (logits / self.description.calibration.temperature).softmax(1)
 
 
 class Session:
@@ -66,7 +31,7 @@ class Session:
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        ort = _import("onnxruntime")
+        ort = package("onnxruntime")
         if not path.is_file():
             raise UserError(f"{path}: no such file")
         options = ort.SessionOptions()
@@ -87,114 +52,13 @@ class Session:
         return self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(faces)})[0]  # type: ignore[no-any-return]
 
 
-def export(path: Path, networks: Sequence[FaceNetwork], description: Description) -> None:
-    """Write the graph of networks, which are on the CPU, as float32.
+def package(name: str) -> Any:
+    """A package of the extra `onnx`.
 
     Raises:
-        UserError: onnx or onnxscript is not installed.
+        UserError: it is not installed.
     """
-    onnx = _import("onnx")
-    _import("onnxscript")
-    graph = Graph(networks, description).eval()
-    # A batch of 2, since a dimension of 1 would be taken for fixed; the new exporter has errors before torch 2.10.
-    example = torch.zeros(2, description.size, description.size, dtype=torch.uint8)
-    new = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
-    shapes: dict[str, Any] = (
-        {"dynamic_shapes": ({0: torch.export.Dim("batch")},)} if new else {"dynamic_axes": {INPUT: {0: "batch"}}}
-    )
-    with warnings.catch_warnings(), _quiet("torch.onnx"):
-        warnings.simplefilter("ignore")  # of deprecations inside the exporter
-        torch.onnx.export(
-            graph,
-            (example,),
-            path,
-            dynamo=new,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            opset_version=OPSET,
-            external_data=False,
-            verbose=False,
-            **shapes,
-        )
-    model = onnx.load(path)
-    describe(model, description)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-def describe(model: Any, description: Description) -> None:
-    """Put the description into an ONNX model's metadata, in place of all else that is there."""
-    del model.metadata_props[:]
-    model.metadata_props.add(key=KEY, value=description.model_dump_json())
-
-
-def quantize(source: Path, path: Path, faces: NDArray[np.uint8], description: Description) -> None:
-    """Write an ONNX file with weights and activations of 8 bits.
-
-    Per channel and with a range of 7 bits: on CPUs without VNNI instructions products of full 8 bits overflow.
-
-    Args:
-        source: a file of float32.
-        path: the file to write.
-        faces: uint8 (N, H, W), of the training set: activations get the range that they have on these.
-        description: of the new file.
-
-    Raises:
-        UserError: onnx or onnxruntime is not installed.
-    """
-    onnx = _import("onnx")
-    _import("onnxruntime")
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Faces(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.batches: Iterator[Any] = iter(np.array_split(faces, max(1, len(faces) // CALIBRATION_BATCH)))
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {INPUT: batch}
-
-    prepared = path.with_name(f".{path.name}.prepared")
-    try:
-        with _quiet("root"):
-            quant_pre_process(source, prepared)
-            quantization.quantize_static(
-                prepared,
-                path,
-                Faces(),
-                quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                per_channel=True,
-                reduce_range=True,
-            )
-    finally:
-        prepared.unlink(missing_ok=True)
-    model = onnx.load(path)
-    describe(model, description)
-    onnx.save(model, path)
-
-
-def _import(name: str) -> Any:
-    from importlib import import_module
-
     try:
         return import_module(name)
     except ImportError:
         raise UserError(f"{name} is not installed: pip install 'fer-lightning[onnx]'") from None
-
-
-class _quiet:  # noqa: N801
-    """Suppress a logger's messages below errors."""
-
-    def __init__(self, name: str) -> None:
-        self.logger = logging.getLogger(name)
-
-    def __enter__(self) -> None:
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self.logger.setLevel(self.level)

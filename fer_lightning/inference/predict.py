@@ -38,7 +38,8 @@ PHOTOS = 64
 FRAMES = 8
 """Frames of a video whose faces are classified together."""
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 Faces = NDArray[np.uint8]
 
 

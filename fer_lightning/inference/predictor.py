@@ -14,15 +14,16 @@ from torch import Tensor
 
 from fer_lightning.config.precision import BF16, FP16, FP32, has_native_bf16
 from fer_lightning.data.table import SIDE
+from fer_lightning.inference.description import TTA
 from fer_lightning.inference.faces.detector import RULES
 from fer_lightning.inference.faces.frame import CropRule
-from fer_lightning.inference.tta import TTA, views
+from fer_lightning.inference.tta import views
 from fer_lightning.metrics.calibration import Calibration, calibrated
 from fer_lightning.models.heads import adjusted, log_prior
 from fer_lightning.models.network import FaceNetwork
 
 if TYPE_CHECKING:
-    from fer_lightning.inference.modelfile import Description, MemberConfig
+    from fer_lightning.inference.description import Description, MemberConfig
 
 BATCH = 512
 """Images per forward pass of a model file; a run has its own number."""
@@ -57,7 +58,7 @@ class NetworkMember:
         channels_last: ask for the channels-last memory layout.
     """
 
-    tta = None
+    tta: TTA | None = None
 
     def __init__(
         self,

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fer_lightning.errors import UserError
-
-TTA = Literal["none", "flip", "ten_crop"]
-"""`none`: the face itself; `flip`: and its mirror image; `ten_crop`: the four corners and the centre of the face, and
-the mirror images of the five (Krizhevsky et al. 2012, section 4.1)."""
+from fer_lightning.inference.description import TTA
 
 CROP = 11 / 12
 """Side of a crop of `ten_crop` as a fraction of the face's: 44 of 48 pixels."""

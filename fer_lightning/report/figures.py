@@ -13,6 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
+from fer_lightning.metrics.calibration import calibrated
 from fer_lightning.metrics.scores import calibration_error
 from fer_lightning.metrics.sums import Sums, calibration_bins
 from fer_lightning.report.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, short, styled
@@ -166,41 +167,55 @@ def class_counts(before: Mapping[str, int], after: Mapping[str, int]) -> Figure:
 
 
 @styled
-def reliability(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> Figure:
-    """Reliability diagram: accuracy and number of predictions by confidence.
+def reliability(
+    probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int64], temperature: float | None = None
+) -> Figure:
+    """Reliability diagram: accuracy and number of predictions by confidence, before and after calibration.
 
     Unlabelled rows and rows that are not finite are left out.
 
     Args:
         probabilities: (N, C).
         labels: (N,), negative where unlabelled.
+        temperature: that the logits are divided by; None to show the probabilities as they are only.
     """
     use = (labels >= 0) & np.isfinite(probabilities).all(axis=1)
     if not use.any():
         figure = Figure(figsize=(4, 1))
         figure.text(0.5, 0.5, "No labelled images", ha="center", va="center", color=GREY)
         return figure
-    bins = calibration_bins(probabilities[use], labels[use])
-    error = float(calibration_error(Sums(np.zeros((1, 1)), bins)))
-    left = np.flatnonzero(bins[:, 0]) / len(bins)
-    images, confidence, hits = bins[bins[:, 0] > 0].T
-    accuracy, confidence = hits / images, confidence / images
+    probabilities, labels = probabilities[use], labels[use]
+    shown = {"Expected calibration error": probabilities}
+    if temperature is not None:
+        logits = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+        shown = {
+            "As trained, ECE": probabilities,
+            f"Temperature {temperature:.2f}, ECE": calibrated(logits, temperature),
+        }
 
-    figure = Figure(figsize=(4.6, 5.2), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
-    bars: dict[str, Any] = {"x": left, "width": 1 / len(bins), "align": "edge"}
-    gap: dict[str, Any] = {"color": "none", "edgecolor": VERMILLION, "hatch": "////", "linewidth": 0.8}
-    top.bar(height=accuracy, color=BLUE, edgecolor="white", label="Accuracy", **bars)
-    top.bar(height=confidence - accuracy, bottom=accuracy, label="Gap to the mean confidence", **gap, **bars)
-    top.plot([0, 1], [0, 1], color=GREY, linestyle=(0, (4, 3)), linewidth=1, label="Perfect calibration")
-    top.set(xlim=(0, 1), ylim=(0, 1), ylabel="Accuracy")
-    top.set_title(f"Expected calibration error {error:.3f}")
-    top.grid(axis="y")
-    top.legend(loc="upper left")
-    bottom.bar(height=images, color=GREY, edgecolor="white", **bars)
-    bottom.set(xlabel="Confidence", ylabel="Images")
-    bottom.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
-    bottom.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    figure = Figure(figsize=(4.6 * len(shown), 5.2), layout="constrained")
+    grid = figure.subplots(2, len(shown), sharex=True, sharey="row", height_ratios=[3.4, 1], squeeze=False)
+    for (title, values), (top, bottom) in zip(shown.items(), grid.T, strict=True):
+        bins = calibration_bins(values, labels)
+        error = float(calibration_error(Sums(np.zeros((1, 1)), bins)))
+        left = np.flatnonzero(bins[:, 0]) / len(bins)
+        images, confidence, hits = bins[bins[:, 0] > 0].T
+        accuracy, confidence = hits / images, confidence / images
+        bars: dict[str, Any] = {"x": left, "width": 1 / len(bins), "align": "edge"}
+        gap: dict[str, Any] = {"color": "none", "edgecolor": VERMILLION, "hatch": "////", "linewidth": 0.8}
+        top.bar(height=accuracy, color=BLUE, edgecolor="white", label="Accuracy", **bars)
+        top.bar(height=confidence - accuracy, bottom=accuracy, label="Gap to the mean confidence", **gap, **bars)
+        top.plot([0, 1], [0, 1], color=GREY, linestyle=(0, (4, 3)), linewidth=1, label="Perfect calibration")
+        top.set(xlim=(0, 1), ylim=(0, 1))
+        top.set_title(f"{title} {error:.3f}")
+        top.grid(axis="y")
+        bottom.bar(height=images, color=GREY, edgecolor="white", **bars)
+        bottom.set(xlabel="Confidence")
+    grid[0, 0].set(ylabel="Accuracy")
+    grid[0, 0].legend(loc="upper left")
+    grid[1, 0].set(ylabel="Images")
+    grid[1, 0].yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
+    grid[1, 0].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     figure.align_ylabels()
     return figure
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fer_lightning.metrics.calibration import PREFIX
 from fer_lightning.metrics.scores import HEADLINES, METRICS
 
 SETS = {"test": "All test images", "test/clean": "Clean test images", "val": "Validation, best epoch"}
@@ -32,6 +33,7 @@ def results(about: Mapping[str, str], metrics: Mapping[str, float | str]) -> dic
         facts["training time"] = _duration(numbers["train/seconds"])
     if "train/images_per_second" in numbers:
         facts["training speed"] = f"{numbers['train/images_per_second']:,.0f} images/s"
+    facts |= _calibration(numbers)
     headlines = [
         (metric.title, f"{numbers[key]:.3f}", _interval(numbers, key))
         for metric in HEADLINES
@@ -45,6 +47,22 @@ def results(about: Mapping[str, str], metrics: Mapping[str, float | str]) -> dic
         "scores": _scores(numbers, sets),
         "clean_note": f"Clean: no image of the training data {same}." if "test/clean" in sets else "",
     }
+
+
+def _calibration(numbers: Mapping[str, float]) -> dict[str, str]:
+    """What the temperature and the threshold are worth on the test images."""
+    before, after = numbers.get("test/ece"), numbers.get("test/ece_calibrated")
+    if before is None or after is None:
+        return {}
+    facts = {"calibration": f"temperature {numbers[f'{PREFIX}temperature']:.2f}: ECE {before:.3f} to {after:.3f}"}
+    if numbers[f"{PREFIX}threshold"] <= 1:
+        facts["unsure"] = (
+            f"confidence below {numbers[f'{PREFIX}threshold']:.2f}; of the other {numbers['test/coverage']:.0%}, "
+            f"{numbers['test/accuracy_sure']:.0%} are right"
+        )
+    else:
+        facts["unsure"] = "every prediction, as none was right often enough on the validation images"
+    return facts
 
 
 def _scores(numbers: Mapping[str, float], sets: Sequence[str]) -> list[list[str]]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fer_lightning.metrics.calibration import PREFIX
 from fer_lightning.report import figures, html, page, tables
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.style import png
@@ -75,7 +76,10 @@ def write_report(
         files["classification_report.csv"] = tables.as_csv(report, "%.6f")
         files["confusion_matrix.csv"] = matrix.to_csv(lineterminator="\n").encode()
         plots["confusion_matrix"] = figures.confusion_matrix(counts, classes)
-        plots["reliability"] = figures.reliability(tables.probabilities_of(predictions, classes), labels)
+        temperature = metrics.get(f"{PREFIX}temperature")
+        plots["reliability"] = figures.reliability(
+            tables.probabilities_of(predictions, classes), labels, None if temperature is None else float(temperature)
+        )
     if history is not None and not history.empty:
         plots["curves"] = figures.curves(history, monitor, best_epoch)
     if mistakes:

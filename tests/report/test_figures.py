@@ -134,6 +134,17 @@ def test_reliability_shows_the_calibration_error_of_torchmetrics() -> None:
     assert sum(bar.get_height() for bar in figure.axes[1].patches) == 2000
 
 
+def test_reliability_shows_the_calibration_error_before_and_after_a_temperature() -> None:
+    logits = torch.tensor(np.random.default_rng(0).normal(size=(2000, 7)) * 4)
+    labels = (logits / 2 + torch.tensor(np.random.default_rng(1).gumbel(size=(2000, 7)))).argmax(1)
+    errors = [multiclass_calibration_error((logits / t).softmax(1), labels, 7, n_bins=15) for t in (1, 2)]
+    figure = figures.reliability(logits.softmax(1).numpy(), labels.numpy(), 2.0)
+    draw(figure)
+    assert f"As trained, ECE {errors[0]:.3f}" in texts(figure)
+    assert f"Temperature 2.00, ECE {errors[1]:.3f}" in texts(figure)
+    assert errors[1] < errors[0] / 3
+
+
 def test_reliability_ignores_unlabelled_and_infinite_rows() -> None:
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [np.nan, np.nan], [1.0, 0.0]])
     figure = figures.reliability(probabilities, np.array([0, -1, 0, 0]))

@@ -5,22 +5,14 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping
-from importlib import import_module, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fer_lightning.errors import UserError, flat, printable
+from fer_lightning.errors import UserError, printable
 from fer_lightning.inference.demo.libraries import HOSTS, LIBRARIES, read
+from fer_lightning.inference.onnxfile import Session
 from fer_lightning.report.files import write_atomically
-
-KEY = "fer_lightning"
-"""Key of the JSON in the metadata of an exported network."""
-
-FORMAT = 1
-"""Version of that JSON which the page understands."""
-
-INPUT, OUTPUT = "faces", "probabilities"
-"""The network's input, uint8 (N, size, size), and output, float32 (N, C)."""
 
 ASSETS = "assets"
 """Folder of the libraries, if they do not come from a CDN."""
@@ -101,43 +93,15 @@ def describe(model: Path) -> dict[str, Any]:
     Raises:
         UserError: onnxruntime is missing, or `model` is not a network that this project has exported.
     """
-    try:
-        onnxruntime = import_module("onnxruntime")  # an extra
-    except ImportError:
-        raise UserError("onnxruntime is not installed: pip install 'fer-lightning[onnx]'") from None
-    if not model.is_file():
-        raise UserError(f"{model}: no such file; `fer-lightning export` writes one")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors are raised as well
-    try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has no common type for its errors
-        raise UserError(f"{model}: damaged, or not an ONNX file ({flat(error)}); export it again") from None
-    text = session.get_modelmeta().custom_metadata_map.get(KEY)
-    names = [node.name for node in (*session.get_inputs(), *session.get_outputs())]
-    if text is None or names != [INPUT, OUTPUT]:
-        raise UserError(f"{model}: an ONNX file, but not one that `fer-lightning export` wrote")
-    try:
-        own = json.loads(text)
-        if own["format"] != FORMAT:
-            raise UserError(
-                f"{model}: has format {own['format']}, the demo reads {FORMAT}: export it with this version"
-            )
-        return _selected(own)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{model}: its description is damaged or incomplete ({flat(error)}); export it again") from None
-
-
-def _selected(own: Mapping[str, Any]) -> dict[str, Any]:
-    calibration = own.get("calibration", own)
-    rule = own["crop"]["blaze"]
+    own = Session(model, threads=1).description
+    rule = own.crop["blaze"]
     return {
-        "name": str(own["name"]),
-        "classes": [str(name) for name in own["classes"]],
-        "size": int(own["size"]),
-        "threshold": float(calibration["threshold"]),
-        "crop": {"side": float(rule["side"]), "shift": float(rule["shift"])},
-        "scores": {str(name): float(value) for name, value in own.get("scores", {}).items()},
+        "name": own.name,
+        "classes": own.classes,
+        "size": own.size,
+        "threshold": own.calibration.threshold,
+        "crop": {"side": rule.side, "shift": rule.shift},
+        "scores": own.scores,
     }
 
 
