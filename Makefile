@@ -32,7 +32,7 @@ clean:
 	touch $@
 
 .venv/installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --editable '.[dev,sweep,dashboard,onnx]'
+	$(BIN)/python -m pip install --editable '.[dev,sweep,dashboard,onnx,explain]'
 	touch $@ .venv/installed
 
 # A name on PATH may not run (pyenv shims, for example), so each candidate is tried.

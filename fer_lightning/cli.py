@@ -251,6 +251,31 @@ def dashboard(
     print(save(entity, project, names, key or ()))
 
 
+@cli.command()
+def explain(
+    models: Models,
+    data: Annotated[
+        str | None, typer.Option(help="Other faces than the run's own, needed for files: a CSV, a folder, an archive.")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="train, val or test of the run; or all, or a split of the source by its name.")
+    ] = "test",
+    images: Annotated[int, typer.Option(help="How many of the images, by the classes' shares; 0 for all.")] = 1000,
+    tta: Tta = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; else RUN/explain/…, or explain/… for several or a file.")
+    ] = None,
+    accelerator: Accelerator = "auto",
+    trust: Trust = False,
+) -> None:
+    """Show where a model looks (Grad-CAM, with a sanity test), and its accuracy on shifted, dark or small faces."""
+    from fer_lightning.inference.explain.write import explain as explain_models
+
+    explain_models(
+        models, data=data, split=split, images=images, tta=tta, out=out, accelerator=accelerator, trust=trust
+    )
+
+
 def app() -> None:
     """Entry point: a user's error ends in one line and exit code 1."""
     try:

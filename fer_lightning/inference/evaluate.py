@@ -88,7 +88,7 @@ def evaluate(
         faces, rows, clean = _own(runs, configs[0], split, twins, trust)
     else:
         faces = sources.load(data, cache_dir=cache_root(own)).as_known_by(classes, own.get("merge"))
-        rows = _rows_of(faces, split)
+        rows = rows_of(faces, split)
         clean = np.full(len(faces), len(runs) == len(loaded))  # what model files were trained on is not at hand
         for run_dir, settings in zip(runs, configs, strict=True):
             clean &= _unseen(faces, run_dir, settings, twins, trust)
@@ -155,7 +155,7 @@ def _own(
         runs, remedy="or score what is there now with --data", cleaned=split == "train", trust=trust
     )
     faces, parts, clean = found.faces, found.parts, found.parts.clean
-    rows = getattr(parts, split) if split in ("train", "val", "test") else _rows_of(faces, split)
+    rows = getattr(parts, split) if split in ("train", "val", "test") else rows_of(faces, split)
     if twins != settings["data"]["twins"]:
         regrouped = with_duplicate_groups(faces, settings["data"] | {"twins": twins})
         known = seen(faces, settings["protocol"]["name"], parts.test)
@@ -190,7 +190,7 @@ def _unseen(faces: FaceTable, run_dir: Path, settings: dict[str, Any], twins: st
     return ~np.isin(groups[len(trained) :], groups[: len(trained)])
 
 
-def _rows_of(faces: FaceTable, split: str) -> Rows:
+def rows_of(faces: FaceTable, split: str) -> Rows:
     if split == "all":
         return np.arange(len(faces))
     if split not in SPLITS:

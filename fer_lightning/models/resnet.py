@@ -7,7 +7,7 @@ a state dict of the same depth, stem and channel count, without `fc`, loads eith
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -94,10 +94,13 @@ class ResNet(nn.Module):
 
     Attributes:
         num_features: 8 × width × the expansion of the blocks (1 up to depth 34, then 4).
+        saliency_layers: by title the layers whose maps `fer-lightning explain` shows.
 
     Raises:
         ValueError: an unknown depth or stem, or a width below 1.
     """
+
+    saliency_layers: ClassVar[dict[str, str]] = {"Stage 3": "layer3", "Stage 4": "layer4"}
 
     def __init__(
         self,

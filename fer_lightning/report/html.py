@@ -17,7 +17,7 @@ PLOT_SCALE = 0.52
 
 
 def data_uri(image: bytes | NDArray[np.uint8]) -> str:
-    """A PNG, or a grey image of shape (H, W), as an address that holds it."""
+    """A PNG, or an image, grey (H, W) or RGB (H, W, 3), as an address that holds it."""
     if not isinstance(image, bytes):
         buffer = BytesIO()
         Image.fromarray(image).save(buffer, format="PNG")

@@ -1,0 +1,1 @@
+"""What a network looks at, and what it withstands: saliency maps and a robustness card."""
