@@ -17,6 +17,7 @@ from fer_lightning.inference.explain.perturbations import PERTURBATIONS, Perturb
 from fer_lightning.inference.explain.robustness import undisturbed
 from fer_lightning.inference.explain.saliency import Maps, scaled
 from fer_lightning.report.style import BLUE, GREY, VERMILLION, styled
+from fer_lightning.report.tables import most_confident
 
 SHOWN = 3
 """Right and wrong predictions of each class on the page."""
@@ -57,8 +58,6 @@ def examples(
         maps: of the predicted classes.
         classes: class names in label order.
     """
-    from fer_lightning.report.tables import most_confident
-
     result: dict[str, dict[str, list[list[Picture]]]] = {}
     for name in classes:
         of_class = {}

@@ -82,8 +82,8 @@ def saliency(networks: Sequence[FaceNetwork], faces: NDArray[np.uint8], classes:
 def scaled(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     """Maps (N, H, W), each divided by its maximum; maps of zeros stay as they are."""
     highest = maps.max((1, 2), keepdims=True)
-    result: NDArray[np.float32] = np.divide(maps, highest, out=np.zeros_like(maps), where=highest > 0)
-    return result
+    divided: NDArray[np.float32] = np.divide(maps, highest, out=np.zeros_like(maps), where=highest > 0)
+    return divided
 
 
 def map_sizes(networks: Sequence[FaceNetwork], side: int) -> dict[str, str]:

@@ -111,14 +111,11 @@ def test_several_files_are_explained_together_on_other_data(
     model_file: Path, other_run: Path, tmp_path: Path, command: Command
 ) -> None:
     pytest.importorskip("captum", reason="the extra explain is not installed")
-    faces = tmp_path / "faces" / "test"
-    rng = np.random.default_rng(0)
-    for i, name in enumerate(["angry", "happy", "happy", "sad"]):
+    faces, rng = tmp_path / "faces", np.random.default_rng(0)
+    for i, name in enumerate(["train/angry", "test/angry", "test/happy", "test/happy", "test/sad"]):
         (faces / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (48, 48), dtype=np.uint8)).save(faces / name / f"{i}.png")
-    code, err = command(
-        "explain", model_file, other_run, "--data", faces.parent, "--out", tmp_path / "out", "--images", "3"
-    )
+    code, err = command("explain", model_file, other_run, "--data", faces, "--out", tmp_path / "out", "--images", "3")
     assert code == 0, err
     text = (tmp_path / "out" / "index.html").read_text()
     assert "Maps are the mean over 2 networks" in text

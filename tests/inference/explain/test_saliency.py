@@ -156,7 +156,7 @@ def test_parameters_without_an_initialisation_are_shuffled() -> None:
 
 
 def test_random_weights_change_the_maps_the_same_way_each_time(faces: NDArray[np.uint8]) -> None:
-    explained = network(ResNet(18, width=8, zero_init_last=False))
+    explained = network(ResNet(18, width=8, stem="small", zero_init_last=False))
     trained = saliency([explained], faces, CLASSES)
     torch.manual_seed(7)
     expected = torch.rand(1)
@@ -171,6 +171,15 @@ def test_random_weights_change_the_maps_the_same_way_each_time(faces: NDArray[np
         assert not last["correlation"][title] > 0.6
     again, _ = sanity([explained], faces, CLASSES, trained)
     np.testing.assert_array_equal(again.to_numpy()[:, 2:].astype(float), table.to_numpy()[:, 2:].astype(float))
+
+
+def test_maps_that_do_not_follow_the_weights_are_found_out(faces: NDArray[np.uint8]) -> None:
+    explained = network(LowerLeft())  # the corner is no weight
+    classes = np.zeros(5, dtype=np.int64)
+    table, _ = sanity([explained], faces, classes, saliency([explained], faces, classes))
+    known = table[table["randomised"] != ANOTHER].dropna()
+    assert len(known)
+    assert (known["correlation"] > 0.8).all()
 
 
 class Graph:
