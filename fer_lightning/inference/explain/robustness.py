@@ -100,7 +100,7 @@ class Outcome:
         change: of the accuracy at that level.
         interval: 95 % interval of the change.
         withstood: lowest and highest of the levels around the neutral one, or from the highest level down where there
-            is none, within which the accuracy falls by less than `TOLERATED`; None if there is none but the neutral one.
+            is none, within which the accuracy falls by less than `TOLERATED`; None if only the neutral one is.
     """
 
     perturbation: Perturbation
