@@ -30,7 +30,8 @@ PHOTOS = 64
 FRAMES = 8
 """Frames of a video whose faces are classified together."""
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
