@@ -100,7 +100,7 @@ class Outcome:
         change: of the accuracy at that level.
         interval: 95 % interval of the change.
         withstood: lowest and highest of the levels around the neutral one, or from the highest level down where there
-            is none, within which the accuracy falls by less than `TOLERATED`; None if there are not two of them.
+            is none, within which the accuracy falls by less than `TOLERATED`; None if only the neutral one is.
     """
 
     perturbation: Perturbation
@@ -127,6 +127,7 @@ def _outcome(table: pd.DataFrame, perturbation: Perturbation) -> Outcome:
         low -= 1
     while high < len(levels) - 1 and kept[high + 1]:
         high += 1
+    some = low < high or (perturbation.neutral is None and bool(kept[high]))
     accuracy, f1_macro, change, *interval = (
         float(mine[name].iloc[worst]) for name in ("accuracy", "f1_macro", "change", "change_low", "change_high")
     )
@@ -137,7 +138,7 @@ def _outcome(table: pd.DataFrame, perturbation: Perturbation) -> Outcome:
         f1_macro=f1_macro,
         change=change,
         interval=(interval[0], interval[1]),
-        withstood=(float(levels[low]), float(levels[high])) if low < high else None,
+        withstood=(float(levels[low]), float(levels[high])) if some else None,
     )
 
 

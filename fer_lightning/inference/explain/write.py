@@ -209,7 +209,7 @@ def _card(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Perturbation": [one.perturbation.heading for one in outcomes],
-            "Withstood": [f"{number(within[0])} to {number(within[1])}" if within else "none" for within in ranges],
+            "Withstood": [" to ".join(map(number, dict.fromkeys(within))) if within else "none" for within in ranges],
             "Worst": [number(one.worst) for one in outcomes],
             "Accuracy": [f"{one.accuracy:.3f}" for one in outcomes],
             "Macro-F1": [f"{one.f1_macro:.3f}" for one in outcomes],

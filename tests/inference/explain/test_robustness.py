@@ -97,6 +97,7 @@ def test_withstood_levels_are_those_next_to_the_neutral_one() -> None:
     assert levels_of([-0.3, -0.01, 0, 0.01, -0.2, 0], 3) == (2, 4)
     assert levels_of([-0.3, -0.02, 0], 3) is None
     assert levels_of([0, -0.2, -0.01, 0], None) == (3, 4)
+    assert levels_of([0, -0.1, 0], None) == (3, 3)
     assert levels_of([0, -0.1], None) is None
 
 
