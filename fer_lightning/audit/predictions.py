@@ -55,6 +55,6 @@ def out_of_sample(
         ]  # duplicates by either grouping
         rows = np.flatnonzero(~np.logical_or(*alike))
         print(f"{run_dir}: predicting {len(rows):,} images that it was not trained on", flush=True)
-        total[here[rows]] += predictor.probabilities(own.images[rows])
+        total[here[rows]] += predictor.logits(own.images[rows]).double().softmax(1).numpy()
         number[here[rows]] += 1
     return total / np.maximum(number, 1)[:, None], number

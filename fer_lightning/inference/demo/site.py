@@ -94,7 +94,9 @@ def describe(model: Path) -> dict[str, Any]:
         UserError: onnxruntime is missing, or `model` is not a network that this project has exported.
     """
     own = Session(model, threads=1).description
-    rule = own.crop["blaze"]
+    rule = own.crop.get("blaze")
+    if rule is None:
+        raise UserError(f"{model}: it has no crop rule for blaze, the page's detector; export it again")
     return {
         "name": own.name,
         "classes": own.classes,

@@ -21,18 +21,30 @@ from PIL import Image
 from fer_lightning.inference.demo.libraries import LIBRARIES
 from fer_lightning.inference.demo.server import server
 from fer_lightning.inference.demo.site import site
+from fer_lightning.inference.description import Description, MemberConfig
+from fer_lightning.inference.faces.frame import CropRule
+from fer_lightning.metrics.calibration import Calibration
 
 CLASSES = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
 
-DESCRIPTION = {
-    "format": 1,
-    "name": "toy",
-    "classes": CLASSES,
-    "size": 48,
-    "threshold": 0.0,
-    "crop": {"haar": {"side": 1.02, "shift": 0.0}, "blaze": {"side": 1.14, "shift": -0.04}},
-    "scores": {"test/accuracy": 0.7012},
-}
+RULE = {"side": 1.14, "shift": -0.04}
+"""How faces are cut out."""
+
+DESCRIPTION = Description(
+    name="toy",
+    version="0",
+    commit="none",
+    classes=CLASSES,
+    size=48,
+    members=[MemberConfig(model={}, class_counts=[1] * len(CLASSES))],
+    calibration=Calibration(),
+    crop={"haar": CropRule(1.02, 0.0), "blaze": CropRule(**RULE)},
+    protocol={},
+    data={},
+    scores={"test/accuracy": 0.7012},
+    precision="fp32",
+    notes="",
+).model_dump()
 
 
 def write_network(path: Path, description: Any = DESCRIPTION, *, output: str = "probabilities") -> Path:

@@ -65,7 +65,7 @@ def test_pictures_without_a_face_and_other_files_are_reported(page: Any) -> None
 def test_low_confidence_is_unsure(
     browser: Any, serving: Callable[..., str], assets: Path, portrait: Image.Image, tmp_path: Path
 ) -> None:
-    network = write_network(tmp_path / "toy.onnx", {**DESCRIPTION, "threshold": 2.0})
+    network = write_network(tmp_path / "toy.onnx", {**DESCRIPTION, "calibration": {"threshold": 2.0}})
     with watched(browser) as page:
         page.goto(serving(network, assets))
         page.wait_for_selector(LOADED)

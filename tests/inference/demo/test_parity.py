@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from fer_lightning.inference.demo.libraries import LIBRARIES, read
-from tests.inference.demo.conftest import DESCRIPTION, LOADED, choose, png, results, watched
+from tests.inference.demo.conftest import LOADED, RULE, choose, png, results, watched
 
 pytestmark = pytest.mark.slow
 
-SIDE, SHIFT = DESCRIPTION["crop"]["blaze"].values()  # type: ignore[attr-defined]
+SIDE, SHIFT = RULE.values()
 
 
 def reference_crop(image: Image.Image, box: list[float]) -> np.ndarray[Any, Any]:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fer_lightning.data.readers.images import decode_face
+from fer_lightning.data.readers.images import decode
 from fer_lightning.inference.faces.choose import load_detector
 from fer_lightning.inference.faces.frame import CropRule, Face, concerns, crop, frame, turn
 
@@ -37,7 +37,7 @@ def test_without_a_detector_crops_equal_what_the_reader_decodes(height: int, wid
     Image.fromarray(image).save(file, "PNG")
     detector, _ = load_detector("none")
     (face,) = detector(image)
-    np.testing.assert_array_equal(crop(image, face, detector.rule), decode_face(file.getvalue(), "face.png"))
+    np.testing.assert_array_equal(crop(image, face, detector.rule), decode(file.getvalue(), "face.png")[0])
     assert concerns(image, face, detector.rule) == (("small",) if min(height, width) < 40 else ())
 
 
