@@ -222,7 +222,7 @@ print("end")
     assert (process.returncode, err) == (0, "") and out.splitlines()[-2:] == ["done", "end"]
 
 
-@pytest.mark.slow  # a signal that comes between two instructions of the other process is lost once in a while
+@pytest.mark.slow  # both signals become one where the process does not run in between, on a busy machine
 def test_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     script = """
 for frame in frames(0):
