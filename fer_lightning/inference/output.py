@@ -46,12 +46,12 @@ class Output:
 
     @property
     def next_input(self) -> int:
-        """Index of the input to go on with."""
+        """Index of the input to resume at."""
         return self.table.next_input if self.table else 0
 
     @property
     def next_frame(self) -> int:
-        """Number of the frame to go on with, if that is a video."""
+        """Number of the frame to resume at, if that is a video."""
         return self.table.next_frame if self.table else 0
 
     @property

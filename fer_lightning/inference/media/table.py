@@ -88,8 +88,8 @@ class PredictionTable:
         resume: continue the table in the folder, if there is one.
 
     Attributes:
-        next_input: index of the input to go on with.
-        next_frame: number of the frame to go on with, if that is a video.
+        next_input: index of the input to resume at.
+        next_frame: number of the frame to resume at, if that is a video.
         tracks: state of its tracker; None for a new one.
         failures: one message for each input that could not be read.
         finished: whether all inputs were predicted by the job that is resumed.
