@@ -24,7 +24,7 @@ from fer_lightning.data.table import SPLITS, FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.inference import ensembles, labelled
 from fer_lightning.inference.load import as_list, load, together
-from fer_lightning.inference.predictor import Loaded, pooled
+from fer_lightning.inference.predictor import LoadedModel, pooled
 from fer_lightning.metrics.calibration import PREFIX
 from fer_lightning.report import tables
 from fer_lightning.report.files import write_atomically
@@ -163,7 +163,7 @@ def _own(
     return faces, rows, clean
 
 
-def _member_names(loaded: Sequence[Loaded]) -> list[str]:
+def _member_names(loaded: Sequence[LoadedModel]) -> list[str]:
     return [
         one.name if len(one.members) == 1 else f"{one.name} {i}"
         for one in loaded

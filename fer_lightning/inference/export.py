@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 
 from fer_lightning import __version__
 from fer_lightning.data import synthetic
-from fer_lightning.data.table import SIDE
 from fer_lightning.errors import UserError, printable
 from fer_lightning.inference import graph, labelled, modelfile
 from fer_lightning.inference.description import Description, MemberConfig
-from fer_lightning.inference.faces.detector import RULES
 from fer_lightning.inference.labelled import Labelled
 from fer_lightning.inference.load import as_list, load, together
-from fer_lightning.inference.predictor import Loaded, NetworkMember, Predictor
+from fer_lightning.inference.predictor import LoadedModel, NetworkMember, Predictor
 from fer_lightning.metrics.calibration import Calibration, calibrated
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.report import card, tables
@@ -96,23 +94,25 @@ def export(
     if stored == "fp16":
         for network in networks:
             modelfile.round_to_half(network)
-    tta = together(loaded, tta).tta
-    predictor = Predictor([_member(*pair) for pair in zip(networks, members, strict=True)], loaded[0].classes, tta=tta)
+    whole = together(loaded, tta)
+    predictor = Predictor(
+        [_member(*pair) for pair in zip(networks, members, strict=True)], whole.classes, tta=whole.tta
+    )
     found = _labelled(loaded, data, trust)
     known = loaded[0].description if len(loaded) == 1 else None
     description = Description(
         name=name or to.name.partition(".")[0],
         version=__version__,
         commit=", ".join(dict.fromkeys(one.commit for one in loaded)),
-        classes=list(loaded[0].classes),
-        size=SIDE,
+        classes=list(whole.classes),
+        size=whole.size,
         members=members,
-        tta=tta,
-        calibration=together(loaded).calibration or Calibration(),
-        crop=dict(RULES),
+        tta=whole.tta,
+        calibration=whole.calibration or Calibration(),
+        crop=whole.crop,
         protocol=known.protocol if known else {},
         data=known.data if known else {},
-        scores=known.scores if known and known.tta == tta else {},
+        scores=known.scores if known and known.tta == whole.tta else {},
         precision="int8" if kind == "int8" else stored,
         notes=NOTES,
     )
@@ -156,7 +156,7 @@ def _format(to: Path) -> Format:
     return cast(Format, to.suffix[1:])
 
 
-def _members(loaded: Sequence[Loaded]) -> tuple[list[FaceNetwork], list[MemberConfig]]:
+def _members(loaded: Sequence[LoadedModel]) -> tuple[list[FaceNetwork], list[MemberConfig]]:
     """Networks on the CPU, and what they are built from."""
     networks: list[FaceNetwork] = []
     configs: list[MemberConfig] = []
@@ -177,7 +177,7 @@ def _drawn_faces() -> NDArray[np.uint8]:
     return synthetic.synthetic(n_train=70, n_val=14, n_test=14).images
 
 
-def _labelled(loaded: Sequence[Loaded], data: str | None, trust: bool) -> Labelled | None:
+def _labelled(loaded: Sequence[LoadedModel], data: str | None, trust: bool) -> Labelled | None:
     """The images that the models were validated and tested on; None for model files without `data`."""
     runs = [one.path for one in loaded if one.description is None]
     files = [one for one in loaded if one.description is not None]

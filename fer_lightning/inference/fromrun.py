@@ -10,7 +10,7 @@ from fer_lightning.config import devices, instantiate
 from fer_lightning.config.dataset import settings_of
 from fer_lightning.errors import UserError, flat
 from fer_lightning.inference.description import MemberConfig
-from fer_lightning.inference.predictor import Loaded, NetworkMember
+from fer_lightning.inference.predictor import LoadedModel, NetworkMember
 from fer_lightning.metrics.calibration import PREFIX, Calibration
 from fer_lightning.runs.checkpoints import read_checkpoint
 from fer_lightning.runs.folder import BEST, CHECKPOINTS, CONFIG, METRICS, finished
@@ -21,7 +21,7 @@ NETWORK = "network."
 
 def load_run(
     run_dir: Path, *, accelerator: str = "auto", posthoc_tau: float | None = None, trust: bool = False
-) -> Loaded:
+) -> LoadedModel:
     """The best checkpoint of a run; arguments and errors are those of `fer_lightning.inference.load.load`."""
     settings, path = settings_of(run_dir, trust=trust), run_dir / CHECKPOINTS / BEST
     batch_size = settings["data"]["eval_batch_size"]
@@ -67,7 +67,7 @@ def load_run(
     except (TypeError, ValueError) as error:
         raise UserError(f"{run_dir / METRICS}: its calibration is damaged ({flat(error)}); restore it") from None
     name = "/".join(run_dir.absolute().parts[-2:])
-    return Loaded(
+    return LoadedModel(
         run_dir,
         name,
         (member,),

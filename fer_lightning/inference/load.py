@@ -18,7 +18,7 @@ from fer_lightning.inference import modelfile, zoo
 from fer_lightning.inference.description import TTA, Description
 from fer_lightning.inference.faces.detector import RULES
 from fer_lightning.inference.faces.frame import CropRule
-from fer_lightning.inference.predictor import Loaded, Member, NetworkMember, Predictor
+from fer_lightning.inference.predictor import LoadedModel, Member, NetworkMember, Predictor
 from fer_lightning.inference.tta import check
 from fer_lightning.metrics.calibration import Calibration
 
@@ -58,7 +58,7 @@ def as_list(models: str | Path | Sequence[str | Path]) -> list[str | Path]:
 
 def load(
     model: str | Path, *, accelerator: str = "auto", posthoc_tau: float | None = None, trust: bool = False
-) -> Loaded:
+) -> LoadedModel:
     """One run or file.
 
     Args:
@@ -100,7 +100,7 @@ def load(
     return _loaded(path, description, members, description.calibration)
 
 
-def together(models: Sequence[Loaded], tta: str | None = None) -> Predictor:
+def together(models: Sequence[LoadedModel], tta: str | None = None) -> Predictor:
     """The predictor of the mean of models.
 
     The temperature and threshold of several models that were not calibrated together are the means of theirs.
@@ -150,14 +150,14 @@ def together(models: Sequence[Loaded], tta: str | None = None) -> Predictor:
     )
 
 
-def _rules(model: Loaded) -> tuple[int, dict[str, CropRule]]:
+def _rules(model: LoadedModel) -> tuple[int, dict[str, CropRule]]:
     """Size of the faces, and how they are cut out."""
     known = model.description
     return (SIDE, RULES) if known is None else (known.size, known.crop)
 
 
-def _loaded(path: Path, description: Description, members: tuple[Member, ...], calibration: Calibration) -> Loaded:
-    return Loaded(
+def _loaded(path: Path, description: Description, members: tuple[Member, ...], calibration: Calibration) -> LoadedModel:
+    return LoadedModel(
         path,
         description.name,
         members,

@@ -86,7 +86,7 @@ class NetworkMember:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """One run or file.
 
     Attributes:

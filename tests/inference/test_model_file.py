@@ -181,6 +181,14 @@ def test_file_of_another_project_is_refused(tmp_path: Path) -> None:
         load_model("unknown-model")
 
 
+def test_crop_rules_survive_another_export(model_file: Path, tmp_path: Path) -> None:
+    def change(description: dict[str, Any]) -> None:
+        description["crop"]["haar"]["side"] = 1.5
+
+    export(rewritten(model_file, tmp_path / "own.safetensors", change), tmp_path / "again.safetensors")
+    assert description_of(tmp_path / "again.safetensors")["crop"]["haar"]["side"] == 1.5
+
+
 def test_ensemble_file_is_the_mean_of_its_members(
     run: Path, other_run: Path, test_images: NDArray[np.uint8], tmp_path: Path, command: Command
 ) -> None:

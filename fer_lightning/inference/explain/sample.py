@@ -15,10 +15,10 @@ from fer_lightning.data.table import UNLABELLED, FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.inference import labelled
 from fer_lightning.inference.evaluate import rows_of
-from fer_lightning.inference.predictor import Loaded
+from fer_lightning.inference.predictor import LoadedModel
 
 
-def labelled_faces(loaded: Sequence[Loaded], data: str | None, split: str, trust: bool) -> tuple[FaceTable, Rows]:
+def labelled_faces(loaded: Sequence[LoadedModel], data: str | None, split: str, trust: bool) -> tuple[FaceTable, Rows]:
     """A table and the rows of a split's labelled images, as `fer_lightning.inference.evaluate.evaluate` takes them.
 
     Raises:

@@ -17,7 +17,7 @@ from fer_lightning.inference.explain import pictures, randomised, robustness, sa
 from fer_lightning.inference.explain.robustness import Outcome, number, points
 from fer_lightning.inference.explain.sample import labelled_faces, stratified
 from fer_lightning.inference.load import as_list, load, together
-from fer_lightning.inference.predictor import Loaded, NetworkMember
+from fer_lightning.inference.predictor import LoadedModel, NetworkMember
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.report import html, tables
 from fer_lightning.report.files import write_folder
@@ -135,7 +135,7 @@ def explain(
     return measured
 
 
-def networks_of(loaded: Sequence[Loaded]) -> list[FaceNetwork]:
+def networks_of(loaded: Sequence[LoadedModel]) -> list[FaceNetwork]:
     """The networks of models, which all name layers for saliency.
 
     Raises:
@@ -219,7 +219,7 @@ def _card(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     )
 
 
-def _default_folder(loaded: Sequence[Loaded], model_name: str, name: str) -> Path:
+def _default_folder(loaded: Sequence[LoadedModel], model_name: str, name: str) -> Path:
     if len(loaded) == 1 and loaded[0].description is None:
         return loaded[0].path / "explain" / name
     return Path("explain") / f"{model_name.replace(' ', '-')}-{name}"

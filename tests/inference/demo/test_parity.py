@@ -81,8 +81,8 @@ def test_boxes_and_probabilities_equal_those_of_python(
 def test_large_photos_are_searched_as_predict_does(
     page: Any, group: Image.Image, network: Path, assets: Path, tmp_path: Path, size: tuple[int, int]
 ) -> None:
-    blaze = pytest.importorskip("fer_lightning.inference.faces.blaze")
-    frame = pytest.importorskip("fer_lightning.inference.faces.frame")
+    from fer_lightning.inference.faces import blaze, frame
+
     image = group.resize((3000, 2100)) if size[0] == 3000 else Image.new("RGB", size, "grey")
     if size[0] != 3000:
         image.paste(group.resize((size[0] // 2, round(size[0] * 0.35))), (10, -80))

@@ -22,7 +22,7 @@ from fer_lightning.inference.explain.randomised import (
 )
 from fer_lightning.inference.explain.saliency import grad_cam, layers_of, map_sizes, saliency, scaled
 from fer_lightning.inference.explain.write import networks_of
-from fer_lightning.inference.predictor import Loaded, Member, NetworkMember
+from fer_lightning.inference.predictor import LoadedModel, Member, NetworkMember
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.models.resnet import ResNet
 from tests.inference.explain.networks import LowerLeft, NoLayers, TwoLayers, network
@@ -189,11 +189,11 @@ class Graph:
         return torch.zeros(len(faces), 3)
 
 
-def loaded(member: Member, name: str) -> Loaded:
-    return Loaded(Path(name), name, (member,), (), ("a", "b", "c"))
+def loaded(member: Member, name: str) -> LoadedModel:
+    return LoadedModel(Path(name), name, (member,), (), ("a", "b", "c"))
 
 
-def of_network(backbone: nn.Module, name: str) -> Loaded:
+def of_network(backbone: nn.Module, name: str) -> LoadedModel:
     return loaded(NetworkMember(network(backbone), [1, 1, 1]), name)
 
 
