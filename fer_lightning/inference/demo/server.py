@@ -43,10 +43,10 @@ def serve(model: Path, *, port: int = PORT, assets: Path | None = None, open_bro
     """
     with server(site(model, assets), port) as running:
         address = f"http://{HOST}:{running.server_port}/"
-        print(f"Demo at {address} (Ctrl-C stops it)", flush=True)
-        if open_browser:
-            webbrowser.open(address)
         try:
+            print(f"Demo at {address} (Ctrl-C stops it)", flush=True)
+            if open_browser:
+                webbrowser.open(address)
             running.serve_forever()
         except KeyboardInterrupt:
             print()
