@@ -39,12 +39,13 @@ from PIL import Image
 from fer_lightning.data.readers import sources
 from fer_lightning.errors import UserError
 from fer_lightning.inference.faces.choose import load_detector
+from fer_lightning.inference.faces.find import Found
 from fer_lightning.inference.faces.frame import frame
 from fer_lightning.inference.load import load_model
 from fer_lightning.inference.media.tracks import iou
 from fer_lightning.inference.predict import predict
 from fer_lightning.inference.predictor import Predictor
-from fer_lightning.inference.recognizer import Found, Recognizer
+from fer_lightning.inference.recognizer import Recognizer
 from fer_lightning.runs.results import git_commit
 
 SIDES = (48, 96, 192)
@@ -68,7 +69,8 @@ def photo_of(face: NDArray[np.uint8], side: int, surroundings: float) -> NDArray
 
 def best(found: Found, recognizer: Recognizer, side: int, padding: int) -> int | None:
     """The face whose frame is the true one; None if there is none."""
-    rule = recognizer.rule(recognizer.detector)
+    detector = recognizer.detector
+    rule = recognizer.predictor.crop.get(detector.name, detector.rule)
     frames = [(left, top, size, size) for left, top, size in (frame(face, rule) for face in found.faces)]
     if not frames:
         return None

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fer_lightning.data.datamodule import FERDataModule
     from fer_lightning.inference.load import load_model
-    from fer_lightning.inference.predictor import Predictor
+    from fer_lightning.inference.predictor import Prediction, Predictor
     from fer_lightning.training.module import FERClassifier
 
-__all__ = ["FERClassifier", "FERDataModule", "Predictor", "__version__", "load_model"]
+__all__ = ["FERClassifier", "FERDataModule", "Prediction", "Predictor", "__version__", "load_model"]
 
 _MODULES = {
     "FERClassifier": "fer_lightning.training.module",
     "FERDataModule": "fer_lightning.data.datamodule",
+    "Prediction": "fer_lightning.inference.predictor",
     "Predictor": "fer_lightning.inference.predictor",
     "load_model": "fer_lightning.inference.load",
 }

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from fer_lightning.errors import UserError, flat, printable
 from fer_lightning.inference.faces.choose import NAMES, load_detector
+from fer_lightning.inference.faces.find import Found
 from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.media import annotate, video
 from fer_lightning.inference.media.images import read_image
@@ -22,7 +23,7 @@ from fer_lightning.inference.media.inputs import expand, kind
 from fer_lightning.inference.media.table import PredictionTable, Row
 from fer_lightning.inference.media.tracks import Tracker
 from fer_lightning.inference.output import Output
-from fer_lightning.inference.recognizer import Found, Recognizer, marks
+from fer_lightning.inference.recognizer import Recognizer, marks
 
 PHOTOS = 64
 """Photos whose faces are classified together."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from fer_lightning.config.precision import BF16, FP16, FP32, has_native_bf16
 from fer_lightning.data.table import SIDE
 from fer_lightning.inference.description import TTA
-from fer_lightning.inference.faces.detector import RULES
+from fer_lightning.inference.faces.detector import RULES, Detector
+from fer_lightning.inference.faces.find import find
 from fer_lightning.inference.faces.frame import CropRule
 from fer_lightning.inference.tta import views
 from fer_lightning.metrics.calibration import Calibration, calibrated
@@ -114,6 +115,27 @@ class LoadedModel:
     commit: str = "unknown"
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one face.
+
+    Attributes:
+        label: the most probable class.
+        confidence: its calibrated probability.
+        unsure: whether the confidence is below the model's threshold.
+        probabilities: the calibrated probability of each class by name.
+        box: x, y, width and height of the detector's box in pixels of the upright photo; None for an array of faces.
+        note: what speaks against trusting the answer, for example "small"; empty if nothing does.
+    """
+
+    label: str
+    confidence: float
+    unsure: bool
+    probabilities: dict[str, float]
+    box: tuple[float, float, float, float] | None = None
+    note: str = ""
+
+
 class Predictor:
     """Faces to class probabilities.
 
@@ -173,6 +195,47 @@ class Predictor:
             ValueError: as `logits` does.
         """
         return calibrated(self.logits(images).numpy(), self.calibration.temperature if self.calibration else 1.0)
+
+    def predict(self, images: NDArray[np.uint8]) -> list[Prediction]:
+        """The answer for each of grey faces, uint8 (N, H, W).
+
+        Raises:
+            ValueError: as `logits` does.
+        """
+        return [self.answer(p) for p in self.probabilities(images)]
+
+    def find_and_predict(
+        self, photo: str | Path | NDArray[np.uint8], detector: str | Detector = "auto"
+    ) -> list[Prediction]:
+        """The faces in a photo and the answer for each, the largest first.
+
+        Args:
+            photo: a file, see `fer_lightning.inference.media.images.read_image`, or uint8 RGB (H, W, 3), upright.
+            detector: a name or a file, see `fer_lightning.inference.faces.choose.load_detector`, which is loaded at
+                each call; for many photos, what that function returns.
+
+        Raises:
+            UserError: the photo cannot be read, or there is no such detector.
+            ValueError: the array has another type or shape.
+        """
+        from fer_lightning.inference.faces.choose import load_detector
+        from fer_lightning.inference.media.images import read_image
+
+        pixels, note = (photo, None) if isinstance(photo, np.ndarray) else read_image(Path(photo))
+        searcher = detector if isinstance(detector, Detector) else load_detector(detector)[0]
+        found = find(pixels, searcher, self.crop, self.size, note)
+        probabilities = self.probabilities(found.crops)
+        return [
+            self.answer(p, box=(face.x, face.y, face.width, face.height), note=remark)
+            for p, face, remark in zip(probabilities, found.faces, found.notes, strict=True)
+        ]
+
+    def answer(self, p: NDArray[np.float64], **known: Any) -> Prediction:
+        """The answer that follows from calibrated probabilities (C,); `known` has its box and note."""
+        by_class = dict(zip(self.classes, p.tolist(), strict=True))
+        best = int(p.argmax())
+        unsure = self.calibration is not None and bool(p[best] < self.calibration.threshold)
+        return Prediction(self.classes[best], float(p[best]), unsure, by_class, **known)
 
 
 def pooled(logits: Sequence[Tensor]) -> Tensor:

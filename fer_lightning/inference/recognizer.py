@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,29 +14,14 @@ from fer_lightning.data.readers.images import decode
 from fer_lightning.data.table import SIDE
 from fer_lightning.errors import UserError, printable
 from fer_lightning.inference.faces.detector import Detector
-from fer_lightning.inference.faces.frame import CropRule, Face, concerns, crop
+from fer_lightning.inference.faces.find import Found, find
+from fer_lightning.inference.faces.frame import Face
 from fer_lightning.inference.media.annotate import Mark, label_text
 from fer_lightning.inference.media.images import read_image
 from fer_lightning.inference.media.inputs import kind
 from fer_lightning.inference.media.table import Row
 from fer_lightning.inference.media.video import Frame
 from fer_lightning.inference.predictor import Predictor
-
-
-class Found(NamedTuple):
-    """What was found in a photo or frame.
-
-    Attributes:
-        faces: in pixels of the upright image.
-        crops: uint8 (N, size, size), grey.
-        notes: for each face, what speaks against trusting the answer.
-        error: why the photo could not be read; empty otherwise.
-    """
-
-    faces: list[Face]
-    crops: NDArray[np.uint8]
-    notes: list[str]
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,17 +38,9 @@ class Recognizer:
     detector: Detector
     video_detector: Detector
 
-    def rule(self, detector: Detector) -> CropRule:
-        """How faces are cut out: the model's rule for the detector, or the detector's own."""
-        return self.predictor.crop.get(detector.name, detector.rule)
-
-    def search(self, image: NDArray[np.uint8], detector: Detector, note: str = "") -> Found:
+    def search(self, image: NDArray[np.uint8], detector: Detector, note: str | None = None) -> Found:
         """The faces in an image, uint8 RGB (H, W, 3); the note is added to those of each face."""
-        faces, size = detector(image), self.predictor.size
-        rule = self.rule(detector)
-        crops = [crop(image, face, rule, size) for face in faces]
-        notes = [", ".join(filter(None, [*concerns(image, face, rule), note])) for face in faces]
-        return Found(faces, np.array(crops, dtype=np.uint8).reshape(-1, size, size), notes)
+        return find(image, detector, self.predictor.crop, self.predictor.size, note)
 
     def search_photo(self, path: Path) -> Found:
         """The faces in a photo; a photo that cannot be read has an error instead."""
@@ -72,7 +49,7 @@ class Recognizer:
                 raise UserError(f"{printable(path)} is a video")  # its content has changed meanwhile
             if self.detector.name != "none" or self.predictor.size != SIDE:
                 pixels, note = read_image(path)
-                return self.search(pixels, self.detector, note or "")
+                return self.search(pixels, self.detector, note)
             # As the reader of training images, which decodes large files at a fraction of their size.
             face, size = decode(path.read_bytes(), printable(path))
             return Found([_whole(path, *size)], face[None], [""])
@@ -93,14 +70,9 @@ class Recognizer:
     def row(self, file: str, face: Face, p: NDArray[np.float64], note: str, number: int, **frame: Any) -> Row:
         """The row of a face with its probabilities (C,); `frame` has number and time of a video's frame."""
         box = (face.x, face.y, face.width, face.height)
-        label = self.predictor.classes[int(p.argmax())]
-        known: dict[str, Any] = {"label": label, "unsure": self.unsure(p), "probabilities": p.tolist(), "note": note}
-        return Row(file, face=number, box=box, **known, **frame)
-
-    def unsure(self, p: NDArray[np.float64]) -> bool:
-        """Whether probabilities (C,) are too low for the model to be sure."""
-        calibration = self.predictor.calibration
-        return calibration is not None and bool(p.max() < calibration.threshold)
+        answer = self.predictor.answer(p)
+        known: dict[str, Any] = {"label": answer.label, "unsure": answer.unsure, "probabilities": p.tolist()}
+        return Row(file, face=number, box=box, note=note, **known, **frame)
 
     def _nothing(self, error: str) -> Found:
         return Found([], np.empty((0, self.predictor.size, self.predictor.size), np.uint8), [], error)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from fer_lightning import load_model
 from fer_lightning.data.readers import sources
+from fer_lightning.errors import UserError
 from fer_lightning.inference import modelfile
 from fer_lightning.inference import predict as predicting
 from fer_lightning.inference.evaluate import evaluate
@@ -142,6 +143,39 @@ def test_rows_are_what_the_model_says_of_the_faces_that_the_detector_finds(
     for label, confidence in zip(rows["label"], rows["confidence"], strict=True):
         assert label in ended.out and f"{confidence:.0%}" in ended.out
     assert "out/predictions.csv" in ended.out
+
+
+def test_python_gives_what_the_command_prints(predict: Predict, group: Path, model_file: Path, tmp_path: Path) -> None:
+    assert predict(group, "--detector=haar", "--out=out").code == 0
+    rows, predictor = rows_of(tmp_path / "out"), load_model(model_file)
+    of_file, of_pixels = (
+        predictor.find_and_predict(photo, detector)
+        for photo, detector in ((group, "haar"), (np.asarray(Image.open(group)), load_detector("haar")[0]))
+    )
+    assert of_file == of_pixels and len(of_file) == 2
+    for found, row in zip(of_file, rows.to_dict("records"), strict=True):
+        assert found.box is not None
+        assert list(map(round, found.box)) == [row[name] for name in ("x", "y", "width", "height")]
+        assert (found.label, found.unsure, found.note) == (row["label"], row["unsure"], row["note"])
+        assert found.confidence == found.probabilities[found.label] == max(found.probabilities.values())
+        assert found.probabilities == pytest.approx({c: row[f"p_{c}"] for c in predictor.classes}, abs=6e-5)
+
+
+def test_faces_and_photos_in_python(model_file: Path, test_images: NDArray[np.uint8], tmp_path: Path) -> None:
+    predictor = load_model(model_file)
+    answers, expected = predictor.predict(test_images), predictor.probabilities(test_images)
+    assert [answer.label for answer in answers] == [predictor.classes[i] for i in expected.argmax(1)]
+    assert [list(answer.probabilities.values()) for answer in answers] == expected.tolist()
+    assert all(answer.box is None for answer in answers)
+    assert predictor.predict(test_images[:0]) == []
+    blank = np.full((60, 90, 3), 128, np.uint8)
+    assert predictor.find_and_predict(blank, "haar") == []
+    (whole,) = predictor.find_and_predict(blank, "none")
+    assert whole.box == (15, 0, 60, 60)
+    with pytest.raises(ValueError, match=r"uint8 of shape \(H, W, 3\)"):
+        predictor.find_and_predict(test_images[0], "haar")
+    with pytest.raises(UserError, match=r"missing\.jpg"):
+        predictor.find_and_predict(tmp_path / "missing.jpg")
 
 
 def test_json_has_an_object_per_face_and_nothing_else(predict: Predict, group: Path, tmp_path: Path) -> None:

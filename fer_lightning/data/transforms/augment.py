@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fer_lightning.errors import UserError
+from fer_lightning.data.table import SIDE
 
 
 class Draws:
@@ -89,8 +89,8 @@ class BatchAugment:
                 raise ValueError(f"{name} is a fraction, at least 0 and below 1, not {amount}")
         if not (len(erase_area) == 2 and 0 < erase_area[0] <= erase_area[1] < 1):
             raise ValueError(f"erase_area is a smallest and a largest fraction, not {list(erase_area)}")
-        if crop is not None and crop < 1:
-            raise ValueError(f"crop is a number of pixels, at least 1, not {crop}")
+        if crop is not None and not 1 <= crop <= SIDE:
+            raise ValueError(f"crop is a number of pixels, from 1 to {SIDE}, not {crop}")
         if not math.isfinite(rotate):
             raise ValueError(f"rotate is a number of degrees, not {rotate}")
         self.flip, self.rotate, self.scale, self.shift = (flip, math.radians(rotate), scale, shift)
@@ -99,11 +99,7 @@ class BatchAugment:
         self.erase, self.erase_area = erase, tuple(erase_area)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """Augment images (B, 1, H, W), float in [0, 1], to images of the same range and, without `crop`, shape.
-
-        Raises:
-            UserError: `crop` is larger than the images.
-        """
+        """Augment images (B, 1, H, W), float in [0, 1], to images of the same range and, without `crop`, shape."""
         images = self._warp(images, draws)
         images = self._light(images, draws)
         return self._erase(images, draws)
@@ -115,8 +111,6 @@ class BatchAugment:
         shift_x, shift_y = (2 * self.shift * draws.symmetric(), 2 * self.shift * draws.symmetric())
         height, width = images.shape[2:]
         out_height, out_width = (height, width) if self.crop is None else (self.crop, self.crop)
-        if out_height > height or out_width > width:
-            raise UserError(f"augment.crop={self.crop} is larger than the images, {height}×{width} pixels")
         if self.rotate == self.scale == self.shift == 0:
             top, left = (height - out_height) // 2, (width - out_width) // 2
             images = images[:, :, top : top + out_height, left : left + out_width]

@@ -42,6 +42,19 @@ def test_shift_moves_by_at_most_its_fraction() -> None:
     assert centre.max() > 9
 
 
+@pytest.mark.parametrize("warp", [{}, {"rotate": 15.0, "scale": 0.1, "shift": 0.1}])
+def test_crop_is_the_middle_of_the_warped_image(warp: dict[str, float]) -> None:
+    out = BatchAugment(flip=0.5, crop=40, **warp)(batch(), rng())  # type: ignore[arg-type]
+    whole = BatchAugment(flip=0.5, **warp)(batch(), rng())  # type: ignore[arg-type]
+    torch.testing.assert_close(out, whole[:, :, 4:44, 4:44], atol=1e-4, rtol=0)
+
+
+def test_crop_of_an_odd_number_of_pixels_is_mirrored_like_the_image() -> None:
+    out, mirrored = (BatchAugment(flip=flip, crop=41)(batch(), rng()) for flip in (0, 1))
+    assert out.shape == (64, 1, 41, 41)
+    assert torch.equal(mirrored, out.flip(3))
+
+
 def test_rotation_and_scale_stay_in_range() -> None:
     bar = torch.zeros(300, 1, 48, 48)
     bar[:, :, 23:25, 34:38] = 1  # 12 pixels right of the centre
@@ -101,7 +114,16 @@ def test_albumentations_pipeline_has_a_seed_per_image() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"flip": 1.5}, {"erase": -0.1}, {"scale": 1.0}, {"shift": -0.1}, {"erase_area": [0.3, 0.1]}]
+    "setting",
+    [
+        {"flip": 1.5},
+        {"erase": -0.1},
+        {"scale": 1.0},
+        {"shift": -0.1},
+        {"erase_area": [0.3, 0.1]},
+        {"crop": 0},
+        {"crop": 49},
+    ],
 )
 def test_arguments_out_of_range_are_reported_by_name(setting: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
