@@ -39,6 +39,7 @@ class MemberConfig(_Strict):
         class_counts: training images per class.
         posthoc_tau: strength of the post-hoc logit adjustment.
         seed: of its run.
+        overrides: of the command that trained it, `python train.py <overrides>`; paths of data without their folders.
     """
 
     model: dict[str, Any]
@@ -46,6 +47,7 @@ class MemberConfig(_Strict):
     class_counts: list[int]
     posthoc_tau: float = 0.0
     seed: int = 0
+    overrides: list[str] = []
 
 
 class Description(_Strict):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
 
 from fer_lightning.config import devices, instantiate
 from fer_lightning.config.dataset import settings_of
+from fer_lightning.config.saved import read_yaml
 from fer_lightning.errors import UserError, flat
 from fer_lightning.inference.description import MemberConfig
 from fer_lightning.inference.predictor import LoadedModel, NetworkMember
 from fer_lightning.metrics.calibration import PREFIX, Calibration
 from fer_lightning.runs.checkpoints import read_checkpoint
 from fer_lightning.runs.folder import BEST, CHECKPOINTS, CONFIG, METRICS, finished
+from fer_lightning.runs.resume import HYDRA
 
 NETWORK = "network."
 """Prefix of the network's parameters and buffers in a checkpoint's state dict."""
+
+PATHS = ("data.path", "data.votes", "data.relabel", "data.cache_dir")
+"""Keys whose values are files or folders of whoever trained."""
 
 
 def load_run(
@@ -60,6 +66,7 @@ def load_run(
         class_counts=own["class_counts"],
         posthoc_tau=own["posthoc_tau"],
         seed=own["seed"],
+        overrides=_overrides(run_dir),
     )
     values = {key.removeprefix(PREFIX): value for key, value in metrics.items() if key.startswith(PREFIX)}
     try:
@@ -77,3 +84,12 @@ def load_run(
         batch_size=batch_size,
         commit=str(metrics.get("commit", "unknown")),
     )
+
+
+def _overrides(run_dir: Path) -> list[str]:
+    """The overrides that a run was started with, its data's paths without their folders."""
+    file = run_dir / HYDRA / "overrides.yaml"
+    if not file.is_file():
+        return []
+    named = (str(override).partition("=") for override in read_yaml(file, list))
+    return [key + equals + (re.split(r"[/\\]", value)[-1] if key in PATHS else value) for key, equals, value in named]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,12 @@ def cell(text: object) -> str:
     return " ".join(str(text).split()).translate({ord(c): f"\\{c}" for c in "\\|<>*_`[]"})
 
 
-TEXTS.filters["cell"] = cell
+def shell(text: object) -> str:
+    """Text as one word of a command, on one line."""
+    return shlex.quote(" ".join(str(text).split()).replace("`", ""))
+
+
+TEXTS.filters |= {"cell": cell, "shell": shell}
 
 
 def render(

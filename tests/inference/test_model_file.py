@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,6 +93,24 @@ def test_card_has_the_scores_of_each_class_and_metadata(model_file: Path) -> Non
         assert f"{scores[f'test/recall/{name}']:.3f}" in row
     for word in ("prohibited", "Clean test images", "confusion", "temperature", "MIT"):
         assert word.lower() in text.lower()
+
+
+def test_card_names_the_command_that_trains_again(run: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(run, tmp_path / "run"))
+    recorded = own / ".hydra/overrides.yaml"
+    overrides = [*yaml.safe_load(recorded.read_text()), "data.votes=/home/someone/my votes.csv"]
+    recorded.write_text(yaml.safe_dump(overrides))
+    export([own], tmp_path / "model.safetensors", tta="flip")
+    train, exported = (
+        shlex.split(line)
+        for line in (tmp_path / "model.md").read_text().splitlines()
+        if line.startswith(("python train.py", "fer-lightning export"))
+    )
+    assert train == ["python", "train.py", *overrides[:-1], "data.votes=my votes.csv", "hydra.run.dir=outputs/member1"]
+    assert exported[2:] == ["outputs/member1", "--tta", "flip", "--to", "model.safetensors"]
+    recorded.unlink()
+    export([own], tmp_path / "model.safetensors")
+    assert "train.py" not in (tmp_path / "model.md").read_text()
 
 
 def test_file_loads_without_data_hydra_or_lightning(model_file: Path) -> None:
