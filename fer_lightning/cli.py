@@ -91,13 +91,17 @@ def export(
     data: Annotated[
         str | None, typer.Option(help="For model files: the data they were made with, to calibrate and check on.")
     ] = None,
+    licence: Annotated[
+        str, typer.Option("--license", help="Of the weights, as the Hugging Face Hub names it: mit, cc-by-nc-4.0 …")
+    ] = "other",
     trust: Trust = False,
 ) -> None:
     """Write a model file or an ONNX graph that predicts by itself, checked, with a model card beside it."""
     from fer_lightning.inference.export import card_of
     from fer_lightning.inference.export import export as export_models
 
-    for what, value in export_models(models, to, tta=tta, fp32=fp32, name=name, data=data, trust=trust):
+    checks = export_models(models, to, tta=tta, fp32=fp32, name=name, data=data, licence=licence, trust=trust)
+    for what, value in checks:
         print(f"{what}: {value}")
     print(f"file     {to} ({to.stat().st_size / 1e6:.2f} MB)\ncard     {card_of(to)}")
 

@@ -65,10 +65,12 @@ class Description(_Strict):
         calibration: temperature and threshold.
         crop: for each detector the rule by which faces are cut out.
         protocol: the config group `protocol`: who trained, validated and tested.
-        data: source and digests of the data.
+        data: name, source and digests of the data.
         scores: metrics as in metrics.json: "test/accuracy", "test/accuracy_low", "test/clean/accuracy" ….
         precision: of the weights.
-        notes: on licences and use.
+        checks: what the export compared, and with what result.
+        licence: of the weights, as the Hugging Face Hub names it.
+        notes: on the data and their licence.
     """
 
     format: Literal[1] = 1
@@ -85,7 +87,9 @@ class Description(_Strict):
     data: dict[str, str]
     scores: dict[str, float]
     precision: Literal["fp16", "fp32", "int8"]
-    notes: str
+    checks: dict[str, str] = {}
+    licence: str = "other"
+    notes: str = ""
 
 
 def parse(text: str, path: Path) -> Description:

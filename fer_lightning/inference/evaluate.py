@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from fer_lightning.config.dataset import cache_root, load_parts_of, settings_of, with_duplicate_groups
-from fer_lightning.data.protocols import Rows, seen
+from fer_lightning.data.protocols import seen
 from fer_lightning.data.quality.duplicates import near_duplicates
-from fer_lightning.data.readers import sources
 from fer_lightning.data.readers.remote import source_name
-from fer_lightning.data.table import SPLITS, FaceTable
+from fer_lightning.data.table import FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.inference import ensembles, labelled
 from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.predictor import LoadedModel, pooled
-from fer_lightning.metrics.calibration import PREFIX
+from fer_lightning.metrics import calibration
 from fer_lightning.report import tables
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
@@ -52,9 +51,8 @@ def evaluate(
 
     Args:
         models: run folder, model file, ONNX file or name of a shipped model, or several of them.
-        split: "train", "val" or "test" as the first run's protocol has them, "all", or a split of the source such as
-            "private". Of other data, "test" means its test images, or all of it where it has none.
-        data: a source of other faces, labelled with classes that the models know; required for model files.
+        split: see `fer_lightning.inference.labelled.split_of`.
+        data: see `fer_lightning.inference.labelled.split_of`.
         twins: "exact" or "near", which images of the training data make a test image unclean; by default the run's own.
         posthoc_tau: strength of a post-hoc logit adjustment by the class counts of training (Menon et al. 2021); by
             default the models' own. Choose it on `split="val"`.
@@ -78,17 +76,18 @@ def evaluate(
     predictor, classes = together(loaded, tta), loaded[0].classes
     runs = [one.path for one in loaded if one.description is None]
     configs = [settings_of(run_dir, trust=trust) for run_dir in runs]
+    chosen = labelled.split_of(loaded, data, split, remedy="or score what is there now with --data", trust=trust)
+    faces, rows = chosen.faces, chosen.rows
     own: dict[str, Any] = configs[0]["data"] if configs else {"twins": "exact", "cache_dir": None}
     own_twins, own_tau = own["twins"], loaded[0].configs[0].posthoc_tau
     twins, tau = twins or own_twins, own_tau if posthoc_tau is None else posthoc_tau
-
-    if data is None:
-        if len(runs) < len(loaded):
-            raise UserError("a model file has no data of its own: name some with --data")
-        faces, rows, clean = _own(runs, configs[0], split, twins, trust)
+    if chosen.parts is not None and chosen.protocol is not None:
+        clean = chosen.parts.clean
+        if twins != own_twins:
+            regrouped = with_duplicate_groups(faces, own | {"twins": twins})
+            known = seen(faces, chosen.protocol, chosen.parts.test)
+            clean = ~np.isin(regrouped.duplicate_groups, regrouped.duplicate_groups[known])
     else:
-        faces = sources.load(data, cache_dir=cache_root(own)).as_known_by(classes, own.get("merge"))
-        rows = rows_of(faces, split)
         clean = np.full(len(faces), len(runs) == len(loaded))  # what model files were trained on is not at hand
         for run_dir, settings in zip(runs, configs, strict=True):
             clean &= _unseen(faces, run_dir, settings, twins, trust)
@@ -109,7 +108,7 @@ def evaluate(
     scored = results.Scored.from_logits(faces, rows, pooled(of_members), clean)
     metrics: dict[str, float | str] = {
         **results.test_scores(scored, classes, predictor.calibration),
-        **({f"{PREFIX}{k}": v for k, v in asdict(predictor.calibration).items()} if predictor.calibration else {}),
+        **calibration.entries(predictor.calibration),
         "data/source": faces.source,
         "data/split": split,
         "data/twins": twins,
@@ -147,22 +146,6 @@ def evaluate(
     return metrics
 
 
-def _own(
-    runs: Sequence[Path], settings: dict[str, Any], split: str, twins: str, trust: bool
-) -> tuple[FaceTable, Rows, NDArray[np.bool_]]:
-    """The table of runs, the rows of a split, and which images are clean, bool (N,)."""
-    found = labelled.of_runs(
-        runs, remedy="or score what is there now with --data", cleaned=split == "train", trust=trust
-    )
-    faces, parts, clean = found.faces, found.parts, found.parts.clean
-    rows = getattr(parts, split) if split in ("train", "val", "test") else rows_of(faces, split)
-    if twins != settings["data"]["twins"]:
-        regrouped = with_duplicate_groups(faces, settings["data"] | {"twins": twins})
-        known = seen(faces, settings["protocol"]["name"], parts.test)
-        clean = ~np.isin(regrouped.duplicate_groups, regrouped.duplicate_groups[known])
-    return faces, rows, clean
-
-
 def _member_names(loaded: Sequence[LoadedModel]) -> list[str]:
     return [
         one.name if len(one.members) == 1 else f"{one.name} {i}"
@@ -188,16 +171,3 @@ def _unseen(faces: FaceTable, run_dir: Path, settings: dict[str, Any], twins: st
     both: dict[str, Any] = {name: np.concatenate([getattr(own, name)[trained], getattr(faces, name)]) for name in names}
     groups, _ = near_duplicates(replace(faces, **both, votes=None, targets=None), cache_root(data))
     return ~np.isin(groups[len(trained) :], groups[: len(trained)])
-
-
-def rows_of(faces: FaceTable, split: str) -> Rows:
-    if split == "all":
-        return np.arange(len(faces))
-    if split not in SPLITS:
-        raise UserError(f"--split {split}: there are all, {', '.join(SPLITS)}")
-    rows = faces.rows("public", "private", "test") if split == "test" else faces.rows(split)
-    if split == "test" and not len(rows):
-        return np.arange(len(faces))
-    if not len(rows):
-        raise UserError(f"--split {split}: {faces.source} has no such images")
-    return rows

@@ -34,10 +34,14 @@ INT8_LOSS = 0.005
 INT8_IMAGES = 512
 """Training images from which the ranges of activations are taken."""
 
+FER2013_IMAGES = 35_887
+"""Number of images by which FER-2013 is recognised."""
+
 NOTES = (
     "FER-2013 was collected from web searches for the ICML 2013 challenge; its images belong to their owners, and the "
     "data set is used for research. These weights are a product of training on it; no image is contained."
 )
+"""On weights that FER-2013 trained."""
 
 Format = Literal["safetensors", "onnx", "int8"]
 
@@ -62,6 +66,8 @@ def export(
     fp32: bool = False,
     name: str | None = None,
     data: str | None = None,
+    licence: str = "other",
+    measure: bool = True,
     trust: bool = False,
 ) -> list[Check]:
     """Write a file that predicts like a run, or like the mean of several, and a model card beside it.
@@ -78,6 +84,8 @@ def export(
         name: of the model; by default that of the file.
         data: for model files, the data that they were made with; without it they keep their calibration and scores,
             and only their answers are compared.
+        licence: of the weights, as the Hugging Face Hub names it: "mit", "cc-by-nc-4.0" …
+        measure: False keeps calibration and scores of runs as they are, which needs no data.
         trust: allow networks of the user's own in runs.
 
     Returns:
@@ -91,6 +99,8 @@ def export(
     stored: Literal["fp16", "fp32"] = "fp32" if fp32 or kind != "safetensors" else "fp16"
     loaded = [load(model, accelerator="cpu", trust=trust) for model in as_list(models)]
     networks, members = _members(loaded)
+    if kind == "safetensors":
+        modelfile.check_buildable(members, len(loaded[0].classes), to)
     if stored == "fp16":
         for network in networks:
             modelfile.round_to_half(network)
@@ -98,8 +108,9 @@ def export(
     predictor = Predictor(
         [_member(*pair) for pair in zip(networks, members, strict=True)], whole.classes, tta=whole.tta
     )
-    found = _labelled(loaded, data, trust)
+    found = _labelled(loaded, data, trust) if measure else None
     known = loaded[0].description if len(loaded) == 1 else None
+    scores = dict(loaded[0].scores) if len(loaded) == 1 and loaded[0].tta == whole.tta else {}
     description = Description(
         name=name or to.name.partition(".")[0],
         version=__version__,
@@ -112,9 +123,10 @@ def export(
         crop=whole.crop,
         protocol=known.protocol if known else {},
         data=known.data if known else {},
-        scores=known.scores if known and known.tta == whole.tta else {},
+        scores=scores,
         precision="int8" if kind == "int8" else stored,
-        notes=NOTES,
+        licence=licence,
+        notes=known.notes if known else "",
     )
     scored = None
     if found is not None:
@@ -127,7 +139,16 @@ def export(
             graph.export(file, networks, description)
         else:
             checks += _quantized(file, networks, description, found)
-        checks += _checks(file, kind, predictor, description, found)
+        written = together([load(file, accelerator="cpu")])
+        checks += _checks(file.name, kind, predictor, written, description, found)
+        changed: dict[str, object] = {"checks": dict(checks)}
+        if kind == "int8" and found is not None:  # 8 bits change the answers
+            scored, changed["scores"] = _scored(written, description.calibration, found)
+        description = description.model_copy(update=changed)
+        if kind == "safetensors":
+            modelfile.write(file, description, networks)
+        else:
+            graph.describe(file, description)
     report = matrix = clean = None
     if scored is not None:
         counts = tables.confusion_of(scored.predictions, predictor.classes)
@@ -135,7 +156,12 @@ def export(
         matrix = tables.confusion_matrix(counts, predictor.classes)
         clean = int(scored.predictions["clean"].sum())
     text = card.render(
-        description.model_dump(), file=to.name, checks=checks, report=report, confusion=matrix, clean=clean
+        description.model_dump(),
+        file=to.name,
+        parameters=[sum(parameter.numel() for parameter in network.parameters()) for network in networks],
+        report=report,
+        confusion=matrix,
+        clean=clean,
     )
     write_atomically(card_of(to), text.encode())
     return checks
@@ -187,26 +213,40 @@ def _labelled(loaded: Sequence[LoadedModel], data: str | None, trust: bool) -> L
         raise UserError("--data and model files do not go with runs, whose own data are read; leave them out")
     if data is None:
         return None
-    found = [labelled.of_file(data, one.description, one.path) for one in files if one.description]
-    return found[0]
+    first, *others = [(one.description, one.path) for one in files if one.description]
+    found = labelled.of_file(data, *first)
+    for description, path in others:  # otherwise one may have been trained on what another is scored on
+        if any(description.data.get(part) != first[0].data[part] for part in ("val", "test")):
+            raise UserError(f"{path}: it was validated or tested on other images than {first[1]}; export them apart")
+    return found
 
 
 def _judged(description: Description, predictor: Predictor, found: Labelled) -> tuple[Description, results.Scored]:
     """The description with calibration and scores, and the scored test images."""
-    faces, parts, classes = found.faces, found.parts, predictor.classes
+    faces, parts = found.faces, found.parts
     labels = faces.labels[parts.val]
     fitted = results.fit_calibration(predictor.logits(faces.images[parts.val]), labels)
     if fitted is None:
         raise UserError(f"{faces.source}: no validation image has a label, by which a temperature could be fitted")
-    scored = results.Scored.from_logits(faces, parts.test, predictor.logits(faces.images[parts.test]), parts.clean)
-    scores = results.test_scores(scored, classes, fitted)
+    scored, scores = _scored(predictor, fitted, found)
+    source = Path(faces.source).name
+    is_fer = len(faces) == FER2013_IMAGES
     changed = {
         "calibration": fitted,
-        "scores": {name: value for name, value in scores.items() if isinstance(value, float)},
+        "scores": scores,
         "protocol": dict(found.protocol),
-        "data": {"source": Path(faces.source).name, **found.digests},
+        "data": {"name": card.FER2013 if is_fer else source, "source": source, **found.digests},
+        "notes": NOTES if is_fer else "",
     }
     return description.model_copy(update=changed), scored
+
+
+def _scored(predictor: Predictor, calibration: Calibration, found: Labelled) -> tuple[results.Scored, dict[str, float]]:
+    """The scored test images, and their scores."""
+    faces, parts = found.faces, found.parts
+    scored = results.Scored.from_logits(faces, parts.test, predictor.logits(faces.images[parts.test]), parts.clean)
+    scores = results.test_scores(scored, predictor.classes, calibration)
+    return scored, {name: value for name, value in scores.items() if isinstance(value, float)}
 
 
 @contextmanager
@@ -237,14 +277,18 @@ def _quantized(
 
 
 def _checks(
-    file: Path, kind: Format, reference: Predictor, description: Description, found: Labelled | None
+    name: str,
+    kind: Format,
+    reference: Predictor,
+    written: Predictor,
+    description: Description,
+    found: Labelled | None,
 ) -> list[Check]:
-    """Compare the file, read again, with PyTorch.
+    """Compare the answers of a written file with PyTorch's.
 
     Raises:
         UserError: it answers differently.
     """
-    written = together([load(file, accelerator="cpu")])
     images = found.faces.images[found.parts.val] if found else _drawn_faces()
     exact = calibrated(reference.logits(images).numpy(), description.calibration.temperature)
     given = written.probabilities(images)
@@ -254,7 +298,7 @@ def _checks(
         difference = max(np.abs(given - exact).max(), *(np.abs(few - exact[: len(few)]).max() for few in small))
         if not difference <= TOLERANCE:
             raise UserError(
-                f"{file.name}: its probabilities differ from PyTorch's by up to {difference:.2g}, more than "
+                f"{name}: its probabilities differ from PyTorch's by up to {difference:.2g}, more than "
                 f"{TOLERANCE:g}: not written; please report this with the versions of torch, onnx and onnxruntime"
             )
         checks.append(Check(f"largest difference of a probability on {len(images):,} images", f"{difference:.1e}"))
@@ -264,7 +308,7 @@ def _checks(
         lost = INT8_LOSS if kind == "int8" else 0.0
         if before - after > lost:
             raise UserError(
-                f"{file.name}: accuracy on the {len(labels):,} validation images falls from {before:.4f} to "
+                f"{name}: accuracy on the {len(labels):,} validation images falls from {before:.4f} to "
                 f"{after:.4f}: not written; {'export to .onnx instead' if kind == 'int8' else 'please report this'}"
             )
         checks.append(

@@ -82,6 +82,7 @@ def load_run(
         tuple(own["classes"]),
         calibration=calibration,
         batch_size=batch_size,
+        scores={key: float(metrics[key]) for key in metrics if key.startswith("test/")},
         commit=str(metrics.get("commit", "unknown")),
     )
 
@@ -92,4 +93,9 @@ def _overrides(run_dir: Path) -> list[str]:
     if not file.is_file():
         return []
     named = (str(override).partition("=") for override in read_yaml(file, list))
-    return [key + equals + (re.split(r"[/\\]", value)[-1] if key in PATHS else value) for key, equals, value in named]
+    return [key + equals + (_basename(value) if key.lstrip("+") in PATHS else value) for key, equals, value in named]
+
+
+def _basename(path: str) -> str:
+    """The last part of a path or an address, as it may be written in an override."""
+    return re.split(r"[/\\]", path.strip("'\"").rstrip("/\\"))[-1]

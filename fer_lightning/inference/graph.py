@@ -77,16 +77,17 @@ def export(path: Path, networks: Sequence[FaceNetwork], description: Description
             verbose=False,
             **shapes,
         )
+    onnx.checker.check_model(path)
+    describe(path, description)
+
+
+def describe(path: Path, description: Description) -> None:
+    """Put the description into an ONNX file's metadata, in place of all else that is there."""
+    onnx = package("onnx")
     model = onnx.load(path)
-    describe(model, description)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-def describe(model: Any, description: Description) -> None:
-    """Put the description into an ONNX model's metadata, in place of all else that is there."""
     del model.metadata_props[:]
     model.metadata_props.add(key=KEY, value=description.model_dump_json())
+    onnx.save(model, path)
 
 
 def quantize(source: Path, path: Path, faces: NDArray[np.uint8], description: Description) -> None:
@@ -103,7 +104,7 @@ def quantize(source: Path, path: Path, faces: NDArray[np.uint8], description: De
     Raises:
         UserError: onnx or onnxruntime is not installed.
     """
-    onnx = package("onnx")
+    package("onnx")
     package("onnxruntime")
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -133,9 +134,7 @@ def quantize(source: Path, path: Path, faces: NDArray[np.uint8], description: De
             )
     finally:
         prepared.unlink(missing_ok=True)
-    model = onnx.load(path)
-    describe(model, description)
-    onnx.save(model, path)
+    describe(path, description)
 
 
 class _quiet:  # noqa: N801

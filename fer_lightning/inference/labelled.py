@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from fer_lightning.config.dataset import load_parts_of, settings_of
-from fer_lightning.data.protocols import Partition, partition
+import numpy as np
+
+from fer_lightning.config.dataset import cache_root, load_parts_of, settings_of
+from fer_lightning.data.protocols import Partition, ProtocolName, Rows, partition
 from fer_lightning.data.readers import sources
-from fer_lightning.data.table import FaceTable
+from fer_lightning.data.table import SPLITS, FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.inference.description import Description
+from fer_lightning.inference.predictor import LoadedModel
 from fer_lightning.runs.folder import compare_partition
-
-PARTS = {"val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def of_runs(run_dirs: Sequence[Path], *, remedy: str, cleaned: bool = False, tru
     settings = settings_of(first, trust=trust)
     loaded = load_parts_of(first, settings, cleaned=cleaned, trust=trust, remedy=remedy)
     for other in run_dirs[1:]:  # otherwise one may have been trained on what another is scored on
-        same = {name: loaded.digests[name] for name in PARTS}
+        same = {name: loaded.digests[name] for name in ("val", "test")}
         compare_partition(
             other, loaded.faces.source, same, f"or name only runs of the same data and protocol as {first}"
         )
@@ -65,13 +67,89 @@ def of_file(data: str, description: Description, path: Path) -> Labelled:
         UserError: they cannot be read, or are not the same.
     """
     faces = sources.load(data).as_known_by(tuple(description.classes), None)
+    parts = _own_partition(faces, description)
+    if parts is None:
+        raise UserError(
+            f"{data}: its validation and test images are not those that {path} was made with; name the same data, or "
+            "leave --data out"
+        )
+    return Labelled(faces, parts, description.protocol, parts.digests(faces))
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split that models are scored on.
+
+    Attributes:
+        faces: the table.
+        rows: of the split.
+        parts: the partition that the models were trained by; None for other data than theirs.
+        protocol: name of its protocol; None for other data.
+    """
+
+    faces: FaceTable
+    rows: Rows
+    parts: Partition | None
+    protocol: ProtocolName | None
+
+
+def split_of(
+    loaded: Sequence[LoadedModel], data: str | os.PathLike[str] | None, split: str, *, remedy: str, trust: bool
+) -> Split:
+    """The images of a split of the models' own data, or of other data.
+
+    Args:
+        loaded: the models.
+        data: a source of other faces, labelled with classes that the models know; required for model files, whose own
+            partition is used if they were made with these data.
+        split: "train", "val" or "test" by the models' protocol, "all", or a split of the source such as "private". Of
+            other data, "test" means its test images, or all of it where it has none.
+        remedy: for data of runs that are missing or have changed.
+        trust: see `fer_lightning.config.dataset.settings_of`.
+
+    Raises:
+        UserError: there is no such split, or models or data do not go together.
+    """
+    runs = [one.path for one in loaded if one.description is None]
+    files = [one.description for one in loaded if one.description is not None]
+    parts = protocol = None
+    if data is None:
+        if files:
+            raise UserError("a model file has no data of its own: name some with --data")
+        found = of_runs(runs, remedy=remedy, cleaned=split == "train", trust=trust)
+        faces, parts, protocol = found.faces, found.parts, found.protocol["name"]
+    else:
+        own: Mapping[str, Any] = settings_of(runs[0], trust=trust)["data"] if runs else {"cache_dir": None}
+        faces = sources.load(data, cache_dir=cache_root(own)).as_known_by(loaded[0].classes, own.get("merge"))
+        of_files = [_own_partition(faces, description) for description in files]
+        if not runs and None not in of_files:
+            parts, protocol = of_files[0], cast(ProtocolName, files[0].protocol["name"])
+    own_split = parts is not None and split in ("train", "val", "test")
+    return Split(faces, getattr(parts, split) if own_split else rows_of(faces, split), parts, protocol)
+
+
+def rows_of(faces: FaceTable, split: str) -> Rows:
+    """The rows of a split of a source; raises UserError as `split_of` does."""
+    if split == "all":
+        return np.arange(len(faces))
+    if split not in SPLITS:
+        raise UserError(f"--split {split}: there are all, {', '.join(SPLITS)}")
+    rows = faces.rows("public", "private", "test") if split == "test" else faces.rows(split)
+    if split == "test" and not len(rows):
+        return np.arange(len(faces))
+    if not len(rows):
+        raise UserError(f"--split {split}: {faces.source} has no such images")
+    return rows
+
+
+def _own_partition(faces: FaceTable, description: Description) -> Partition | None:
+    """The partition of a model file; None if these are not the images that it was validated and tested on."""
     protocol: dict[str, Any] = dict(description.protocol)
-    parts = partition(faces, **protocol)
+    if not protocol:
+        return None
+    try:
+        parts = partition(faces, **protocol)
+    except UserError:  # other data may have no training images
+        return None
     digests = parts.digests(faces)
-    for name, title in PARTS.items():
-        if digests[name] != description.data.get(name):
-            raise UserError(
-                f"{data}: its {title} images are not those that {path} was made with; name the same data, or leave "
-                "--data out"
-            )
-    return Labelled(faces, parts, protocol, digests)
+    return parts if all(digests[name] == description.data.get(name) for name in ("val", "test")) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,10 +79,10 @@ def load(
 
         if posthoc_tau is not None:
             raise UserError(f"{path}: --posthoc-tau cannot change an ONNX graph; name the run or its model file")
+        if accelerator == "gpu":
+            raise UserError(f"{path}: ONNX files run on the CPU here; name the run or its model file")
         session = Session(path)
-        description = session.description
-        inside = replace(description.calibration, temperature=1.0)
-        return _loaded(path, description, (_Graph(session),), inside)
+        return _loaded(path, session.description, (_Graph(session),))
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: neither a run folder nor a .safetensors or .onnx file of `fer-lightning export`")
     device = torch.device(devices.kind({"accelerator": accelerator}))
@@ -97,13 +96,14 @@ def load(
         )
         for network, member in zip(networks, description.members, strict=True)
     )
-    return _loaded(path, description, members, description.calibration)
+    return _loaded(path, description, members)
 
 
 def together(models: Sequence[LoadedModel], tta: str | None = None) -> Predictor:
     """The predictor of the mean of models.
 
-    The temperature and threshold of several models that were not calibrated together are the means of theirs.
+    The temperature and threshold of several models that were not calibrated together are the means of theirs; those of
+    a model stay where another test-time augmentation is asked for.
 
     Raises:
         UserError: their classes differ, or a graph has its own test-time augmentation.
@@ -122,22 +122,21 @@ def together(models: Sequence[LoadedModel], tta: str | None = None) -> Predictor
                 f"{other.path}: it was made for faces of another size or cut out by other rules than {first.path}, so "
                 "that no face suits both; predict with each by itself"
             )
-    inside = {member.tta for one in models for member in one.members if member.tta is not None}
     wanted = check(tta) if tta is not None else first.tta if len({one.tta for one in models}) == 1 else "none"
-    if inside - {wanted}:
-        raise UserError(
-            f"--tta {wanted}: {first.path} averages its views inside the graph (--tta {', '.join(sorted(inside))}); "
-            "export it again with another --tta"
-        )
-    calibration, *others = (one.calibration for one in models)
-    if others:
-        known = [one.calibration for one in models if one.calibration]
-        calibration = (
-            Calibration(
-                float(np.mean([part.temperature for part in known])), float(np.mean([part.threshold for part in known]))
+    for one in models:
+        inside = {member.tta for member in one.members if member.tta is not None} - {wanted}
+        if inside:
+            raise UserError(
+                f"--tta {wanted}: {one.path} averages its views inside the graph (--tta {', '.join(inside)}); export "
+                "it again with another --tta"
             )
-            if len(known) == len(models)
-            else None
+    known = [one.calibration for one in models if one.calibration]
+    calibration = first.calibration
+    if len(known) < len(models):
+        calibration = None
+    elif len(models) > 1 or wanted != first.tta:  # coverage and accuracy are those of other predictions
+        calibration = Calibration(
+            float(np.mean([part.temperature for part in known])), float(np.mean([part.threshold for part in known]))
         )
     return Predictor(
         [member for one in models for member in one.members],
@@ -156,7 +155,7 @@ def _rules(model: LoadedModel) -> tuple[int, dict[str, CropRule]]:
     return (SIDE, RULES) if known is None else (known.size, known.crop)
 
 
-def _loaded(path: Path, description: Description, members: tuple[Member, ...], calibration: Calibration) -> LoadedModel:
+def _loaded(path: Path, description: Description, members: tuple[Member, ...]) -> LoadedModel:
     return LoadedModel(
         path,
         description.name,
@@ -164,19 +163,21 @@ def _loaded(path: Path, description: Description, members: tuple[Member, ...], c
         tuple(description.members),
         tuple(description.classes),
         description.tta,
-        calibration,
+        description.calibration,
         description=description,
+        scores=description.scores,
         commit=description.commit,
     )
 
 
 class _Graph:
-    """An ONNX session as a member."""
+    """An ONNX session as a member: logits are those before the temperature that the graph divides by."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.tta: TTA | None = session.description.tta
+        self.tta: TTA | None = None if session.description.tta == "none" else session.description.tta
 
     def logits(self, faces: Tensor) -> Tensor:
         probabilities = torch.from_numpy(self.session.probabilities(faces.numpy()))
-        return probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
+        logits = probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
+        return logits * self.session.description.calibration.temperature

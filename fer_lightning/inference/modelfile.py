@@ -56,6 +56,16 @@ def write(path: Path, description: Description, networks: Sequence[FaceNetwork])
     write_atomically(path, save(tensors, {KEY: text, DIGEST: _digest(text, tensors)}))
 
 
+def check_buildable(members: Sequence[MemberConfig], n_classes: int, path: Path) -> None:
+    """Raises UserError for a network that no model file can hold, as only its author's code can build it."""
+    for member in members:
+        try:
+            with torch.device("meta"):
+                build(member.model, n_classes, member.head_scale)
+        except ValueError as error:
+            raise UserError(f"{path.name}: {flat(error)}; a model file holds none of others: export to .onnx") from None
+
+
 def read(path: Path) -> tuple[Description, list[FaceNetwork]]:
     """The description and the networks of a model file, on the CPU and in float32.
 

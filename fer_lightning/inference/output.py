@@ -22,7 +22,7 @@ class Output:
     Args:
         classes: class names in label order.
         table: predictions.csv; None to print only.
-        total: number of inputs, for the progress bar.
+        total: number of inputs, for the progress bar; 0 for none.
         as_json: print one JSON object per row instead of a table.
 
     Attributes:
@@ -35,9 +35,10 @@ class Output:
         self._rows: list[Row] = []
         self._labels: Counter[str] = Counter()
         self._n_rows = self._n_faces = 0
+        self._saw_face: bool | None = None  # in the last picture of a camera
         self._resumed = bool(self.next_input or self.next_frame)
         self._progress: Any = None
-        if total > 1 and sys.stderr.isatty():
+        if total and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import Progress
 
@@ -73,6 +74,9 @@ class Output:
         if self.table:
             self.table.add(rows, next_input=next_input, next_frame=next_frame, tracks=tracks, failures=failures)
         self.failures += failures
+        if live and not rows and not self.as_json and self._saw_face is not False:
+            print("no face", flush=True)
+        self._saw_face = bool(rows) if live else None
         for row in rows:
             self._n_rows += 1
             if row.probabilities is not None:
@@ -87,6 +91,11 @@ class Output:
         if self._progress:
             self._progress.update(self._task, completed=next_input)
 
+    def within(self, index: int, share: float) -> None:
+        """Show how much of the input with that index, a video, is done."""
+        if self._progress:
+            self._progress.update(self._task, completed=index + min(share, 1))
+
     def finish(self, detector: str) -> None:
         """Print the table and what there is to say at the end."""
         if self.table:
@@ -98,12 +107,12 @@ class Output:
             if self._n_rows > SHOWN:
                 counts = ", ".join(f"{label} {n:,}" for label, n in self._labels.most_common())
                 print(f"{self._n_faces:,} faces{' since the job was resumed' * self._resumed}: {counts}")
-                if self.table is None:
+                if self.table is None and self._rows:
                     print(f"the first {SHOWN} of {self._n_rows:,} rows are shown; --out FOLDER stores all of them")
             if self.table:
                 print(f"table    {self.table.path}")
         if self._n_rows and not self._n_faces and not self._resumed and len(self.failures) < self._n_rows:
-            other = "blaze" if detector == "haar" else "haar"
+            other = "blaze (after `fer-lightning download blaze`)" if detector == "haar" else "haar"
             print(
                 f"no face was found: try --detector {other}, or --detector none if each image is a face",
                 file=sys.stderr,
@@ -146,7 +155,7 @@ class Output:
     def _object(self, row: Row) -> dict[str, Any]:
         p = row.probabilities
         return {
-            "file": printable(row.file),
+            "file": row.file,
             "frame": row.frame,
             "time": None if row.seconds is None else round(row.seconds, 3),
             "face": row.face,

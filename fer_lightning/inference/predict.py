@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -126,12 +127,19 @@ def predict(
         recognizer = Recognizer(predictor, photo_detector, video_detector)
         copies = _folder_of_copies(out) if out is not None and annotated else None
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 1))
-        output = stack.enter_context(Output(predictor.classes, table, total=len(paths), as_json=as_json))
+        stack.callback(pool.shutdown, cancel_futures=True)  # Ctrl-C does not wait for what is queued
+        total = len(paths) if camera is None else 0
+        output = stack.enter_context(Output(predictor.classes, table, total=total, as_json=as_json))
         job = Job(recognizer, pool, output, every or None, copies)
-        if camera is not None:
-            _camera(job, camera)
-        else:
-            _files(job, paths)
+        try:
+            if camera is not None:
+                _camera(job, camera)
+            else:
+                _files(job, paths)
+        except KeyboardInterrupt:
+            if table is not None:
+                print(f"{table.path} has the results so far; --resume continues", file=sys.stderr)
+            raise
         output.finish(photo_detector.name)
         return int(bool(output.failures))
 
@@ -168,7 +176,7 @@ def _photos(job: Job, batch: Sequence[tuple[Path, str]], found: Sequence[Found],
             job.recognizer.row(str(path), face, p, note, number)
             for number, (face, p, note) in enumerate(zip(one.faces, probabilities, one.notes, strict=True), 1)
         ]
-        rows += mine or [Row(str(path), note="no face")]
+        rows += mine or [Row(str(path), note=", ".join(filter(None, ["no face", one.note])))]
         if job.annotated is not None:
             copy = job.annotated / f"{stem}{annotate.image_suffix(path)}"
             try:
@@ -188,17 +196,27 @@ def _video(job: Job, path: Path, index: int, stem: str) -> None:
     with ExitStack() as stack:
         writer = None
         try:
+            header = video.properties(path)
             if job.annotated is not None:
-                rate = 1 / job.every if job.every else video.properties(path).rate
+                rate = min(header.rate, 1 / job.every) if job.every else header.rate
                 writer = stack.enter_context(annotate.VideoWriter(job.annotated / f"{stem}.mp4", rate))
             stream = video.frames(path, every=job.every, start=job.output.next_frame)
             for batch, found in _ahead(job.pool, job.recognizer.search_frame, _batches(stream, FRAMES)):
-                rows = _frames(job, str(path), batch, found, tracker, writer)
-                if writer is None:
+                of_frames = _frames(job, str(path), batch, found, tracker)
+                rows = [row for of_frame in of_frames for row in of_frame]
+                if writer is not None:
+                    try:
+                        for frame, of_frame in zip(batch, of_frames, strict=True):
+                            writer.write(annotate.draw(frame.image, marks(of_frame)))
+                    except UserError as error:  # the rows are kept without a copy
+                        failures.append(str(error))
+                        writer = None
+                if job.annotated is None:
                     last = batch[-1].number + 1
                     job.output.add(rows, next_input=index, next_frame=last, tracks=tracker.state())
                 else:
                     pending += rows
+                job.output.within(index, (batch[-1].number + 1) / (header.n_frames or math.inf))
         except UserError as error:
             failures.append(str(error))
     if tracker.state()["next"] == 1:  # no face in any frame, those before the job was resumed included
@@ -212,8 +230,8 @@ def _frames(
     batch: Sequence[video.Frame],
     found: Sequence[Found],
     tracker: Tracker,
-    writer: annotate.VideoWriter | None = None,
-) -> list[Row]:
+) -> list[list[Row]]:
+    """The rows of each frame."""
     rows = []
     for frame, one, probabilities in zip(batch, found, job.recognizer.classify(found), strict=True):
         boxes = [(face.x, face.y, face.width, face.height) for face in one.faces]
@@ -222,17 +240,17 @@ def _frames(
             job.recognizer.row(file, face, p, note, number, frame=frame.number, seconds=frame.seconds)
             for face, p, note, number in zip(one.faces, smoothed, one.notes, ids, strict=True)
         ]
-        rows += mine
-        if writer is not None:
-            writer.write(annotate.draw(frame.image, marks(mine)))
+        rows.append(mine)
     return rows
 
 
 def _camera(job: Job, index: int) -> None:
     tracker = Tracker(lost_after=_lost_after(job))
-    for frame in video.frames(index, every=job.every):
+    for i, frame in enumerate(video.frames(index, every=job.every)):
+        if i == 0:
+            print(f"{_camera_name(index)}: looking for faces; Ctrl-C ends", file=sys.stderr)
         found = job.recognizer.search_frame(frame)
-        rows = _frames(job, _camera_name(index), [frame], [found], tracker)
+        rows = [row for of_frame in _frames(job, _camera_name(index), [frame], [found], tracker) for row in of_frame]
         job.output.add(rows, next_input=0, next_frame=frame.number + 1, live=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -100,6 +100,7 @@ class LoadedModel:
         calibration: of its mean; None if it has none.
         batch_size: images per forward pass.
         description: of a file; None for a run.
+        scores: of its test images, as in metrics.json.
         commit: of the source tree that trained it.
     """
 
@@ -112,6 +113,7 @@ class LoadedModel:
     calibration: Calibration | None = None
     batch_size: int = BATCH
     description: Description | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
     commit: str = "unknown"
 
 
@@ -219,11 +221,13 @@ class Predictor:
             ValueError: the array has another type or shape.
         """
         from fer_lightning.inference.faces.choose import load_detector
-        from fer_lightning.inference.media.images import read_image
+        from fer_lightning.inference.photo import find_in_file
 
-        pixels, note = (photo, None) if isinstance(photo, np.ndarray) else read_image(Path(photo))
         searcher = detector if isinstance(detector, Detector) else load_detector(detector)[0]
-        found = find(pixels, searcher, self.crop, self.size, note)
+        if isinstance(photo, np.ndarray):
+            found = find(photo, searcher, self.crop, self.size)
+        else:
+            found = find_in_file(Path(photo), searcher, self.crop, self.size)
         probabilities = self.probabilities(found.crops)
         return [
             self.answer(p, box=(face.x, face.y, face.width, face.height), note=remark)

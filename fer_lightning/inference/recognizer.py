@@ -10,17 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.data.readers.images import decode
-from fer_lightning.data.table import SIDE
 from fer_lightning.errors import UserError, printable
 from fer_lightning.inference.faces.detector import Detector
 from fer_lightning.inference.faces.find import Found, find
 from fer_lightning.inference.faces.frame import Face
 from fer_lightning.inference.media.annotate import Mark, label_text
-from fer_lightning.inference.media.images import read_image
 from fer_lightning.inference.media.inputs import kind
 from fer_lightning.inference.media.table import Row
 from fer_lightning.inference.media.video import Frame
+from fer_lightning.inference.photo import find_in_file
 from fer_lightning.inference.predictor import Predictor
 
 
@@ -38,21 +36,12 @@ class Recognizer:
     detector: Detector
     video_detector: Detector
 
-    def search(self, image: NDArray[np.uint8], detector: Detector, note: str | None = None) -> Found:
-        """The faces in an image, uint8 RGB (H, W, 3); the note is added to those of each face."""
-        return find(image, detector, self.predictor.crop, self.predictor.size, note)
-
     def search_photo(self, path: Path) -> Found:
         """The faces in a photo; a photo that cannot be read has an error instead."""
         try:
             if kind(path) == "video":
                 raise UserError(f"{printable(path)} is a video")  # its content has changed meanwhile
-            if self.detector.name != "none" or self.predictor.size != SIDE:
-                pixels, note = read_image(path)
-                return self.search(pixels, self.detector, note)
-            # As the reader of training images, which decodes large files at a fraction of their size.
-            face, size = decode(path.read_bytes(), printable(path))
-            return Found([_whole(path, *size)], face[None], [""])
+            return find_in_file(path, self.detector, self.predictor.crop, self.predictor.size)
         except UserError as error:
             return self._nothing(str(error))
         except OSError as error:
@@ -60,7 +49,7 @@ class Recognizer:
 
     def search_frame(self, frame: Frame) -> Found:
         """The faces in a frame of a video."""
-        return self.search(frame.image, self.video_detector)
+        return find(frame.image, self.video_detector, self.predictor.crop, self.predictor.size)
 
     def classify(self, found: Sequence[Found]) -> list[NDArray[np.float64]]:
         """The probabilities (N, C) of the faces in each of several photos or frames."""
@@ -75,7 +64,7 @@ class Recognizer:
         return Row(file, face=number, box=box, note=note, **known, **frame)
 
     def _nothing(self, error: str) -> Found:
-        return Found([], np.empty((0, self.predictor.size, self.predictor.size), np.uint8), [], error)
+        return Found([], np.empty((0, self.predictor.size, self.predictor.size), np.uint8), [], error=error)
 
 
 def marks(rows: Sequence[Row]) -> list[Mark]:
@@ -85,15 +74,3 @@ def marks(rows: Sequence[Row]) -> list[Mark]:
         for row in rows
         if row.box is not None and row.probabilities is not None
     ]
-
-
-def _whole(path: Path, width: int, height: int) -> Face:
-    """The middle of a photo as a face, from the width and height that its file has before it is rotated by its tag."""
-    from PIL import ExifTags, Image
-
-    if width != height:
-        with Image.open(path) as image:
-            if image.getexif().get(ExifTags.Base.Orientation, 1) > 4:  # a quarter turn
-                width, height = height, width
-    side = min(width, height)
-    return Face((width - side) / 2, (height - side) / 2, side, side, 1.0)

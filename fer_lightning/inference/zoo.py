@@ -33,9 +33,7 @@ def find(model: str | Path) -> Path:
     if not models and str(model) == DEFAULT:
         raise UserError("name a model with --model: a run folder, or a file of `fer-lightning export`")
     names = ", ".join(models) or "none"
-    raise UserError(
-        f"--model {printable(model)}: neither a run folder or model file, nor a model of this package ({names})"
-    )
+    raise UserError(f"{printable(model)}: neither a run folder or model file, nor a model of this package ({names})")
 
 
 def show() -> None:

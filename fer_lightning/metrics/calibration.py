@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,8 @@ class Calibration:
     Attributes:
         temperature: the logits are divided by it before the softmax (Guo et al. 2017, arXiv:1706.04599, section 4.2).
         threshold: predictions of a lower confidence count as unsure; `NEVER_SURE` if all of them do.
-        coverage: share of the validation images whose prediction is not unsure.
-        accuracy: accuracy of those predictions; 0 if there are none.
+        coverage: share of the validation images whose prediction is not unsure; None if it was not measured.
+        accuracy: accuracy of those predictions, 0 if there are none; None if it was not measured.
 
     Raises:
         ValueError: a temperature or threshold out of its range.
@@ -41,12 +41,18 @@ class Calibration:
 
     temperature: float = 1.0
     threshold: float = 0.0
-    coverage: float = 1.0
-    accuracy: float = 0.0
+    coverage: float | None = None
+    accuracy: float | None = None
 
     def __post_init__(self) -> None:
         if not (0 < self.temperature < math.inf and 0 <= self.threshold < math.inf):
             raise ValueError(f"temperature {self.temperature} or threshold {self.threshold} is out of range")
+
+
+def entries(calibration: Calibration | None) -> dict[str, float]:
+    """The known fields of a calibration for metrics.json; none of None."""
+    values = asdict(calibration) if calibration else {}
+    return {f"{PREFIX}{name}": value for name, value in values.items() if value is not None}
 
 
 def fit(logits: NDArray[Any], labels: NDArray[np.int64], sure_accuracy: float = SURE_ACCURACY) -> Calibration:

@@ -12,6 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fer_lightning.metrics.scores import METRICS
 
+FER2013 = "FER-2013"
+"""Name of the data set in descriptions."""
+
 TEXTS = Environment(
     loader=PackageLoader("fer_lightning.report"),
     autoescape=False,  # Markdown; class names are escaped by `cell`
@@ -39,7 +42,7 @@ def render(
     description: Mapping[str, Any],
     *,
     file: str,
-    checks: Sequence[tuple[str, str]],
+    parameters: Sequence[int],
     report: pd.DataFrame | None = None,
     confusion: pd.DataFrame | None = None,
     clean: int | None = None,
@@ -49,7 +52,7 @@ def render(
     Args:
         description: JSON of the file.
         file: its name.
-        checks: what the export compared, and with what result.
+        parameters: of each member.
         report: of the test images, from `tables.classification_report`.
         confusion: of the test images, from `tables.confusion_matrix`.
         clean: number of test images without a duplicate in the training set.
@@ -65,14 +68,14 @@ def render(
         header=yaml.safe_dump(_header(description), sort_keys=False, allow_unicode=True),
         d=description,
         file=file,
-        checks=checks,
         sets=[{"test": "test images", "test/clean": "clean test images"}[prefix] for prefix in sets],
         rows=rows,
         report=report,
         confusion=None if confusion is None else [(str(n), row.tolist()) for n, row in confusion.iterrows()],
         clean=clean,
         images=None if report is None else int(report["support"].iloc[-1]),
-        parameters=description.get("parameters"),
+        parameters=parameters,
+        fer2013=_is_fer2013(description),
     )
 
 
@@ -84,17 +87,23 @@ def _header(description: Mapping[str, Any]) -> dict[str, Any]:
         for name, kind, title in (("accuracy", "accuracy", "Accuracy"), ("f1_macro", "f1", "Macro-F1"))
         if f"test/{name}" in scores
     ]
-    data = {"type": "fer2013", "name": description["data"].get("source", "unknown"), "split": "test"}
+    fer2013 = _is_fer2013(description)
+    name = description["data"].get("name", "unknown")
+    data = {"type": "fer2013" if fer2013 else "other", "name": name, "split": "test"}
     result = {"task": {"type": "image-classification"}, "dataset": data, "metrics": metrics}
     return {
-        "license": "mit",
+        "license": description["licence"],
         "library_name": "fer-lightning",
         "pipeline_tag": "image-classification",
-        "tags": ["facial-expression-recognition", "emotion-recognition", "fer2013"],
-        "datasets": ["fer2013"],
+        "tags": ["facial-expression-recognition", "emotion-recognition"],
+        **({"datasets": ["fer2013"]} if fer2013 else {}),
         "metrics": ["accuracy", "f1"],
         **({"model-index": [{"name": description["name"], "results": [result]}]} if metrics else {}),
     }
+
+
+def _is_fer2013(description: Mapping[str, Any]) -> bool:
+    return description["data"].get("name") == FER2013  # type: ignore[no-any-return]
 
 
 def _score(scores: Mapping[str, float], key: str) -> str:

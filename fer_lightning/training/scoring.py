@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.protocols import Rows
-from fer_lightning.metrics.calibration import PREFIX
+from fer_lightning.metrics.calibration import entries
 from fer_lightning.report import tables, tracking
 from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
@@ -71,7 +70,7 @@ def write(
     calibration = results.fit_calibration(val.logits, faces.labels[val.rows])
     metrics = results.scores("val", val.logits, faces.labels[val.rows], classes)
     metrics |= results.test_scores(test, classes, calibration)
-    metrics |= {f"{PREFIX}{name}": value for name, value in asdict(calibration).items()} if calibration else {}
+    metrics |= entries(calibration)
     metrics |= {
         "train/seconds": round(history.fit_seconds, 1),
         "train/images_per_second": round(history.images_per_second, 1),

@@ -22,9 +22,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fer_lightning import load_model
+from fer_lightning.data.synthetic import synthetic
+from fer_lightning.data.table import SPLITS
 from fer_lightning.errors import UserError
 from fer_lightning.inference import modelfile
-from fer_lightning.inference.description import KEY
+from fer_lightning.inference.description import KEY, MemberConfig
 from fer_lightning.inference.export import export
 from tests.conftest import Command
 
@@ -93,6 +95,66 @@ def test_card_has_the_scores_of_each_class_and_metadata(model_file: Path) -> Non
         assert f"{scores[f'test/recall/{name}']:.3f}" in row
     for word in ("prohibited", "Clean test images", "confusion", "temperature", "MIT"):
         assert word.lower() in text.lower()
+
+
+def test_card_claims_only_what_is_known_of_the_data(run: Path, model_file: Path, tmp_path: Path) -> None:
+    card = model_file.with_name("model.md").read_text()
+    assert "FER-2013" not in card and "fer2013" not in card and "license: other" in card
+    export([run], tmp_path / "own.safetensors", licence="cc-by-nc-4.0")
+    assert "license: cc-by-nc-4.0" in (tmp_path / "own.md").read_text()
+    assert description_of(tmp_path / "own.safetensors")["licence"] == "cc-by-nc-4.0"
+
+
+def test_checks_are_stored_in_the_file(model_file: Path) -> None:
+    checks = description_of(model_file)["checks"]
+    assert checks["accuracy on 40 validation images"].endswith("after")
+    card = model_file.with_name("model.md").read_text()
+    assert all(f"- {what}: {value}" in card for what, value in checks.items())
+
+
+def test_calibration_of_models_that_were_calibrated_apart_claims_no_coverage(
+    model_file: Path, other_run: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.safetensors"
+    export([other_run], other)
+    for models, tta in (([model_file, other], None), ([model_file], "flip")):
+        calibration = load_model(models, accelerator="cpu", tta=tta).calibration
+        assert calibration is not None and calibration.coverage is calibration.accuracy is None
+        export(models, tmp_path / "both.safetensors", tta=tta)
+        assert "calibrated by themselves" in (tmp_path / "both.md").read_text()
+        assert description_of(tmp_path / "both.safetensors")["scores"] == {}
+
+
+def test_network_of_the_users_own_is_no_model_file() -> None:
+    own = MemberConfig(model={"_target_": "tests.inference.explain.networks.TwoLayers"}, class_counts=[1] * 7)
+    with pytest.raises(UserError, match=r"^own\.safetensors: '[\w.]+TwoLayers' is not a network of this project;"):
+        modelfile.check_buildable([own], 7, Path("own.safetensors"))
+
+
+def test_own_data_are_split_as_in_training(train: Callable[..., Any], tmp_path: Path) -> None:
+    """A model file is not scored on the images that it was selected on."""
+    from fer_lightning.inference.evaluate import evaluate
+
+    faces = synthetic(n_train=70, n_val=28, n_test=35)
+    names = {"train": "Training", "public": "PublicTest", "private": "PrivateTest"}
+    usage = [names[SPLITS[split]] for split in faces.split]
+    pixels = [" ".join(map(str, image.ravel().tolist())) for image in faces.images]
+    csv = tmp_path / "faces.csv"
+    pd.DataFrame({"emotion": faces.labels, "pixels": pixels, "Usage": usage}).to_csv(csv, index=False)
+    own = train(f"data.path={csv}", "model=resnet18", "model.width=8", "trainer.max_epochs=1", "logger=none")
+    assert own.code == 0, own.err
+    export([own.folder], tmp_path / "model.safetensors")
+    of_run = evaluate([own.folder], out=tmp_path / "run")
+    of_file = evaluate([tmp_path / "model.safetensors"], data=csv, out=tmp_path / "file")
+    images = {key: value for key, value in of_run.items() if re.match(r"test/(clean/)?support/", key)}
+    assert sum(float(value) for key, value in images.items() if key.startswith("test/support/")) == 35
+    assert any(key.startswith("test/clean/") for key in images)
+    assert {key: of_file[key] for key in images} == images
+    assert of_file["test/clean/accuracy"] == pytest.approx(
+        of_run["test/clean/accuracy"], abs=0.06
+    )  # weights of 16 bits
+    of_all = evaluate([tmp_path / "model.safetensors"], data=csv, split="all", out=tmp_path / "all")
+    assert sum(float(of_all[key]) for key in of_all if key.startswith("test/support")) == 133
 
 
 def test_card_names_the_command_that_trains_again(run: Path, tmp_path: Path) -> None:

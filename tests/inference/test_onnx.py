@@ -75,6 +75,7 @@ def test_graph_is_evaluated_on_data(
     ]
     assert both[0]["test/accuracy"] == both[1]["test/accuracy"]
     assert both[0]["test/ece_calibrated"] == pytest.approx(both[1]["test/ece_calibrated"], abs=1e-4)
+    assert both[0]["test/ece"] == pytest.approx(both[1]["test/ece"], abs=1e-4)
     assert "test/clean/accuracy" not in both[0]  # nobody knows what it was trained on
     with pytest.raises(UserError, match="name some with --data"):
         evaluate(onnx_file, out=tmp_path / "out")

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
 from fer_lightning import load_model
 from fer_lightning.data.readers import sources
@@ -27,6 +27,7 @@ from fer_lightning.inference.evaluate import evaluate
 from fer_lightning.inference.faces.choose import load_detector
 from fer_lightning.inference.faces.frame import crop
 from fer_lightning.inference.media import table
+from fer_lightning.inference.media.annotate import VideoWriter
 from fer_lightning.inference.media.video import frames
 from tests import processes
 from tests.inference.faces.pictures import photo
@@ -200,6 +201,29 @@ def test_folders_and_patterns_stand_for_their_files(given: str, predict: Predict
     assert [Path(file).name for file in rows["file"]] == [f"{i}.png" for i in range(10)]
 
 
+@pytest.mark.parametrize("detector", ["none", "haar"])
+def test_first_frame_of_an_animation_is_noted(detector: str, predict: Predict, tmp_path: Path) -> None:
+    pictures = [Image.new("L", (60, 60), grey) for grey in (10, 200)]
+    pictures[0].save(tmp_path / "two.gif", save_all=True, append_images=pictures[1:])
+    assert predict("two.gif", f"--detector={detector}", "--out=out").code == 0
+    (note,) = rows_of(tmp_path / "out")["note"]
+    assert note == ("" if detector == "none" else "no face, ") + "animation: first frame only"
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_formats_that_training_does_not_read_are_faces_too(predict: Predict, tmp_path: Path) -> None:
+    Image.fromarray(photo(100, 100, (50, 50, 60))).save(tmp_path / "face.avif")
+    ended = predict("face.avif", "--detector=none", "--out=out")
+    assert (ended.code, ended.err) == (0, "")
+    assert rows_of(tmp_path / "out")["label"].notna().all()
+
+
+def test_json_names_files_as_they_are(predict: Predict, tmp_path: Path) -> None:
+    name = "Bild\u202fÄ.png"
+    Image.new("L", (48, 48)).save(tmp_path / name)
+    assert json.loads(predict(name, "--detector=none", "--json").out)["file"] == name
+
+
 def test_with_detector_none_the_pixels_are_those_of_the_file(
     predict: Predict, faces: Path, model_file: Path, test_images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
@@ -260,7 +284,11 @@ def test_no_face_in_anything_is_a_row_and_a_hint(predict: Predict, tmp_path: Pat
         Image.new("RGB", (90, 60), "grey").save(tmp_path / f"{name}.png")
     ended = predict("a.png", "b.png", "--detector=haar", "--out=out")
     assert ended.code == 0
-    assert ended.err == "no face was found: try --detector blaze, or --detector none if each image is a face\n"
+    assert (
+        ended.err
+        == "no face was found: try --detector blaze (after `fer-lightning download blaze`), or --detector none if each "
+        "image is a face\n"
+    )
     assert rows_of(tmp_path / "out")["note"].tolist() == ["no face"] * 2
 
 
@@ -298,6 +326,25 @@ def test_file_that_no_copy_can_be_made_of_does_not_stop_the_rest(
     assert ended.code == 1 and len(ended.err.splitlines()) == 1 and "cut.mp4" in ended.err
     assert rows_of(tmp_path / "out")["note"].tolist() == ["unreadable", ""]
     assert [path.name for path in (tmp_path / "out/annotated").iterdir()] == ["1.png"]
+
+
+def test_copy_of_every_frame_plays_as_fast_as_the_video(predict: Predict, film: Path, tmp_path: Path) -> None:
+    assert predict(film, "--annotate", "--every=0.01", "--detector=none", "--out=out").code == 0
+    copied, original = list(frames(tmp_path / "out/annotated/film.mp4")), list(frames(film))
+    assert [frame.seconds for frame in copied] == pytest.approx([frame.seconds for frame in original], abs=1e-3)
+
+
+def test_rows_are_kept_where_the_copy_of_a_video_fails(
+    predict: Predict, film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: VideoWriter, image: object) -> None:
+        raise UserError(f"{self.path} cannot be written (disk full); choose another folder with --out")
+
+    monkeypatch.setattr(VideoWriter, "write", full)
+    ended = predict(film, "--annotate", "--every=0", "--detector=none", "--out=out")
+    assert ended.code == 1 and ended.err.count("cannot be written") == 1
+    rows = rows_of(tmp_path / "out")
+    assert rows["frame"].tolist() == list(range(12)) and rows["label"].notna().all()
 
 
 # ---------------------------------------------------------------- killed jobs

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fer_lightning.inference import zoo
 from fer_lightning.inference.demo import server, site
+from fer_lightning.inference.load import load
 
 
 def show(
@@ -41,8 +42,9 @@ def show(
             from fer_lightning.inference.export import export
 
             print("exporting the network for the browser …", flush=True)
-            file = Path(folder) / f"{paths[0].stem}.onnx"
-            export(paths, file, trust=trust)
+            file = Path(folder) / "model.onnx"
+            name = load(paths[0], accelerator="cpu", trust=trust).name if len(paths) == 1 else f"{len(paths)} models"
+            export(paths, file, name=name, measure=False, trust=trust)
         if build is None:
             server.serve(file, port=port, assets=assets, open_browser=open_browser)
         else:

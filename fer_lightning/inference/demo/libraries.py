@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fer_lightning.errors import UserError, flat
-
-HOSTS = ("https://cdn.jsdelivr.net/npm/", "https://unpkg.com/")
-"""Public CDNs of npm's packages; the second one is for where the first is unreachable."""
+from fer_lightning.inference.faces.download import BLAZE_PACKAGE, FILES
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,6 @@ class Library:
 
 
 _ORT = "onnxruntime-web@1.30.0"  # MIT
-_BLAZE = "@mediapipe/face_detection@0.4.1657300184"  # Apache-2.0
 
 LIBRARIES = {
     "runtime": Library(
@@ -57,13 +54,24 @@ LIBRARIES = {
         14.2,
     ),
     "blaze": Library(
-        _BLAZE,
-        "face_detection_full_range.tflite",
-        "99bf9494d84f50acc6617d89873f71bf6635a841ea699c17cb3377f9507cfec3",
+        BLAZE_PACKAGE,
+        FILES["blaze"].filename,
+        FILES["blaze"].sha256,
         1.1,
     ),
 }
 """The JavaScript of the runtime, its WebAssembly, and the face detector."""
+
+NOTICES = f"""\
+The files beside this one are copies of those in packages on npm:
+
+{_ORT}: copyright Microsoft Corporation, MIT License.
+https://github.com/microsoft/onnxruntime/blob/main/LICENSE
+
+{BLAZE_PACKAGE}: copyright The MediaPipe Authors, Apache License 2.0.
+https://github.com/google-ai-edge/mediapipe/blob/master/LICENSE
+"""
+"""Whose the libraries are, for a site that contains them."""
 
 
 def read(library: Library, folder: Path) -> bytes:

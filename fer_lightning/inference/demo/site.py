@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fer_lightning.errors import UserError, printable
-from fer_lightning.inference.demo.libraries import HOSTS, LIBRARIES, read
+from fer_lightning.inference.demo.libraries import LIBRARIES, NOTICES, read
+from fer_lightning.inference.faces.download import HOSTS
+from fer_lightning.inference.faces.frame import CUT, SMALL, TURNED
 from fer_lightning.inference.onnxfile import Session
 from fer_lightning.report.files import write_atomically
 
@@ -40,7 +42,8 @@ def build(model: Path, folder: Path, *, assets: Path | None = None) -> None:
     files = site(model, assets)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; the page is written to a folder")
-    known = {*files, README, *(f"{ASSETS}/{library.name}" for library in LIBRARIES.values())}
+    of_assets = ("NOTICES.txt", *(library.name for library in LIBRARIES.values()))  # an earlier build may have them
+    known = {*files, README, *(f"{ASSETS}/{name}" for name in of_assets)}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in known and not name.startswith(".git"):
@@ -75,6 +78,7 @@ def site(model: Path, assets: Path | None = None) -> dict[str, bytes]:
     }
     if assets:
         files |= {f"{ASSETS}/{library.name}": read(library, assets) for library in LIBRARIES.values()}
+        files[f"{ASSETS}/NOTICES.txt"] = NOTICES.encode()
     packages = sorted({library.package for library in LIBRARIES.values()})
     hosts = "" if assets else "".join(f" {host}{package}/" for host in HOSTS for package in packages)
     policy = html.escape(_POLICY.format(hosts=hosts), quote=True)
@@ -88,7 +92,8 @@ def describe(model: Path) -> dict[str, Any]:
     """What the page has to know about a network: onnxruntime-web does not give the file's metadata.
 
     Returns:
-        `name`, `classes`, `size`, `threshold`, `crop` (rule of the detector BlazeFace) and `scores`.
+        `name`, `classes`, `size`, `threshold`, `crop` (rule of the detector BlazeFace), `limits` beyond which an answer
+        deserves less trust, and `scores`.
 
     Raises:
         UserError: onnxruntime is missing, or `model` is not a network that this project has exported.
@@ -103,6 +108,7 @@ def describe(model: Path) -> dict[str, Any]:
         "size": own.size,
         "threshold": own.calibration.threshold,
         "crop": {"side": rule.side, "shift": rule.shift},
+        "limits": {"small": SMALL, "cut": CUT, "turned": TURNED},
         "scores": own.scores,
     }
 

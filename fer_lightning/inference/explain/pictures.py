@@ -79,7 +79,7 @@ def _words(predictions: pd.DataFrame, row: int) -> list[str]:
 def mean_maps(
     faces: NDArray[np.uint8], labels: NDArray[np.int64], correct: NDArray[np.bool_], maps: Maps, classes: Sequence[str]
 ) -> list[list[Picture]]:
-    """Of each class the mean face and, scaled to a maximum of 1, the mean maps over the faces that are recognised."""
+    """Of each class the mean face and, scaled to a maximum of 1, the mean maps over the correctly predicted ones."""
     result = []
     for label, name in enumerate(classes):
         rows = np.flatnonzero(correct & (labels == label))

@@ -21,7 +21,7 @@ from fer_lightning.runs.results import sums_of
 SCORES = {metric.name: metric for metric in METRICS if metric.name in ("accuracy", "f1_macro")}
 
 TOLERATED = 0.02
-"""Loss of accuracy below which a level counts as withstood."""
+"""Loss of accuracy below which a level counts as tolerated."""
 
 NAMED = 3
 """Perturbations that are named as the most harmful."""
@@ -99,7 +99,7 @@ class Outcome:
         f1_macro: at that level.
         change: of the accuracy at that level.
         interval: 95 % interval of the change.
-        withstood: lowest and highest of the levels around the neutral one, or from the highest level down where there
+        tolerated: lowest and highest of the levels around the neutral one, or from the highest level down where there
             is none, within which the accuracy falls by less than `TOLERATED`; None if only the neutral one is.
     """
 
@@ -109,7 +109,7 @@ class Outcome:
     f1_macro: float
     change: float
     interval: tuple[float, float]
-    withstood: tuple[float, float] | None
+    tolerated: tuple[float, float] | None
 
 
 def summary(table: pd.DataFrame, perturbations: Sequence[Perturbation] = PERTURBATIONS) -> list[Outcome]:
@@ -138,14 +138,14 @@ def _outcome(table: pd.DataFrame, perturbation: Perturbation) -> Outcome:
         f1_macro=f1_macro,
         change=change,
         interval=(interval[0], interval[1]),
-        withstood=(float(levels[low]), float(levels[high])) if some else None,
+        tolerated=(float(levels[low]), float(levels[high])) if some else None,
     )
 
 
 def sentences(table: pd.DataFrame, perturbations: Sequence[Perturbation] = PERTURBATIONS) -> list[str]:
-    """What hurts most and what is withstood, in numbers."""
+    """What hurts most and what is tolerated, in numbers."""
     found = summary(table, perturbations)
-    result = [f"As they are, {undisturbed(table):.1%} of {table['images'].iloc[0]:,} images are recognised."]
+    result = [f"Accuracy on {table['images'].iloc[0]:,} undisturbed images: {undisturbed(table):.3f}."]
     harmful = [
         f"{one.perturbation.title} at {number(one.worst)} ({one.perturbation.unit}), {points(one.change)} points "
         f"({points(one.interval[0])} to {points(one.interval[1])})"
@@ -154,9 +154,9 @@ def sentences(table: pd.DataFrame, perturbations: Sequence[Perturbation] = PERTU
     ]
     if harmful:
         result.append(f"What hurts most, each at its worst level: {'; '.join(harmful[:NAMED])}.")
-    withstood = [one.perturbation.title for one in found if one.change > -TOLERATED]
-    if withstood:
-        result.append(f"No level tried costs {100 * TOLERATED:g} points or more by: {', '.join(withstood)}.")
+    tolerated = [one.perturbation.title for one in found if one.change > -TOLERATED]
+    if tolerated:
+        result.append(f"No level tried costs {100 * TOLERATED:g} points or more by: {', '.join(tolerated)}.")
     return result
 
 

@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.config.dataset import cache_root, settings_of
 from fer_lightning.data.protocols import Rows
-from fer_lightning.data.readers import sources
 from fer_lightning.data.table import UNLABELLED, FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.inference import labelled
-from fer_lightning.inference.evaluate import rows_of
 from fer_lightning.inference.predictor import LoadedModel
 
 
 def labelled_faces(loaded: Sequence[LoadedModel], data: str | None, split: str, trust: bool) -> tuple[FaceTable, Rows]:
-    """A table and the rows of a split's labelled images, as `fer_lightning.inference.evaluate.evaluate` takes them.
+    """A table and the rows of a split's labelled images, see `fer_lightning.inference.labelled.split_of`.
 
     Raises:
         UserError: there are no such images, or they do not fit the models.
     """
-    runs = [one.path for one in loaded if one.description is None]
-    if data is None:
-        if len(runs) < len(loaded):
-            raise UserError("a model file has no data of its own: name some with --data")
-        found = labelled.of_runs(
-            runs, remedy="or explain what is there now with --data", cleaned=split == "train", trust=trust
-        )
-        faces = found.faces
-        rows = getattr(found.parts, split) if split in ("train", "val", "test") else rows_of(faces, split)
-    else:
-        own: dict[str, Any] = settings_of(runs[0], trust=trust)["data"] if runs else {"cache_dir": None}
-        faces = sources.load(data, cache_dir=cache_root(own)).as_known_by(loaded[0].classes, own.get("merge"))
-        rows = rows_of(faces, split)
-    rows = rows[faces.labels[rows] != UNLABELLED]
+    chosen = labelled.split_of(loaded, data, split, remedy="or explain what is there now with --data", trust=trust)
+    faces = chosen.faces
+    rows = chosen.rows[faces.labels[chosen.rows] != UNLABELLED]
     if not len(rows):
         raise UserError(f"{faces.source}: no image of the split '{split}' has a label; choose another --split")
     return faces, rows

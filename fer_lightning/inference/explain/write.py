@@ -110,7 +110,7 @@ def explain(
             "model": ", ".join(str(one.path) for one in loaded),
             "data": table.source,
             "split": split,
-            "images": f"{len(rows):,}, of which {accuracy:.1%} are recognised",
+            "images": f"{len(rows):,}, accuracy {accuracy:.3f}",
             "test-time augmentation": predictor.tta,
             "maps": "; ".join(f"{title}: {sizes[title]}" for title in maps),
         },
@@ -205,11 +205,13 @@ def _cascade(faces: Any, ids: Any, steps: dict[str, saliency.Maps]) -> dict[str,
 
 def _card(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """The summary of the robustness card for people."""
-    ranges = [one.withstood for one in outcomes]
+    ranges = [one.tolerated for one in outcomes]
     return pd.DataFrame(
         {
             "Perturbation": [one.perturbation.heading for one in outcomes],
-            "Withstood": [" to ".join(map(number, dict.fromkeys(within))) if within else "none" for within in ranges],
+            "Tolerated range": [
+                " to ".join(map(number, dict.fromkeys(within))) if within else "none" for within in ranges
+            ],
             "Worst": [number(one.worst) for one in outcomes],
             "Accuracy": [f"{one.accuracy:.3f}" for one in outcomes],
             "Macro-F1": [f"{one.f1_macro:.3f}" for one in outcomes],

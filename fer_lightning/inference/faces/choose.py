@@ -14,7 +14,7 @@ HINT = "Faces are searched with a Haar cascade; `fer-lightning download blaze` g
 
 
 def load_detector(name: str = "auto", *, fast: bool = False) -> tuple[Detector, str | None]:
-    """The detector of that name, and a sentence for the user if a better one is to be had, otherwise None.
+    """The detector of that name, and a sentence for the user if a better one can be downloaded, otherwise None.
 
     Args:
         name: "haar"; "blaze"; "auto" for blaze if it has been downloaded, otherwise haar; "none" if each image is a

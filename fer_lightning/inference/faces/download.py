@@ -29,15 +29,18 @@ class ModelFile:
     addresses: tuple[str, ...]
 
 
-# Google's own package; Apache-2.0.
-_PACKAGE = "@mediapipe/face_detection@0.4.1657300184/face_detection_full_range.tflite"
+BLAZE_PACKAGE = "@mediapipe/face_detection@0.4.1657300184"
+"""Google's own package on npm; Apache-2.0."""
+
+HOSTS = ("https://cdn.jsdelivr.net/npm/", "https://unpkg.com/")
+"""Public CDNs of npm's packages; the second one is for where the first is unreachable."""
 
 FILES = {
     "blaze": ModelFile(
         "face_detection_full_range.tflite",
         1_083_984,
         "99bf9494d84f50acc6617d89873f71bf6635a841ea699c17cb3377f9507cfec3",
-        (f"https://cdn.jsdelivr.net/npm/{_PACKAGE}", f"https://unpkg.com/{_PACKAGE}"),
+        tuple(f"{host}{BLAZE_PACKAGE}/face_detection_full_range.tflite" for host in HOSTS),
     )
 }
 
@@ -73,7 +76,7 @@ def download(name: str = "blaze", *, source: Path | None = None) -> Path:
 
     Args:
         name: "blaze".
-        source: the file, had by other means; None to download it.
+        source: the file, obtained by other means; None to download it.
 
     Raises:
         UserError: there is no file of that name, no address can be reached, the content is not the expected one, or

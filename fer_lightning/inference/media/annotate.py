@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 SMALLEST = 240
 """Images whose shorter side has fewer pixels are enlarged by a whole factor, so that the labels can be read."""
 
-WITHOUT_SOUND = "annotated videos are written without sound"
+LONGEST_SIDE = 4096
+"""No image is enlarged beyond this number of pixels."""
 
 _SURE, _UNSURE = "#0072B2", "#6b6b6b"  # blue and grey of report.style, which imports matplotlib
 _FORMATS = {
@@ -68,7 +69,7 @@ def draw(image: NDArray[np.uint8], marks: Sequence[Mark]) -> NDArray[np.uint8]:
     from PIL import Image, ImageDraw
 
     picture = Image.fromarray(image)
-    factor = math.ceil(SMALLEST / min(picture.size))
+    factor = max(min(math.ceil(SMALLEST / min(picture.size)), LONGEST_SIDE // max(picture.size)), 1)
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(picture)
     line = max(2, round(min(picture.size) / 250))
@@ -90,16 +91,15 @@ def unique_stems(paths: Sequence[Path]) -> list[str]:
 
     The same paths give the same names. None contains a separator, and none is longer than file systems allow.
     """
-    taken: set[str] = set()
+    last: dict[str, int] = {}  # number of the last name of each stem
     stems = []
     for path in paths:
         # OpenCV crashes on names that are not UTF-8.
         stem = path.stem.encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore").replace("?", "_")
-        name, n = stem, 1
-        while name.casefold() in taken:
+        name, n = stem, last.get(stem.casefold(), 0) + 1
+        while n > 1 and (name := f"{stem}-{n}").casefold() in last:
             n += 1
-            name = f"{stem}-{n}"
-        taken.add(name.casefold())
+        last |= {stem.casefold(): n, name.casefold(): max(last.get(name.casefold(), 0), 1)}
         stems.append(name)
     return stems
 
@@ -125,8 +125,8 @@ def write_image(path: Path, image: NDArray[np.uint8]) -> None:
         settings = {"quality": 92} if _FORMATS[path.suffix] in ("JPEG", "WEBP") else {}
         Image.fromarray(image).save(content, _FORMATS[path.suffix], **settings)
         write_atomically(path, content.getvalue())
-    except OSError as error:
-        raise _unwritable(path, error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: more pixels than the format allows
+        raise _unwritable(path, getattr(error, "strerror", None) or str(error)) from error
 
 
 class VideoWriter:

@@ -57,7 +57,7 @@ def read_image(path: Path) -> Photo:
                 raise UserError(f"{where} is empty: replace or remove it")
             formats = (*FORMATS, *_more_formats(header, where))
             with opened(file, where, too_large=too_large, formats=formats) as image:
-                notes = [] if (note := _several(image)) is None else [note]
+                notes = [] if (note := several(image)) is None else [note]
                 size = image.size
                 if image.width * image.height > MAX_PIXELS:
                     image.draft(None, (image.width // 2, image.height // 2))
@@ -102,7 +102,7 @@ def _without_remarks() -> Iterator[None]:
         yield
 
 
-def _several(image: object) -> str | None:
+def several(image: object) -> str | None:
     """A note for a file of several images; the preview images in the JPEGs of some cameras do not count."""
     form = getattr(image, "format", None)
     if form in ("MPO", "HEIF") or not getattr(image, "is_animated", False):

@@ -226,7 +226,7 @@ class PredictionTable:
             reasons = [f"other inputs ({n})" if key == "inputs" else key for key in changed if key != "n_inputs"]
             raise UserError(f"{where}: this job had other values of {', '.join(reasons)}: repeat them, or {restart}")
         if not self.path.is_file() or self.path.stat().st_size < self._length:
-            raise UserError(f"{printable(self.path)} is missing or shorter than {PROGRESS} says: {restart}")
+            raise UserError(f"{printable(self.path)} is missing or shorter than {PROGRESS} states: {restart}")
         file = self.path.open("r+b")
         file.truncate(self._length)
         file.seek(self._length)

@@ -87,7 +87,7 @@ class Tracker:
         return {"next": self._next, "tracks": [asdict(track) for track in self._tracks]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state that `state` returned."""
+        """Restore a state that `state` returned."""
         self._next, self._tracks = int(state["next"]), [_Track(**track) for track in state["tracks"]]
 
     def _assign(self, xywh: NDArray[np.float64]) -> dict[int, _Track]:

@@ -42,7 +42,7 @@ class Frame(NamedTuple):
 
 
 class Properties(NamedTuple):
-    """What the header of a video says.
+    """The properties in the header of a video.
 
     Attributes:
         n_frames: number of frames, an estimate in some formats; None if it is not known.
@@ -212,7 +212,7 @@ def _properties(capture: VideoCapture) -> Properties:
 
 
 def _ends_early(path: Path, header: Properties, read: int, seconds: float) -> bool:
-    """Whether a file ends before its header says, since OpenCV ends the frames of a truncated file without an error."""
+    """Whether a file is shorter than its header states: OpenCV ends the frames of a truncated file without an error."""
     with path.open("rb") as file:
         if file.read(8)[4:] == b"ftyp":  # MP4, MOV: an edit list may hide frames that the header counts
             return _boxes_exceed(file, path.stat().st_size)

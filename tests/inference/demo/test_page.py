@@ -89,7 +89,7 @@ def test_missing_and_forbidden_cameras_are_reported(
         other.wait_for_selector("#problem:text('may not use the camera')")
 
 
-def test_browsers_without_webassembly_are_told_so(
+def test_message_in_browsers_without_webassembly(
     browser: Any, serving: Callable[..., str], network: Path, assets: Path
 ) -> None:
     with watched(browser) as page:

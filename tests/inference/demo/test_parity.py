@@ -103,6 +103,26 @@ def test_large_photos_are_searched_as_predict_does(
     assert shown == "; ".join(notes)
 
 
+def test_notes_equal_those_of_python(page: Any) -> None:
+    from fer_lightning.inference.faces import frame
+
+    image = np.zeros((200, 200, 3), np.uint8)
+    rule = frame.CropRule(side=1.0)
+    for x, side, nose in [(50, 100, 0.5), (50, 100, 0.85), (50, 100, 0.93), (50, 100, 0.99), (-12, 100, 0.5),
+                          (-8, 100, 0.5), (50, 39, 0.5), (50, 41, 0.5)]:  # fmt: skip
+        points = [[x + share * side, 80.0] for share in (0.3, 0.7, nose, 0.5, 0.0, 1.0)]
+        face = frame.Face(x, 50, side, side, 1.0, tuple((px, py) for px, py in points))
+        found = page.evaluate(
+            """async ([points, frame, limits]) => {
+                const { concerns } = await import('/concerns.js');
+                return concerns({ width: 200, height: 200 }, { points }, frame, limits);
+            }""",
+            [points, {"left": x, "top": 50, "side": side},
+             {"small": frame.SMALL, "cut": frame.CUT, "turned": frame.TURNED}],
+        )  # fmt: skip
+        assert [note.split()[0] for note in found] == list(frame.concerns(image, face, rule)), (x, side, nose)
+
+
 def test_crops_equal_those_of_pillow(page: Any) -> None:
     random = np.random.default_rng(0)
     image = Image.fromarray(random.integers(0, 256, (120, 160, 3), dtype=np.uint8))

@@ -83,17 +83,17 @@ def test_summary_starts_with_what_hurts_most(table: pd.DataFrame) -> None:
 
 
 def levels_of(changes: list[float], neutral: float | None) -> tuple[float, float] | None:
-    """The range that is withstood if the accuracy changes so at levels 1, 2, …."""
+    """The range that is tolerated if the accuracy changes so at levels 1, 2, …."""
     levels = np.arange(1.0, len(changes) + 1)
     rows = pd.DataFrame({"perturbation": "x", "level": levels, "images": 50, "change": changes})
     rows[["change_low", "change_high"]] = 0.0
     rows["accuracy"] = rows["f1_macro"] = 0.5 + rows["change"]
     perturbation = Perturbation("x", "x", "", brightness, tuple(v for v in levels if v != neutral), neutral)
     (found,) = summary(rows, [perturbation])
-    return found.withstood
+    return found.tolerated
 
 
-def test_withstood_levels_are_those_next_to_the_neutral_one() -> None:
+def test_tolerated_levels_are_those_next_to_the_neutral_one() -> None:
     assert levels_of([-0.3, -0.01, 0, 0.01, -0.2, 0], 3) == (2, 4)
     assert levels_of([-0.3, -0.02, 0], 3) is None
     assert levels_of([0, -0.2, -0.01, 0], None) == (3, 4)
@@ -102,11 +102,11 @@ def test_withstood_levels_are_those_next_to_the_neutral_one() -> None:
 
 
 def test_sentences_name_the_numbers(table: pd.DataFrame) -> None:
-    first, harmful, withstood = sentences(table)
-    assert first == "As they are, 90.0% of 20 images are recognised."
+    first, harmful, tolerated = sentences(table)
+    assert first == "Accuracy on 20 undisturbed images: 0.900."
     worst = summary(table)[0]
     assert f"brightness at {worst.worst:g} (factor), −{-100 * worst.change:.1f} points" in harmful
-    assert "rotation" in withstood and "brightness" not in withstood
+    assert "rotation" in tolerated and "brightness" not in tolerated
 
 
 def test_progress_names_each_perturbation(measured: tuple[pd.DataFrame, list[str]]) -> None:

@@ -48,6 +48,12 @@ def test_box_and_label_are_drawn_on_a_copy() -> None:
     )  # dashed, grey
 
 
+@pytest.mark.parametrize("size", [(3000, 1), (1, 5000)])
+def test_strips_are_not_enlarged_beyond_reason(size: tuple[int, int]) -> None:
+    drawn = draw(grey(*size), [Mark((0, 0, 1, 1), "happy 87 %", False)])
+    assert drawn.shape[:2] == size[::-1]
+
+
 @pytest.mark.parametrize("size", [(48, 48), (30, 400), (640, 480), (1600, 1200), (3, 3), (1, 1)])
 @pytest.mark.parametrize("text", ["happy 87 %", "überrascht 99 %", "a very long class name that does not fit in 12 %"])
 def test_labels_fit_any_image(size: tuple[int, int], text: str) -> None:
@@ -154,3 +160,14 @@ def test_frames_of_other_sizes_are_scaled(tmp_path: Path) -> None:
         for size in ((64, 48), (32, 24), (48, 64)):
             writer.write(grey(*size))
     assert {frame.image.shape for frame in frames(tmp_path / "a.mp4")} == {(48, 64, 3)}
+
+
+def test_image_too_large_for_its_format_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^[^\n]*wide\.webp cannot be written"):
+        write_image(tmp_path / "wide.webp", grey(17000, 2))
+
+
+def test_names_of_many_equal_stems_are_found_at_once() -> None:
+    names = unique_stems([Path(str(i), "0001.jpg") for i in range(20_000)])
+    assert len({name.casefold() for name in names}) == 20_000
+    assert unique_stems([Path("a-2"), Path("a"), Path("A"), Path("a-2")]) == ["a-2", "a", "A-3", "a-2-2"]

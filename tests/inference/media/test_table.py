@@ -120,7 +120,7 @@ def test_damaged_progress_is_one_line(tmp_path: Path) -> None:
         table(tmp_path, resume=True)
     (tmp_path / PROGRESS).write_text(good)
     (tmp_path / TABLE).write_text("file\n")
-    with pytest.raises(UserError, match=r"predictions\.csv is missing or shorter than progress\.json says"):
+    with pytest.raises(UserError, match=r"predictions\.csv is missing or shorter than progress\.json states"):
         table(tmp_path, resume=True)
     (tmp_path / TABLE).unlink()
     with pytest.raises(UserError, match=r"predictions\.csv is missing or"):

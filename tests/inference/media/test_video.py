@@ -54,7 +54,7 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", [0, 1, 7, 29, 30, 99])
 @pytest.mark.parametrize("every", [None, 0.25])
-def test_start_goes_on_as_if_never_interrupted(tmp_path: Path, start: int, every: float | None) -> None:
+def test_frames_from_start_are_those_of_an_uninterrupted_read(tmp_path: Path, start: int, every: float | None) -> None:
     path = write_video(tmp_path / "a.mp4")
     expected = [frame for frame in frames(path, every=every) if frame.number >= start]
     for frame, again in zip(expected, frames(path, every=every, start=start), strict=True):

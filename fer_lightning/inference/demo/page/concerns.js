@@ -1,14 +1,13 @@
 // Why the network's answer for a face deserves less trust, as fer_lightning.inference.faces judges it.
 
-const SMALL = 40; // side of the frame in pixels
-const CUT = 0.1; // share of the frame beyond the image's edge
-const TURNED = 0.6; // see turn
-
-/** Short notes, none if nothing speaks against the answer. */
-export function concerns(image, face, { left, top, side }) {
+/**
+ * Short notes, none if nothing speaks against the answer. Limits: the side of the frame in pixels, the share of it
+ * beyond the image's edge, and see turn.
+ */
+export function concerns(image, face, { left, top, side }, { small, cut, turned }) {
   const inside = share(left, side, image.width) * share(top, side, image.height);
   const found = {
-    "small face": side < SMALL, "cut by the edge": inside < 1 - CUT, "turned away": Math.abs(turn(face)) > TURNED,
+    "small face": side < small, "cut by the edge": inside < 1 - cut, "turned away": Math.abs(turn(face)) > turned,
   };
   return Object.keys(found).filter((name) => found[name]);
 }

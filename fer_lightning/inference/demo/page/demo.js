@@ -169,7 +169,7 @@ async function analyse(image, live = false) {
     const best = probabilities[i].indexOf(Math.max(...probabilities[i]));
     return {
       box, pixels: crops[i], probabilities: probabilities[i], label: title(about.classes[best]), best,
-      unsure: probabilities[i][best] < about.threshold, notes: concerns(image, box, frames[i]),
+      unsure: probabilities[i][best] < about.threshold, notes: concerns(image, box, frames[i], about.limits),
     };
   });
 }
