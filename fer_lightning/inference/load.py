@@ -17,7 +17,7 @@ from fer_lightning.inference import modelfile, zoo
 from fer_lightning.inference.description import TTA, Description
 from fer_lightning.inference.faces.detector import RULES
 from fer_lightning.inference.faces.frame import CropRule
-from fer_lightning.inference.predictor import LoadedModel, Member, NetworkMember, Predictor
+from fer_lightning.inference.predictor import BATCH, GPU_BATCH, LoadedModel, Member, NetworkMember, Predictor
 from fer_lightning.inference.tta import check
 from fer_lightning.metrics.calibration import Calibration
 
@@ -82,7 +82,7 @@ def load(
         if accelerator == "gpu":
             raise UserError(f"{path}: ONNX files run on the CPU here; name the run or its model file")
         session = Session(path)
-        return _loaded(path, session.description, (_Graph(session),))
+        return _loaded(path, session.description, (_Graph(session),), BATCH)
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: neither a run folder nor a .safetensors or .onnx file of `fer-lightning export`")
     device = torch.device(devices.kind({"accelerator": accelerator}))
@@ -96,7 +96,7 @@ def load(
         )
         for network, member in zip(networks, description.members, strict=True)
     )
-    return _loaded(path, description, members)
+    return _loaded(path, description, members, BATCH if device.type == "cpu" else GPU_BATCH)
 
 
 def together(models: Sequence[LoadedModel], tta: str | None = None) -> Predictor:
@@ -155,7 +155,7 @@ def _rules(model: LoadedModel) -> tuple[int, dict[str, CropRule]]:
     return (SIDE, RULES) if known is None else (known.size, known.crop)
 
 
-def _loaded(path: Path, description: Description, members: tuple[Member, ...]) -> LoadedModel:
+def _loaded(path: Path, description: Description, members: tuple[Member, ...], batch_size: int) -> LoadedModel:
     return LoadedModel(
         path,
         description.name,
@@ -164,7 +164,8 @@ def _loaded(path: Path, description: Description, members: tuple[Member, ...]) -
         tuple(description.classes),
         description.tta,
         description.calibration,
-        description=description,
+        batch_size,
+        description,
         scores=description.scores,
         commit=description.commit,
     )
