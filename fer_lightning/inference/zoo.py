@@ -43,7 +43,8 @@ def show() -> None:
 
     from fer_lightning.inference import modelfile
 
-    table = Table("model", "size", "classes", "protocol", "accuracy", "macro-F1", "clean accuracy", "test-time augm.")
+    table = Table("model", "size", "classes", "protocol", "accuracy", "F1", "clean", "--tta")
+    table.columns[0].no_wrap = True
     for name, path in shipped().items():
         found, _ = modelfile.read(path)
         scores = (

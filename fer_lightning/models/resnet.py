@@ -130,7 +130,8 @@ class ResNet(nn.Module):
         self.num_features = 8 * width * block.expansion
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if not module.weight.is_meta:  # there PyTorch would import its compiler to draw nothing
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif zero_init_last and isinstance(module, BasicBlock | Bottleneck):
                 nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
 
