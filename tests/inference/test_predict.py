@@ -212,7 +212,7 @@ def test_first_frame_of_an_animation_is_noted(detector: str, predict: Predict, t
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
 def test_formats_that_training_does_not_read_are_faces_too(predict: Predict, tmp_path: Path) -> None:
-    Image.fromarray(photo(100, 100, (50, 50, 60))).save(tmp_path / "face.avif")
+    Image.fromarray(photo(200, 200, (100, 100, 90))).save(tmp_path / "face.avif")
     ended = predict("face.avif", "--detector=none", "--out=out")
     assert (ended.code, ended.err) == (0, "")
     assert rows_of(tmp_path / "out")["label"].notna().all()
