@@ -62,6 +62,20 @@ def test_pictures_without_a_face_and_other_files_are_reported(page: Any) -> None
     assert page.text_content("#problem") == ""
 
 
+def test_photo_chosen_while_the_networks_load_is_kept(
+    browser: Any, serving: Callable[..., str], network: Path, assets: Path, portrait: Image.Image
+) -> None:
+    with watched(browser) as page:
+        held: list[Any] = []
+        page.route("**/model.onnx", lambda route: held.append(route))
+        with page.expect_request("**/model.onnx"):
+            page.goto(serving(network, assets))
+        choose(page, png(portrait))
+        assert page.is_disabled("#choose")
+        held[0].continue_()
+        assert len(results(page)) == 1
+
+
 def test_low_confidence_is_unsure(
     browser: Any, serving: Callable[..., str], assets: Path, portrait: Image.Image, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ const hint = faces.firstElementChild;
 const frame = document.createElement("canvas").getContext("2d", { willReadFrequently: true }); // of the webcam
 
 let networks; // see load.js
+let early; // a photo dropped, pasted or chosen before they are there
 let stream = null; // of the webcam, while it is on
 let turn = 0; // counts pictures chosen and cameras switched on: what is older is dropped
 
@@ -26,14 +27,16 @@ async function start() {
   describeNetwork(networks.about);
   choose.disabled = webcam.disabled = false;
   status("Ready.");
-  for (const one of [choose, byId("empty")]) one.addEventListener("click", () => file.click());
-  file.addEventListener("change", () => { openPhoto(file.files[0]); file.value = ""; });
-  webcam.addEventListener("click", () => (stream ? stopCamera() : guarded(startCamera)));
-  document.addEventListener("paste", (event) => openPhoto(event.clipboardData.files[0]));
-  document.addEventListener("drop", (event) => openPhoto(event.dataTransfer.files[0]));
+  openPhoto(early);
 }
 
-// A photo dropped beside the field, or too early, must not replace the page.
+for (const one of [choose, byId("empty")]) one.addEventListener("click", () => file.click());
+file.addEventListener("change", () => { openPhoto(file.files[0]); file.value = ""; });
+webcam.addEventListener("click", () => (stream ? stopCamera() : guarded(startCamera)));
+document.addEventListener("paste", (event) => openPhoto(event.clipboardData.files[0]));
+document.addEventListener("drop", (event) => openPhoto(event.dataTransfer.files[0]));
+
+// A photo dropped beside the field must not replace the page.
 for (const type of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(type, (event) => {
     event.preventDefault();
@@ -54,6 +57,10 @@ async function guarded(action) {
 
 function openPhoto(chosen) {
   if (!chosen) return;
+  if (!networks) {
+    early = chosen;
+    return;
+  }
   guarded(async () => {
     let bitmap;
     try {
