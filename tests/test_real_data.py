@@ -33,7 +33,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "overrides", "supports"),
     [
         ("fer2013.csv.gz", ("protocol=kaggle", "imbalance=weighted"), PRIVATE),
-        ("fer2013-folder.zip", ("protocol=report", "imbalance=balanced"), BOTH),
+        pytest.param("fer2013-folder.zip", ("protocol=report", "imbalance=balanced"), BOTH, marks=pytest.mark.slow),
     ],
 )
 def test_supports(
@@ -66,7 +66,7 @@ def test_duplicates_and_counts(fer2013_dir: Path, cache: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "redundant", "groups"),
     # Two pairs of the folder differ in the CSV, where one of each is among the 177 rows that were decoded from JPEG.
-    [("fer2013.csv.gz", 1851, 1514), ("fer2013-folder.zip", 1853, 1516)],
+    [("fer2013.csv.gz", 1851, 1514), pytest.param("fer2013-folder.zip", 1853, 1516, marks=pytest.mark.slow)],
 )
 def test_audit(
     fer2013_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, redundant: int, groups: int

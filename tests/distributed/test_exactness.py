@@ -89,6 +89,7 @@ def test_a_run_on_two_devices_writes_one_run_folder(two_ranks: Path) -> None:
     assert len(steps) == len(set(steps))
 
 
+@pytest.mark.slow
 def test_torchrun_can_start_the_ranks(two_ranks: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
     settings = [*SMALL, "trainer.devices=auto", "logger=csv", f"hydra.run.dir={tmp_path}/run"]
@@ -174,7 +175,7 @@ def test_a_failing_rank_is_reported_with_its_own_traceback(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGKILL))]
 )
 def test_ranks_save_and_end_with_their_launcher(number: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"

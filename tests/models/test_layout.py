@@ -55,7 +55,7 @@ def test_channels_last_is_used_where_it_is_safe() -> None:
     assert layout(ResNet(18, width=8), CPU, channels_last=False) is torch.contiguous_format
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_no_shipped_network_corrupts_the_heap(threads: int) -> None:
     """Under glibc's checking allocator, which ends a process that frees a damaged block."""
     checker = "libc_malloc_debug.so.0"

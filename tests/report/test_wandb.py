@@ -24,8 +24,18 @@ Train = Callable[..., Run]
 BLOCK, HEADER = 32768, 7
 
 
-def records(run_dir: Path) -> Iterator[Any]:
-    """The records of a run: LevelDB's log format after a header of seven bytes, protobuf inside."""
+def records(run_dir: Path) -> list[Any]:
+    """The records of a run, once its process, which writes on after the run has ended, has written the last one."""
+    for _ in range(150):
+        found = list(_written(run_dir))
+        if any(record.HasField("exit") for record in found):
+            break
+        time.sleep(0.2)
+    return found
+
+
+def _written(run_dir: Path) -> Iterator[Any]:
+    """LevelDB's log format after a header of seven bytes, protobuf inside."""
     from wandb.proto import wandb_internal_pb2
 
     (path,) = run_dir.glob("wandb/*run-[0-9]*/run-*.wandb")

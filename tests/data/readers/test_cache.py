@@ -284,7 +284,7 @@ def test_leftovers_of_killed_processes_are_removed(csv: Path, root: Path) -> Non
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", ["fer2013.csv.gz", "fer2013-folder.zip"])
+@pytest.mark.parametrize("name", ["fer2013.csv.gz", pytest.param("fer2013-folder.zip", marks=pytest.mark.slow)])
 def test_cached_real_data_opens_in_0_2_s(
     fer2013_dir: Path, tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:
