@@ -127,6 +127,7 @@ def test_a_user_error_on_every_rank_is_printed_once(tmp_path: Path) -> None:
     assert ended.err.count("\n") == 1, ended.err
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_job_which_can_be_resumed(tmp_path: Path, two_ranks: Path) -> None:
     run, end = tmp_path / "run", ending("on_train_batch_start", 6, "SIGKILL", tmp_path / "once", rank=1)
     ended = apart(tmp_path, *SMALL, *end, "trainer.devices=2", "logger=csv", f"hydra.run.dir={run}")
@@ -164,6 +165,7 @@ def test_resume_of_three_interrupted_ranks_is_bitwise_equal(model: str, tmp_path
     assert_same(tmp_path / "run", outcome(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_failing_rank_is_reported_with_its_own_traceback(tmp_path: Path) -> None:
     end = ending("on_train_batch_start", 3, "SIGNONE", tmp_path / "once", rank=1)  # no such signal: AttributeError
     ended = apart(tmp_path, *SMALL, *end, "trainer.devices=2", f"hydra.run.dir={tmp_path}/run")

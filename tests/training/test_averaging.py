@@ -45,6 +45,7 @@ def test_a_short_run_forgets_its_initial_weights(train: Callable[..., Run]) -> N
     assert moved > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_what_two_ranks_validate_is_what_is_saved(tmp_path: Path) -> None:
     settings = ("callbacks=ema", "trainer.devices=2", "trainer.max_epochs=3")

@@ -297,6 +297,7 @@ def test_real_csv(real_csv: FaceTable) -> None:
     assert real_csv.images[-1, -1, -3:].tolist() == [189, 199, 201]
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_real_folder_holds_the_same_faces(fer2013_dir: Path, real_csv: FaceTable, tmp_path: Path) -> None:
     folder = load(fer2013_dir / "fer2013-folder.zip", cache_dir=tmp_path)
