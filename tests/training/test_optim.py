@@ -9,6 +9,7 @@ import torch
 
 from fer_lightning.config import instantiate
 from fer_lightning.errors import UserError
+from fer_lightning.models.network import FaceNetwork
 from fer_lightning.models.resnet import ResNet
 from fer_lightning.training.optim import parameter_groups
 
@@ -71,7 +72,7 @@ def test_plateau_lowers_the_rate_when_nothing_gets_better() -> None:
 
 
 def test_weight_decay_spares_biases_and_norms() -> None:
-    network = ResNet(18)
+    network = FaceNetwork(ResNet(18), 7)
     decayed, spared = parameter_groups(network, 0.1)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert len(decayed["params"]) + len(spared["params"]) == len(list(network.parameters()))
