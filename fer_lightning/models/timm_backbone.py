@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -30,14 +31,13 @@ class TimmBackbone(nn.Module):
         ValueError: timm is not installed, or has no such network.
     """
 
-    def __init__(
-        self, name: str, in_channels: int = 3, pretrained: bool | str = False, drop_path: float = 0.0
-    ) -> None:
+    def __init__(self, name: str, in_channels: int = 3, pretrained: bool | str = False, drop_path: float = 0.0) -> None:
         super().__init__()
         timm = _timm()
         if not timm.is_model(name):  # names with a prefix, such as hf-hub:, would be downloaded
-            near = ", ".join(timm.list_models(f"*{name.partition('.')[0]}*")[:4])
-            raise ValueError(f"name: timm {timm.__version__} has no network {name!r}" + (f", but {near}" if near else ""))
+            near = ", ".join(difflib.get_close_matches(name, timm.list_models(), 4))
+            but = f", but {near}" if near else ""
+            raise ValueError(f"name: timm {timm.__version__} has no network {name!r}{but}")
         self.name, self.in_channels, self.pretrained = name, in_channels, pretrained
         options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
         try:
@@ -84,8 +84,8 @@ class TimmBackbone(nn.Module):
             return self._complete()
         except Exception as error:  # of whatever downloads: huggingface_hub, httpx, urllib
             raise ValueError(
-                f"pretrained: downloading failed ({type(error).__name__}: {flat(error)[:80]}). Get model.safetensors of "
-                f"{source} where there is a network, and name the file: model.pretrained=PATH"
+                f"pretrained: downloading failed ({type(error).__name__}: {flat(error)[:80]}). Get model.safetensors "
+                f"of {source} where there is a network, and name the file: model.pretrained=PATH"
             ) from error
 
     def _read(self, path: Path) -> nn.Module:

@@ -1,6 +1,7 @@
 """Vision Transformer from scratch: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words" (arXiv:2010.11929).
 
-Parameter names and the order of norms are timm's, so that a state dict of the same size without `head` loads either way.
+Parameter names and the order of norms are timm's, so that a state dict of the same size, without `head`, loads either
+way.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class ViT(nn.Module):
         parts = parameter.split(".")
         if parts[0] == "blocks":
             return 1 + int(parts[1])
-        return len(self.blocks) + 1 if parts[0] == "norm" else 0
+        return len(self.blocks) if parts[0] == "norm" else 0  # with the last block, as in timm
 
     def _positions(self, rows: int, columns: int) -> Tensor:
         """The position embedding of a grid of patches, (1, 1 + rows · columns, width)."""

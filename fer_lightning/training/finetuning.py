@@ -47,17 +47,18 @@ def check(settings: Mapping[str, Any]) -> None:
         return
     if not 0 < freeze < epochs:
         raise UserError(
-            f"finetune.freeze_epochs={freeze}: use 0, or fewer than trainer.max_epochs={epochs}, in which the backbone is "
-            "then trained"
+            f"finetune.freeze_epochs={freeze}: use 0, or fewer than trainer.max_epochs={epochs}, so that the backbone "
+            "is trained after them"
         )
     if settings["imbalance"]["retrain_after"] is not None:
         raise UserError(
-            f"finetune.freeze_epochs={freeze} contradicts imbalance={settings['imbalance']['name']}, which has stages of "
-            "its own: leave one of them out"
+            f"finetune.freeze_epochs={freeze} contradicts imbalance={settings['imbalance']['name']}, which has stages "
+            "of its own: leave one of them out"
         )
     if max_time is not None or settings["trainer"]["max_steps"] > 0:
         raise UserError(
-            f"finetune.freeze_epochs={freeze} contradicts trainer.max_time and max_steps: limit trainer.max_epochs instead"
+            f"finetune.freeze_epochs={freeze} contradicts trainer.max_time and trainer.max_steps: limit "
+            "trainer.max_epochs instead"
         )
 
 

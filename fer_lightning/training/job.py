@@ -154,8 +154,8 @@ class _Job:
         return trainer
 
     def _start_of(self, stage: Stage, trained: L.Trainer, folder: Path) -> Path:
-        """A checkpoint that the next stage continues from: with the last weights, or with the best backbone so far and a
-        new head, the classifier re-training (cRT) of Kang et al. 2020, arXiv:1910.09217, section 4.1.
+        """A checkpoint that the next stage continues from: with the last weights, or with the best backbone so far and
+        a new head, the classifier re-training (cRT) of Kang et al. 2020, arXiv:1910.09217, section 4.1.
 
         Epochs and steps continue to count; optimizer, schedule, best scores and averages start again.
         """

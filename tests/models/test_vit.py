@@ -44,7 +44,7 @@ def test_position_embedding_follows_the_size_of_the_images() -> None:
 def test_layers_are_counted_from_the_input() -> None:
     network = ViT(width=24, depth=3, heads=3)
     names = ["patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.bias", "blocks.2.mlp.fc1.weight", "norm.bias"]
-    assert [network.layer_of(name) for name in names] == [0, 0, 1, 3, 4]
+    assert [network.layer_of(name) for name in names] == [0, 0, 1, 3, 3]
 
 
 @pytest.mark.parametrize("sizes", [{"patch": 7}, {"heads": 5}, {"depth": 0}, {"drop_path": 1.0}])

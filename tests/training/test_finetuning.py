@@ -8,17 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from fer_lightning.config import instantiate
-from fer_lightning.data.synthetic import synthetic
 from fer_lightning.inference.export import export
-from fer_lightning.inference.load import load_model
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.models.resnet import ResNet
 from fer_lightning.runs.checkpoints import read_checkpoint
 from fer_lightning.runs.folder import load_settings
-from fer_lightning.training.finetuning import initialise
 from fer_lightning.training.optim import layers_of, parameter_groups
 from tests.conftest import TINY, Run
 from tests.processes import apart
