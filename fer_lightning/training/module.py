@@ -239,7 +239,13 @@ class FERClassifier(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams
         node = hparams["optimizer"]
-        groups = parameter_groups(self.network, node.get("weight_decay", 0.0), node.get("lr"), hparams["layer_decay"])
+        groups = parameter_groups(
+            self.network,
+            node.get("weight_decay", 0.0),
+            node.get("lr"),
+            hparams["layer_decay"],
+            mark_head=str(node["_target_"]).endswith(".Muon"),
+        )
         optimizer = instantiate.call("optimizer", hparams["optimizer"], groups)
         steps = int(self.trainer.estimated_stepping_batches)
         if first := hparams["first_epoch"]:  # less those of an earlier stage

@@ -11,12 +11,20 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from fer_lightning.models.network import FaceNetwork
 
+HEAD = "head."
+"""Prefix of the head's parameters in a network."""
+
 Schedule = tuple[LRScheduler, Literal["step", "epoch"]]
 """A scheduler and how often it steps."""
 
 
 def parameter_groups(
-    network: FaceNetwork, weight_decay: float, lr: float | None = None, layer_decay: float = 1.0
+    network: FaceNetwork,
+    weight_decay: float,
+    lr: float | None = None,
+    layer_decay: float = 1.0,
+    *,
+    mark_head: bool = False,
 ) -> list[dict[str, Any]]:
     """The parameters to train, with their weight decay and learning rate.
 
@@ -29,6 +37,7 @@ def parameter_groups(
         lr: of the last layer; None for the optimizer's default, if all layers have one rate.
         layer_decay: the rate of a layer as a multiple of that of the next one (Clark et al. 2020, arXiv:2003.10555,
             appendix A). Each group has its own rate, which every schedule multiplies.
+        mark_head: give the head a group of its own, with the key `head` set.
 
     Raises:
         ValueError: rates of layers need one to start from.
@@ -37,15 +46,17 @@ def parameter_groups(
         raise ValueError("finetune.layer_decay needs optimizer.lr")
     layers = layers_of(network)
     last = max(layers.values())
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             below = last - layers[name] if layer_decay != 1 else 0
-            groups.setdefault((below, parameter.ndim > 1), []).append(parameter)
+            head = mark_head and name.startswith(HEAD)
+            groups.setdefault((below, parameter.ndim <= 1, head), []).append(parameter)
     return [
-        {"params": members, "weight_decay": weight_decay if decays else 0.0}
+        {"params": groups[below, spared, head], "weight_decay": 0.0 if spared else weight_decay}
         | ({} if lr is None or layer_decay == 1 else {"lr": lr * layer_decay**below})
-        for (below, decays), members in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
+        | ({"head": True} if head else {})
+        for below, spared, head in sorted(groups)
     ]
 
 
