@@ -80,8 +80,8 @@ def accuracy_f1(comparison: Comparison) -> Figure:
 
 def _label_points(axes: Axes, x: Floats, y: Floats, texts: Sequence[str]) -> None:
     """Write each text beside its point, on the first side where it covers no other text or point."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure = axes.figure
+    assert isinstance(figure, Figure)
     figure.draw_without_rendering()  # the layout determines where the points are
     points = axes.transData.transform(np.stack([x, y], 1)) * 72 / figure.dpi
     height, marker = 8.0, 5.0

@@ -193,7 +193,7 @@ def test_interval_of_one_difference_equals_scipy(sweep: Path) -> None:
     settings, _ = collect([sweep / "0", sweep / "3"])
     right = [setting.runs[0].guesses == LABELS for setting in settings]
     expected = stats.bootstrap(
-        right, lambda a, b, axis: a.mean(axis) - b.mean(axis), paired=True, n_resamples=20_000, rng=0, method="basic"
+        right, lambda a, b, axis: a.mean(axis) - b.mean(axis), paired=True, n_resamples=20_000, method="basic"
     ).confidence_interval
     drawn = resampled(settings, 20_000)["accuracy"]
     low, high = simultaneous(right[0].mean() - right[1].mean(), (drawn[0] - drawn[1])[None])
