@@ -78,9 +78,24 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
         raise UserError("--multirun under torchrun or srun: start the sweep by itself; its jobs start their own ranks")
     if rank and rank.rank > 0:  # a launcher that composes the config on every rank
         return worker.follow()
-    settings = resolve(cfg, folder.load_settings(run_dir) if folder.has_trained(run_dir) else None)
+    resumed = folder.load_settings(run_dir) if folder.has_trained(run_dir) else None
+    settings = resolve(cfg, resumed)
     check(settings, Started(rank.world, rank.local_world) if rank else None)
     Strategy.from_config(settings["imbalance"]).check(settings["trainer"], mixes=bool(settings.get("mix")))
+    if settings["finetune"] != {"freeze_epochs": 0, "layer_decay": 1.0}:
+        from fer_lightning.training import finetuning
+
+        finetuning.check(settings)
+    if settings["init_from"]:
+        from fer_lightning.training import finetuning
+
+        typed = list(HydraConfig.get().overrides.task)
+        settings |= finetuning.kept(resumed) if resumed else finetuning.adopted(settings, typed)
+    if settings["distill"]["teachers"]:
+        from fer_lightning.training import distillation
+
+        distillation.check(settings["distill"])
+        settings["distill"] = distillation.located(settings["distill"])
     if multiprocessing.current_process().name.startswith("Loky"):  # a worker that joblib started
         end_with_parent()
     with folder.enter(run_dir, settings):

@@ -100,6 +100,21 @@ class Trainer:
 
 
 @dataclass
+class Distill:
+    teachers: list[str] = field(default_factory=list)
+    alpha: float = 0.5
+    temperature: float = 2.0
+    other_data: bool = False
+    digests: list[str] = field(default_factory=list)  # of the teachers' content: filled in
+
+
+@dataclass
+class Finetune:
+    freeze_epochs: int = 0
+    layer_decay: float = 1.0
+
+
+@dataclass
 class Config:
     data: Data = field(default_factory=Data)
     protocol: Protocol = field(default_factory=Protocol)
@@ -109,6 +124,9 @@ class Config:
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)
+    distill: Distill = field(default_factory=Distill)
+    init_from: Optional[str] = None
+    finetune: Finetune = field(default_factory=Finetune)
     trainer: Trainer = field(default_factory=Trainer)
     callbacks: Optional[dict[str, Any]] = None
     logger: Optional[dict[str, Any]] = None

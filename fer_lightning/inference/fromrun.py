@@ -21,7 +21,7 @@ from fer_lightning.runs.resume import HYDRA
 NETWORK = "network."
 """Prefix of the network's parameters and buffers in a checkpoint's state dict."""
 
-PATHS = ("data.path", "data.votes", "data.relabel", "data.cache_dir")
+PATHS = ("data.path", "data.votes", "data.relabel", "data.cache_dir", "distill.teachers")
 """Keys whose values are files or folders of whoever trained."""
 
 
@@ -98,4 +98,6 @@ def _overrides(run_dir: Path) -> list[str]:
 
 def _basename(path: str) -> str:
     """The last part of a path or an address, as it may be written in an override."""
-    return re.split(r"[/\\]", path.strip("'\"").rstrip("/\\"))[-1]
+    if path.startswith("["):
+        return f"[{','.join(_basename(one) for one in path.strip('[]').split(','))}]"
+    return re.split(r"[/\\]", path.strip(" '\"").rstrip("/\\"))[-1]

@@ -75,19 +75,28 @@ class NetworkMember:
         precision: str = FP32,
         channels_last: bool = True,
     ) -> None:
-        self.device = device or torch.device("cpu")
-        self.network = network.eval().to(self.device)
-        self.network.arrange(self.device, channels_last)
-        self.class_counts, self.posthoc_tau = tuple(class_counts), posthoc_tau
-        native = has_native_bf16(self.device.type) if precision == BF16 else self.device.type == "cuda"
-        self.dtype = AUTOCAST.get(precision) if native else None
-        self._log_prior = log_prior(class_counts).to(self.device)
+        self.network = network.eval()
+        self.class_counts, self.posthoc_tau, self.precision = tuple(class_counts), posthoc_tau, precision
+        self._log_prior = log_prior(class_counts)
+        self.to(device or torch.device("cpu"), channels_last)
+
+    def to(self, device: torch.device, channels_last: bool) -> None:
+        """Run on another device."""
+        self.device = device
+        self.network.to(device).arrange(device, channels_last)
+        native = has_native_bf16(device.type) if self.precision == BF16 else device.type == "cuda"
+        self.dtype = AUTOCAST.get(self.precision) if native else None
+        self._log_prior = self._log_prior.to(device)
+
+    def logits_of(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of faces (B, 1, H, W), float in [0, 1], on its device and in the precision of the caller."""
+        return adjusted(self.network(images), self._log_prior, self.posthoc_tau)
 
     @torch.inference_mode()
     def logits(self, faces: Tensor) -> Tensor:
         inputs = faces[:, None].to(self.device).float().div_(255)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            return adjusted(self.network(inputs), self._log_prior, self.posthoc_tau).float().cpu()
+            return self.logits_of(inputs).float().cpu()
 
 
 @dataclass(frozen=True)

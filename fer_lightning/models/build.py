@@ -44,7 +44,8 @@ def build(
     """The network of the config group `model`.
 
     Args:
-        node: of the backbone, which is given `in_channels`; `preprocessing` and `dropout` are the network's own.
+        node: of the backbone, which is given `in_channels`; `preprocessing` and `dropout` are the network's own. What
+            `preprocessing` leaves open is taken from the backbone's attribute of that name, if it has one.
         num_classes: number of logits.
         cosine_scale: scale of a cosine head; None for a linear head.
         backbone: makes the backbone from the rest of the node and `in_channels`.
@@ -54,7 +55,7 @@ def build(
     """
     own = dict(node)
     dropout, settings = own.pop("dropout", 0.0), own.pop("preprocessing", None) or {}
-    preprocessing = Preprocessing(**settings)
-    return FaceNetwork(
-        backbone(own, in_channels=preprocessing.channels), num_classes, preprocessing, dropout, cosine_scale
-    )
+    given = {name: value for name, value in settings.items() if value is not None}
+    body = backbone(own, in_channels=Preprocessing(**given).channels)
+    preprocessing = Preprocessing(**(getattr(body, "preprocessing", {}) | given))
+    return FaceNetwork(body, num_classes, preprocessing, dropout, cosine_scale)

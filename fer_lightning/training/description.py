@@ -35,6 +35,7 @@ def describe(
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}"
     parameters = sum(p.numel() for p in classifier.network.parameters())
     model, parts = settings["model"], data.parts
+    teachers = settings.get("distill", {}).get("teachers", [])
     name = str(model["_target_"]).rpartition(".")[2] + (f"-{model['depth']}" if "depth" in model else "")
     network = [name, *([f"{model['stem']} stem"] if "stem" in model else []), f"{parameters:,} parameters"]
     return {
@@ -45,6 +46,7 @@ def describe(
         **({"cleaned": data.cleaned} if data.cleaned else {}),
         "imbalance": settings["imbalance"]["name"],
         "network": ", ".join(network),
+        **({"teachers": ", ".join(teachers)} if teachers else {}),
         "seed": str(settings["seed"]),
         "hardware": f"{hardware}, {settings['trainer']['precision']}, {torch.get_num_threads()} threads",
         "versions": f"fer-lightning {__version__}, torch {torch.__version__}, lightning {version('lightning')}, "
@@ -62,6 +64,7 @@ def announce(facts: Mapping[str, str], data: FERDataModule, run_dir: Path, check
         *([f"cleaned  {data.cleaned}"] if data.cleaned else []),
         f"training {facts['imbalance']}: {counts}",
         f"network  {facts['network']}; {facts['hardware']}",
+        *([f"teachers {facts['teachers']}"] if "teachers" in facts else []),
         f"run      {run_dir}" + (f", resumed from {checkpoint.name}" if checkpoint else ""),
     ):
         log.info(line)

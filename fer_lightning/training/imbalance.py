@@ -18,12 +18,14 @@ class Stage(NamedTuple):
     Attributes:
         first: its first epoch, counted from 0.
         end: the epoch after its last one; -1 where the number of epochs is not limited.
-        head_only: the backbone is frozen and a new head is trained.
+        head_only: the backbone is frozen and only the head is trained.
+        new_head: it starts with the best backbone of the stage before and a new head; otherwise with the last weights.
     """
 
     first: int
     end: int
     head_only: bool = False
+    new_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,16 @@ class Strategy:
                 "first stage"
             )
 
-    def stages(self, max_epochs: int) -> list[Stage]:
-        """The calls of `Trainer.fit` that train with this strategy."""
-        if self.retrain_after is None:
-            return [Stage(0, max_epochs)]
-        first = epoch_at(self.retrain_after, max_epochs)
-        return [Stage(0, first), Stage(first, max_epochs, head_only=True)]
+    def stages(self, max_epochs: int, freeze_epochs: int = 0) -> list[Stage]:
+        """The calls of `Trainer.fit` that train with this strategy, the first of them with a frozen backbone if
+        `freeze_epochs` is not 0."""
+        if self.retrain_after is not None:
+            assert not freeze_epochs
+            first = epoch_at(self.retrain_after, max_epochs)
+            return [Stage(0, first), Stage(first, max_epochs, head_only=True, new_head=True)]
+        if freeze_epochs:
+            return [Stage(0, freeze_epochs, head_only=True), Stage(freeze_epochs, max_epochs)]
+        return [Stage(0, max_epochs)]
 
     def sampled_from(self, max_epochs: int) -> int:
         """The first epoch in which the sampler is in force."""

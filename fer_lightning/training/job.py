@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +29,13 @@ from fer_lightning.runs.results import Metrics
 from fer_lightning.training import scoring
 from fer_lightning.training.callbacks import History, LastCheckpoint
 from fer_lightning.training.description import announce, describe
+from fer_lightning.training.distillation import distillation
+from fer_lightning.training.finetuning import initialise
 from fer_lightning.training.imbalance import Stage, Strategy
 from fer_lightning.training.module import FERClassifier
 from fer_lightning.training.trainer import check_limits, make_trainer, quiet
+
+log = logging.getLogger(__name__)
 
 Settings = Mapping[str, Any]
 """A resolved config as plain containers."""
@@ -92,17 +97,23 @@ class _Job:
         self.settings, self.run_dir, self.strategy, self.data, self.loggers = settings, run_dir, strategy, data, loggers
         self.checkpoints, self.history = run_dir / CHECKPOINTS, History(run_dir / "metrics.csv")
         self.announced = False
+        with ranks.agreeing():
+            self.distillation = distillation(
+                settings.get("distill"), data.faces.classes, data.faces.source, data.digests
+            )
 
     def run(self) -> Metrics:
         """Train stage after stage, then score."""
-        *before, last = self.strategy.stages(self.settings["trainer"]["max_epochs"])
+        settings = self.settings
+        freeze_epochs = settings.get("finetune", {}).get("freeze_epochs", 0)
+        *before, last = self.strategy.stages(settings["trainer"]["max_epochs"], freeze_epochs)
         resumed = self._to_resume(self.checkpoints)
         for stage in before if resumed is None else []:
             folder = self.checkpoints / FIRST_STAGE
             trained = self._fit(stage, folder, self._to_resume(folder))
             resumed = self._start_of(last, trained, folder)
         trainer = self._fit(last, self.checkpoints, resumed)
-        return scoring.write(self.settings, self.run_dir, self.data, trainer, self.history)
+        return scoring.write(settings, self.run_dir, self.data, trainer, self.history)
 
     def _to_resume(self, folder: Path) -> Path | None:
         """The newest intact checkpoint of a folder; every byte of it is read, by rank 0 only."""
@@ -114,6 +125,7 @@ class _Job:
         settings = self.settings
         with ranks.agreeing():
             classifier = make_classifier(settings, self.strategy, self.data, stage)
+            classifier.distillation = self.distillation
             callbacks = instantiate.named("callbacks", _in_folder(settings["callbacks"], self.checkpoints, folder))
             if stage.end != settings["trainer"]["max_epochs"]:  # the next stage starts at a fixed epoch
                 callbacks = [c for c in callbacks if not isinstance(c, EarlyStopping)]
@@ -129,6 +141,12 @@ class _Job:
                 facts = describe(settings, self.run_dir, self.data, classifier, trainer.strategy.root_device)
                 announce(facts, self.data, self.run_dir, checkpoint)
             tracking.log_start(self.loggers, settings, scoring.class_counts(self.data))
+        if checkpoint is None:
+            with ranks.agreeing():
+                start = initialise(classifier.network, settings.get("init_from"), self.data.faces)
+            if start and trainer.is_global_zero:
+                log.info("start    %s", start)
+                print(f"start    {start}", flush=True)
         try:
             trainer.fit(classifier, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:  # of what the config adds to the trainer and the callbacks
@@ -136,8 +154,8 @@ class _Job:
         return trainer
 
     def _start_of(self, stage: Stage, trained: L.Trainer, folder: Path) -> Path:
-        """A checkpoint that the next stage continues from, with the best backbone so far and a new head: the classifier
-        re-training (cRT) of Kang et al. 2020, arXiv:1910.09217, section 4.1.
+        """A checkpoint that the next stage continues from: with the last weights, or with the best backbone so far and
+        a new head, the classifier re-training (cRT) of Kang et al. 2020, arXiv:1910.09217, section 4.1.
 
         Epochs and steps continue to count; optimizer, schedule, best scores and averages start again.
         """
@@ -148,10 +166,11 @@ class _Job:
         new = make_classifier(self.settings, self.strategy, self.data, stage).state_dict()
         if ranks.is_first():
             last = read_checkpoint(folder / LAST)
-            best = read_checkpoint(folder / BEST)["state_dict"] if (folder / BEST).is_file() else last["state_dict"]
             dropped = ("current_model_state", "averaging_state", "training_sums")
             start = {name: value for name, value in last.items() if name not in dropped}
-            start["state_dict"] = {name: best[name] if name.startswith(BACKBONE) else new[name] for name in new}
+            if stage.new_head:
+                best = read_checkpoint(folder / BEST)["state_dict"] if (folder / BEST).is_file() else last["state_dict"]
+                start["state_dict"] = {name: best[name] if name.startswith(BACKBONE) else new[name] for name in new}
             start["optimizer_states"], start["lr_schedulers"] = [], []  # without a state Lightning leaves the new ones
             start["callbacks"] = {self.history.state_key: last["callbacks"][self.history.state_key]}
             trained.strategy.checkpoint_io.save_checkpoint(start, path)
@@ -206,6 +225,7 @@ def make_classifier(settings: Settings, strategy: Strategy, data: FERDataModule,
         weighted_from=weighted_from,
         first_scored_epoch=max(weighted_from, strategy.sampled_from(epochs)) if stage.end == epochs else 0,
         head_only=stage.head_only,
+        layer_decay=settings.get("finetune", {}).get("layer_decay", 1.0),
         channels_last=settings["trainer"]["channels_last"],
         seed=settings["seed"],
     )

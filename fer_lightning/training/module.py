@@ -21,6 +21,7 @@ from fer_lightning.errors import UserError
 from fer_lightning.metrics.scores import scores
 from fer_lightning.models.heads import adjusted, log_prior
 from fer_lightning.runs.results import sums_of
+from fer_lightning.training.distillation import Distillation
 from fer_lightning.training.losses import LDAM, ClassLoss
 from fer_lightning.training.metrics import Predictions
 from fer_lightning.training.optim import parameter_groups
@@ -49,8 +50,12 @@ class FERClassifier(L.LightningModule):
         weighted_from: the first epoch in which the loss weights classes.
         first_scored_epoch: the first epoch whose score counts for the best checkpoint and early stopping.
         head_only: freeze the backbone and train the head.
+        layer_decay: the learning rate of each layer, as a multiple of that of the layer after it.
         channels_last: ask for the channels-last memory layout, see `fer_lightning.models.layout`.
         seed: of what the network draws in training, such as dropout.
+
+    Attributes:
+        distillation: teachers to learn from as well; None for none.
 
     Raises:
         UserError: the network, the loss or the head is invalid.
@@ -73,6 +78,7 @@ class FERClassifier(L.LightningModule):
         weighted_from: int = 0,
         first_scored_epoch: int = 0,
         head_only: bool = False,
+        layer_decay: float = 1.0,
         channels_last: bool = True,
         seed: int = 0,
     ) -> None:
@@ -90,6 +96,7 @@ class FERClassifier(L.LightningModule):
         if head_only:
             self.network.backbone.requires_grad_(False)
         self.register_buffer("log_prior", log_prior(class_counts), persistent=False)
+        self.distillation: Distillation | None = None
         self.predictions = Predictions()
         self._sums = torch.zeros(3, dtype=SUMS)  # of this rank's epoch so far: loss, hits, images
         self._monitored: float | None = None  # the monitored metric, if the epoch has been validated
@@ -97,7 +104,10 @@ class FERClassifier(L.LightningModule):
         self._bad_step = torch.tensor(0)
 
     def setup(self, stage: str) -> None:
-        self.network.arrange(self.trainer.strategy.root_device, self.hparams["channels_last"])
+        device, channels_last = self.trainer.strategy.root_device, self.hparams["channels_last"]
+        self.network.arrange(device, channels_last)
+        if self.distillation is not None:
+            self.distillation.to(device, channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Faces (B, 1, H, W), float in [0, 1], to logits (B, C) to train on."""
@@ -124,6 +134,8 @@ class FERClassifier(L.LightningModule):
         logits = self(batch.images)
         targets = batch.labels if batch.targets is None else batch.targets
         loss: Tensor = self.loss(logits, targets)
+        if self.distillation is not None:
+            loss = self.distillation(loss, logits, batch.images)
         labels = targets if targets.ndim == 1 else targets.argmax(1)
         value, n = loss.detach(), len(labels)
         first_bad = (self._bad_step.to(self.device) == 0) & ~value.isfinite()
@@ -226,7 +238,14 @@ class FERClassifier(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams
-        groups = parameter_groups(self.network, hparams["optimizer"].get("weight_decay", 0.0))
+        node = hparams["optimizer"]
+        groups = parameter_groups(
+            self.network,
+            node.get("weight_decay", 0.0),
+            node.get("lr"),
+            hparams["layer_decay"],
+            mark_head=str(node["_target_"]).endswith(".Muon"),
+        )
         optimizer = instantiate.call("optimizer", hparams["optimizer"], groups)
         steps = int(self.trainer.estimated_stepping_batches)
         if first := hparams["first_epoch"]:  # less those of an earlier stage

@@ -9,18 +9,68 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from fer_lightning.models.network import FaceNetwork
+
+HEAD = "head."
+"""Prefix of the head's parameters in a network."""
+
 Schedule = tuple[LRScheduler, Literal["step", "epoch"]]
 """A scheduler and how often it steps."""
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices and kernels; none for biases and norms, which it only disturbs (He et al. 2019,
-    arXiv:1812.01187, section 3.1)."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
+def parameter_groups(
+    network: FaceNetwork,
+    weight_decay: float,
+    lr: float | None = None,
+    layer_decay: float = 1.0,
+    *,
+    mark_head: bool = False,
+) -> list[dict[str, Any]]:
+    """The parameters to train, with their weight decay and learning rate.
+
+    Weight decay is for matrices and kernels, not for biases and norms, which it only disturbs (He et al. 2019,
+    arXiv:1812.01187, section 3.1).
+
+    Args:
+        network: its head is the last layer.
+        weight_decay: of matrices and kernels.
+        lr: of the last layer; None for the optimizer's default, if all layers have one rate.
+        layer_decay: the rate of a layer as a multiple of that of the next one (Clark et al. 2020, arXiv:2003.10555,
+            appendix A). Each group has its own rate, which every schedule multiplies.
+        mark_head: give the head a group of its own, with the key `head` set.
+
+    Raises:
+        ValueError: rates of layers need one to start from.
+    """
+    if layer_decay != 1 and lr is None:
+        raise ValueError("finetune.layer_decay needs optimizer.lr")
+    layers = layers_of(network)
+    last = max(layers.values())
+    groups: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            below = last - layers[name] if layer_decay != 1 else 0
+            head = mark_head and name.startswith(HEAD)
+            groups.setdefault((below, parameter.ndim <= 1, head), []).append(parameter)
     return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": groups[below, spared, head], "weight_decay": 0.0 if spared else weight_decay}
+        | ({} if lr is None or layer_decay == 1 else {"lr": lr * layer_decay**below})
+        | ({"head": True} if head else {})
+        for below, spared, head in sorted(groups)
     ]
+
+
+def layers_of(network: FaceNetwork) -> dict[str, int]:
+    """The layer of each parameter, counted from 0 at the input; the head is the last one.
+
+    A backbone may say it itself, by a method `layer_of`; otherwise each of its children is one.
+    """
+    names = [name for name, _ in network.backbone.named_parameters()]
+    children = {name: i for i, name in enumerate(dict.fromkeys(name.partition(".")[0] for name in names))}
+    layer_of = getattr(network.backbone, "layer_of", lambda name: children[name.partition(".")[0]])
+    layers = {f"backbone.{name}": int(layer_of(name)) for name in names}
+    head = max(layers.values(), default=0) + 1
+    return layers | {name: head for name, _ in network.named_parameters() if name not in layers}
 
 
 def cosine(optimizer: Optimizer, steps: int, mode: str, warmup: float = 0.05, final: float = 0.0) -> Schedule:

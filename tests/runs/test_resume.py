@@ -131,7 +131,7 @@ def test_a_validation_is_finished_before_the_run_ends(tmp_path: Path) -> None:
     [
         ("schedule=plateau", "schedule.patience=0", "trainer.max_epochs=4"),
         ("optimizer=adamw", "optimizer.lr=1e-3", "schedule=onecycle", "precision=bf16"),
-        ("callbacks=ema", "callbacks.ema.decay=0.5"),
+        ("callbacks=ema", "callbacks.ema.decay=0.5", "optimizer=muon", "optimizer.lr=0.01"),
         ("trainer.accumulate_grad_batches=2", "imbalance=weighted"),
         ("callbacks.early_stopping.patience=1", "monitor.metric=val/loss", "monitor.mode=min", "optimizer.lr=0.5"),
         ("imbalance=sampler", "imbalance.loss.weights=effective", "imbalance.loss.after=0.5"),
@@ -141,7 +141,7 @@ def test_a_validation_is_finished_before_the_run_ends(tmp_path: Path) -> None:
     ids=[
         "plateau",
         "onecycle, bf16",
-        "EMA",
+        "EMA, Muon",
         "accumulated gradients",
         "early stopping",
         "deferred weights",

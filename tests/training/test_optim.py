@@ -9,8 +9,10 @@ import torch
 
 from fer_lightning.config import instantiate
 from fer_lightning.errors import UserError
+from fer_lightning.models.network import FaceNetwork
 from fer_lightning.models.resnet import ResNet
-from fer_lightning.training.optim import parameter_groups
+from fer_lightning.training.muon import Muon, orthogonalised
+from fer_lightning.training.optim import layers_of, parameter_groups
 
 ROOM = "fer_lightning.training.optim."
 
@@ -71,7 +73,7 @@ def test_plateau_lowers_the_rate_when_nothing_gets_better() -> None:
 
 
 def test_weight_decay_spares_biases_and_norms() -> None:
-    network = ResNet(18)
+    network = FaceNetwork(ResNet(18), 7)
     decayed, spared = parameter_groups(network, 0.1)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert len(decayed["params"]) + len(spared["params"]) == len(list(network.parameters()))
@@ -84,3 +86,65 @@ def test_bad_fractions_and_arguments_name_their_key() -> None:
         rates("cosine", warmup=1.5)
     with pytest.raises(UserError, match="schedule"):
         rates("cosine", wormup=0.5)
+
+
+def test_newton_schulz_gives_the_nearest_orthogonal_matrix() -> None:
+    torch.manual_seed(0)
+    for shape in ((8, 20), (20, 8), (6, 6)):
+        matrix = torch.randn(shape)
+        u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+        ours = orthogonalised(matrix)
+        inside = u.T @ ours @ vt.T  # diagonal: the same singular vectors
+        singular = inside.diagonal()
+        assert ((singular > 0.6) & (singular < 1.3)).all()
+        assert (inside - torch.diag(singular)).abs().max() < 1e-4
+
+
+def test_adamw_inside_muon_equals_pytorchs() -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Parameter(torch.randn(5)), torch.nn.Parameter(torch.zeros(5))
+    theirs.data.copy_(ours)
+    muon = Muon([{"params": [ours], "weight_decay": 0.1}], adam_lr=0.01)
+    adamw = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1)
+    for _ in range(5):
+        gradient = torch.randn(5)
+        for parameter, optimizer in ((ours, muon), (theirs, adamw)):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch before 2.9 has no Muon")
+def test_muon_equals_pytorchs_on_matrices() -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Parameter(torch.randn(12, 7)), torch.nn.Parameter(torch.zeros(12, 7))
+    theirs.data.copy_(ours)
+    muon = Muon([ours], lr=0.02, momentum=0.9, weight_decay=0.1)
+    reference = torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.1, nesterov=True)
+    for _ in range(3):
+        gradient = torch.randn(12, 7)
+        for parameter, optimizer in ((ours, muon), (theirs, reference)):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-3)  # theirs iterates in bfloat16
+
+
+def test_muon_leaves_the_head_and_vectors_to_adamw_and_keeps_the_layers_rates() -> None:
+    network = FaceNetwork(ResNet(18, width=8), 7)
+    groups = parameter_groups(network, 0.05, 0.02, 0.5, mark_head=True)
+    optimizer = Muon(groups, lr=0.02, adam_lr=0.004)
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(of) == len(list(network.parameters()))
+    last = max(layers_of(network).values())
+    for name, parameter in network.named_parameters():
+        group = of[id(parameter)]
+        assert group["muon"] == (parameter.ndim > 1 and not name.startswith("head."))
+        assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0.0)
+        rate = 0.02 if group["muon"] else 0.004
+        assert group["lr"] == pytest.approx(rate * 0.5 ** (last - layers_of(network)[name]))
+
+
+@pytest.mark.parametrize("settings", [{"lr": -1.0}, {"momentum": 1.0}, {"steps": 0}, {"betas": (0.9, 1.0)}])
+def test_muon_reports_impossible_settings(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Muon([torch.nn.Parameter(torch.zeros(2, 2))], **settings)  # type: ignore[arg-type]

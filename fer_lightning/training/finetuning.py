@@ -1,0 +1,154 @@
+"""Starting from trained weights, on the same classes or others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fer_lightning.data.table import FaceTable
+from fer_lightning.errors import UserError
+from fer_lightning.inference import zoo
+from fer_lightning.inference.load import load
+from fer_lightning.inference.predictor import NetworkMember
+from fer_lightning.models.network import FaceNetwork
+
+HEAD = "head."
+"""Prefix of the head's parameters in a network's state dict."""
+
+
+class Source(NamedTuple):
+    """A trained network.
+
+    Attributes:
+        path: of its run or file.
+        model: node of the config group `model`.
+        classes: in label order.
+        network: with its weights, on the CPU.
+    """
+
+    path: Path
+    model: Mapping[str, Any]
+    classes: tuple[str, ...]
+    network: FaceNetwork
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raises UserError for a value of the config group `finetune` that is out of its range or contradicts another."""
+    freeze, decay = settings["finetune"]["freeze_epochs"], settings["finetune"]["layer_decay"]
+    epochs, max_time = settings["trainer"]["max_epochs"], settings["trainer"]["max_time"]
+    if not 0 < decay <= 1:
+        raise UserError(f"finetune.layer_decay={decay}: use a factor above 0 and up to 1, which gives layers one rate")
+    if decay != 1 and "lr" not in settings["optimizer"]:
+        raise UserError(f"finetune.layer_decay={decay} needs a rate to start from: set optimizer.lr")
+    if freeze == 0:
+        return
+    if not 0 < freeze < epochs:
+        raise UserError(
+            f"finetune.freeze_epochs={freeze}: use 0, or fewer than trainer.max_epochs={epochs}, so that the backbone "
+            "is trained after them"
+        )
+    if settings["imbalance"]["retrain_after"] is not None:
+        raise UserError(
+            f"finetune.freeze_epochs={freeze} contradicts imbalance={settings['imbalance']['name']}, which has stages "
+            "of its own: leave one of them out"
+        )
+    if max_time is not None or settings["trainer"]["max_steps"] > 0:
+        raise UserError(
+            f"finetune.freeze_epochs={freeze} contradicts trainer.max_time and trainer.max_steps: limit "
+            "trainer.max_epochs instead"
+        )
+
+
+def read(init_from: str) -> Source:
+    """The network of a run, a model file or a model in the package.
+
+    Raises:
+        UserError: there is none, or it is not one network with weights.
+    """
+    loaded = load(init_from, accelerator="cpu")
+    members = loaded.members
+    if len(members) != 1 or not isinstance(members[0], NetworkMember):
+        what = f"{len(members)} networks" if len(members) > 1 else "an ONNX graph"
+        raise UserError(f"init_from={init_from}: {what}; name one run or .safetensors file")
+    return Source(loaded.path, loaded.configs[0].model, loaded.classes, members[0].network)
+
+
+def adopted(settings: Mapping[str, Any], typed: Sequence[str]) -> dict[str, Any]:
+    """The settings with the network of `init_from`, and its absolute path.
+
+    Args:
+        settings: the resolved config.
+        typed: the overrides of the command line. `model=…` there keeps the configured network, into which the weights
+            then have to fit; `model.<key>=…` is set in the adopted one.
+
+    Raises:
+        UserError: see `read`.
+    """
+    path = zoo.find(Path(settings["init_from"]).expanduser())
+    source = read(str(path))
+    keys = [override.lstrip("+~").partition("=")[0] for override in typed]
+    model = dict(source.model)
+    if "model" in keys:
+        model = settings["model"]
+    else:
+        for key in (key.removeprefix("model.") for key in keys if key.startswith("model.")):
+            _set(model, key, settings["model"])
+    if "pretrained" in model:
+        model = {**model, "pretrained": False}
+    return {**settings, "init_from": str(path.absolute()), "model": model}
+
+
+def kept(resumed: Mapping[str, Any]) -> dict[str, Any]:
+    """What `adopted` sets, from the settings of the run that is resumed: its source may have gone."""
+    return {key: resumed.get(key) for key in ("init_from", "model")}
+
+
+def _set(model: dict[str, Any], key: str, configured: Mapping[str, Any]) -> None:
+    """Copy the value of a dotted key."""
+    first, _, rest = key.partition(".")
+    if rest:
+        model[first] = dict(model.get(first) or {})
+        _set(model[first], rest, configured[first])
+    elif first in configured:
+        model[first] = configured[first]
+
+
+def initialise(network: FaceNetwork, init_from: str | None, faces: FaceTable) -> str:
+    """Give an untrained network its first weights: those of `init_from`, or those its backbone was pretrained with.
+
+    The head is taken over if it has the same classes in the same order.
+
+    Returns:
+        What was done, empty for random weights.
+
+    Raises:
+        UserError: the weights do not fit, or cannot be read.
+    """
+    if init_from is None:
+        load_pretrained = getattr(network.backbone, "load_pretrained", None)
+        if load_pretrained is None or not network.backbone.pretrained:
+            return ""
+        try:
+            load_pretrained()
+        except ValueError as error:
+            raise UserError(f"model.{error}") from error
+        return f"pretrained weights of {network.backbone.name}"
+    source = read(init_from)
+    state, own = source.network.state_dict(), network.state_dict()
+    same = source.classes == faces.classes and _shapes(state, HEAD) == _shapes(own, HEAD)
+    wrong = _shapes(state, "backbone.").items() ^ _shapes(own, "backbone.").items()
+    if wrong:
+        name, shape = sorted(wrong)[0]
+        raise UserError(
+            f"init_from={init_from}: its weights do not fit the configured network ({name} {list(shape)}); leave "
+            "model=… out to take over its network as well"
+        )
+    network.load_state_dict({**own, **{n: v for n, v in state.items() if same or not n.startswith(HEAD)}})
+    return f"weights of {init_from}, " + ("head included" if same else "with a new head")
+
+
+def _shapes(state: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if name.startswith(prefix)}
