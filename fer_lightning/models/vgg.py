@@ -1,8 +1,7 @@
 """A small VGG with shortcuts: stages of 3×3 convolutions and max pooling (Simonyan & Zisserman 2015, arXiv:1409.1556).
 
 Each stage pools after its first convolution, so that the others work on a quarter of the positions, and a shortcut
-leads around those others (He et al. 2016, arXiv:1512.03385). That is the shape that learns the most per second here,
-see docs/results.md.
+leads around those others (He et al. 2016, arXiv:1512.03385).
 """
 
 from __future__ import annotations
