@@ -67,7 +67,7 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
     from fer_lightning.config.validation import Started, check
     from fer_lightning.distributed import launch, ranks
     from fer_lightning.runs import folder
-    from fer_lightning.training import worker
+    from fer_lightning.training import distillation, finetuning, worker
     from fer_lightning.training.imbalance import Strategy
     from fer_lightning.training.job import run
 
@@ -82,18 +82,11 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
     settings = resolve(cfg, resumed)
     check(settings, Started(rank.world, rank.local_world) if rank else None)
     Strategy.from_config(settings["imbalance"]).check(settings["trainer"], mixes=bool(settings.get("mix")))
-    if settings["finetune"] != {"freeze_epochs": 0, "layer_decay": 1.0}:
-        from fer_lightning.training import finetuning
-
-        finetuning.check(settings)
+    finetuning.check(settings)
     if settings["init_from"]:
-        from fer_lightning.training import finetuning
-
         typed = list(HydraConfig.get().overrides.task)
         settings |= finetuning.kept(resumed) if resumed else finetuning.adopted(settings, typed)
     if settings["distill"]["teachers"]:
-        from fer_lightning.training import distillation
-
         distillation.check(settings["distill"])
         settings["distill"] = distillation.located(settings["distill"])
     if multiprocessing.current_process().name.startswith("Loky"):  # a worker that joblib started
