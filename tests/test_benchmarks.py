@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
+BENCHMARKS = sorted(p for p in (Path(__file__).parents[1] / "benchmarks").glob("**/*.py") if p.stem != "common")
 
 
 @pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)

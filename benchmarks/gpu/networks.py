@@ -1,0 +1,77 @@
+"""Call 1: the strong ResNet-50 with several seeds on a GPU, and their ensemble.
+
+    python benchmarks/gpu/networks.py --data fer2013.csv --work WORK [--out OUT] [--seeds 0 1 2] [--minutes 9]
+
+Trains on Training, selects on PublicTest and scores PrivateTest once; seeds one after the other, until the time is up,
+when the run is saved. The same command goes on where the last one ended, as long as WORK is there. Writes networks.json
+(scores, images per second, their share of the device's own rate in bf16 matrix products), and the weights in 16 bits.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from common import Call, cli, in_parts, matrix_rate, operations_per_image
+
+from fer_lightning.config import instantiate
+from fer_lightning.runs.folder import load_settings
+
+RECIPE = ("experiment=strong", "protocol=kaggle", "logger=csv", "model=resnet50", "model.stem=small", "model.width=64")
+
+
+def images_per_second(run: Path) -> float:
+    """Of training, the median of the epochs after the first."""
+    with (run / "metrics.csv").open() as file:
+        speeds = [float(row["train/images_per_second"]) for row in csv.DictReader(file)]
+    return statistics.median(speeds[1:] or speeds)
+
+
+def operations(run: Path) -> int:
+    """Of a training step of a run on one image."""
+    settings = load_settings(run)
+    return operations_per_image(instantiate.network(settings["model"], 7), settings["augment"]["crop"] or 48)
+
+
+def together(call: Call, files: list[Path]) -> dict[str, Any] | None:
+    """Scores of the files averaged, with flip averaging, on PrivateTest."""
+    out = call.work / "together"
+    evaluating = ["evaluate", *map(str, files), "--data", call.data, "--tta", "flip", "--out", str(out)]
+    done = call.run(cli(*evaluating))
+    return json.loads((out / "metrics.json").read_text()) if done else None
+
+
+def main() -> None:
+    call = Call(__doc__ or "")
+    call.parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = call.start()
+    rate = matrix_rate()
+    call.note(bf16_matrix_operations_per_second=rate, runs={})
+    files: list[Path] = []
+    for seed in arguments.seeds:
+        run, file = call.work / f"seed{seed}", call.work / f"strong-seed{seed}.safetensors"
+        metrics = call.train(run, *RECIPE, f"seed={seed}")
+        if metrics is None:
+            print(f"seed {seed}: the time is up; the same command goes on", file=sys.stderr)
+            break
+        speed = images_per_second(run)
+        cost = operations(run)
+        result = metrics | {
+            "images_per_second": speed,
+            "operations_per_image": cost,
+            "share_of_matrix_rate": speed * cost / rate,
+        }
+        if file.exists() or call.run(cli("export", str(run), "--tta", "flip", "--to", str(file))):
+            files.append(file)
+            result["parts"] = in_parts(file, call.out)
+        call.note(runs=call.results["runs"] | {f"seed {seed}": result})
+    if len(files) > 1:
+        call.note(together=together(call, files))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Call 2: the study of the imbalance strategies at full width on a GPU.
+
+    python benchmarks/gpu/study.py --data fer2013.csv --work WORK [--out OUT] [--minutes 9]
+
+`sweep=imbalance` with a ResNet-18 of width 64 and the small stem: fourteen strategies, three seeds, one after the other,
+until the time is up. The same command resumes the sweep, as long as WORK is there. Writes study.json, and the tables of
+`fer-lightning compare` on the jobs that have finished.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+from common import ROOT, Call, cli
+
+from fer_lightning.runs.folder import finished
+
+RECIPE = (
+    "sweep=imbalance",
+    "protocol=kaggle",
+    "logger=csv",
+    "model=resnet18",
+    "model.width=64",
+    "model.stem=small",
+    "optimizer.lr=1e-3",
+    "augment=window",
+    "trainer.max_epochs=25",
+)
+
+
+def main() -> None:
+    call = Call(__doc__ or "")
+    call.start()
+    sweep = call.work / "study"
+    # Whether it was begun: Hydra writes this file first.
+    begun = (sweep / "multirun.yaml").exists()
+    own = [f"data.path={call.data}", *RECIPE, *call.overrides, f"hydra.sweep.dir={sweep}"]
+    command = [sys.executable, str(ROOT / "train.py"), *([f"resume={sweep}"] if begun else own)]
+    complete = call.run(command)
+    jobs = [folder for folder in sweep.iterdir() if folder.is_dir() and finished(folder) is not None]
+    call.note(finished=len(jobs), complete=complete)
+    if jobs and call.run(cli("compare", *map(str, sorted(jobs)), "--out", str(call.work / "comparison"))):
+        for file in (call.work / "comparison").glob("*.csv"):
+            shutil.copy(file, call.out)
+
+
+if __name__ == "__main__":
+    main()
