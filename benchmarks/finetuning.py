@@ -19,6 +19,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -48,16 +49,15 @@ def set_aside(labels: NDArray[np.int64], n: int, seed: int = 0) -> NDArray[np.in
     return np.argsort(position)[:n]
 
 
-def write(path: Path, faces: FaceTable, train: NDArray[np.int64]) -> None:
-    """A CSV as the challenge's with some of its Training images and all others."""
+def write(path: Path, faces: FaceTable, parts: Mapping[str, NDArray[np.int64]]) -> None:
+    """A CSV as the challenge's with the rows given for each Usage."""
     if path.exists():
         return
-    usages = [(train, "Training"), (faces.rows("public"), "PublicTest"), (faces.rows("private"), "PrivateTest")]
     temporary = path.with_suffix(".part")
     with temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["emotion", "pixels", "Usage"])
-        for rows, usage in usages:
+        for usage, rows in parts.items():
             for row in rows:
                 writer.writerow([int(faces.labels[row]), " ".join(map(str, faces.images[row].ravel())), usage])
     temporary.rename(path)
@@ -91,7 +91,8 @@ def main() -> None:
     faces = sources.load(arguments.data)
     training = faces.rows("train")
     aside = set_aside(faces.labels[training], ASIDE)
-    write(folder / "others.csv", faces, np.delete(training, aside))
+    tests = {"PublicTest": faces.rows("public"), "PrivateTest": faces.rows("private")}
+    write(folder / "others.csv", faces, {"Training": np.delete(training, aside)} | tests)
     source = folder / "source"
     common = ["protocol=kaggle", *arguments.overrides]
     scores = run(source, f"experiment={arguments.source}", f"data.path={folder}/others.csv", *common)
@@ -99,7 +100,7 @@ def main() -> None:
     rows = []
     for size in arguments.sizes:
         data = folder / f"{size}.csv"
-        write(data, faces, training[aside[:size]])
+        write(data, faces, {"Training": training[aside[:size]]} | tests)
         epochs = max(25, round(arguments.at_least / size))
         ways = {
             "from scratch": [f"experiment={arguments.scratch}", f"trainer.max_epochs={epochs}"],

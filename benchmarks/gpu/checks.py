@@ -2,8 +2,8 @@
 
     python benchmarks/gpu/checks.py --data fer2013.csv --work WORK [--out OUT] [--minutes 9]
 
-Writes checks.json and the output of each check. Two ranks need two GPUs, since NCCL takes one for each; with one GPU that
-check is left out.
+Writes checks.json and the output of each check. Two ranks need two GPUs, since NCCL takes one for
+each; with one GPU that check is left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: a deadline, runs that stop at it and resume, and files small enough to send."""
+"""What the scripts of this folder share: a deadline, runs that end at it and resume, and files in parts."""
 
 from __future__ import annotations
 

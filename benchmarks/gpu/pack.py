@@ -31,11 +31,11 @@ ROW = 48
 
 USAGES = {"train": "Training", "public": "PublicTest", "private": "PrivateTest"}
 
-BINARY = (
-    "albucore albumentations annotated-types hydra-core omegaconf platformdirs pydantic pydantic-core simsimd stringzilla "
-    "typing-inspection"
-).split()
-SOURCE = ("antlr4-python3-runtime",)
+BINARY = [
+    *("albucore", "albumentations", "annotated-types", "hydra-core", "omegaconf", "platformdirs", "pydantic"),
+    *("pydantic-core", "simsimd", "stringzilla", "typing-inspection"),
+]
+SOURCE = ["antlr4-python3-runtime"]
 """What a machine with torch, lightning and the scientific packages lacks for a run with `logger=csv`."""
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/gpu/study.py --data fer2013.csv --work WORK [--out OUT] [--minutes 9]
 
-`sweep=imbalance` with a ResNet-18 of width 64 and the small stem: fourteen strategies, three seeds, one after the other,
-until the time is up. The same command resumes the sweep, as long as WORK is there. Writes study.json, and the tables of
-`fer-lightning compare` on the jobs that have finished.
+`sweep=imbalance` with a ResNet-18 of width 64 and the small stem: fourteen strategies, three seeds, one after the
+other, until the time is up. The same command resumes the sweep, as long as WORK is there. Writes study.json, and the
+tables of `fer-lightning compare` on the jobs that have finished.
 """
 
 from __future__ import annotations

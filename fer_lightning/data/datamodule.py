@@ -32,6 +32,7 @@ class FERDataModule(L.LightningDataModule):
         batch_size: images per training batch over all devices, of which each gets an equal part.
         eval_batch_size: images per validation and test batch on each device.
         seed: of the order of batches and of augmentation.
+        epochs: of the training, for augmentation that changes with them; 0 or less if their number is unknown.
         draw_labels: if the table has targets, train on a label drawn from them in each epoch.
         cleaned: a description of how the training set was cleaned.
         digests: of the images and labels of each part before cleaning, see `fer_lightning.config.dataset.Loaded`.
@@ -53,6 +54,7 @@ class FERDataModule(L.LightningDataModule):
         batch_size: int = 128,
         eval_batch_size: int = 512,
         seed: int = 0,
+        epochs: int = 0,
         draw_labels: bool = False,
         cleaned: str = "",
         digests: Mapping[str, str] | None = None,
@@ -65,7 +67,7 @@ class FERDataModule(L.LightningDataModule):
         self.faces, self.parts, self.draw_labels, self.cleaned = faces, parts, draw_labels, cleaned
         self.digests = digests or parts.digests(faces)
         self.sampler, self.sampled_from, self.augment, self.mix = sampler, sampled_from, augment, mix
-        self.batch_size, self.eval_batch_size, self.seed = (batch_size, eval_batch_size, seed)
+        self.batch_size, self.eval_batch_size, self.seed, self.epochs = batch_size, eval_batch_size, seed, epochs
         rows = parts.train
         targets = None if faces.targets is None else faces.targets[rows]
         copied = np.zeros(len(rows), dtype=bool)
@@ -115,6 +117,7 @@ class FERDataModule(L.LightningDataModule):
             world=world,
             probabilities=probabilities,
             drawn_from=self.sampled_from,
+            epochs=self.epochs,
         )
         skip, self._skip = self._skip, 0
         self._loader = FaceLoader(

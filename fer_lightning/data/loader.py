@@ -62,6 +62,7 @@ class TrainingOrder:
         seed, rank, world: of the permutation; this rank and the number of ranks.
         probabilities: float (n,), of drawing each image, with replacement, instead of a permutation.
         drawn_from: the first epoch, from 0, in which they apply.
+        epochs: of the training, for augmentation that changes with them; 0 if their number is unknown.
     """
 
     def __init__(
@@ -74,8 +75,9 @@ class TrainingOrder:
         world: int = 1,
         probabilities: NDArray[np.float64] | None = None,
         drawn_from: int = 0,
+        epochs: int = 0,
     ) -> None:
-        self.n, self.seed, self.epoch = n, seed, 0
+        self.n, self.seed, self.epoch, self.epochs = n, seed, 0, epochs
         self.batch_size = min(batch_size, n - n % world)
         assert self.batch_size > 0
         assert self.batch_size % world == 0
@@ -102,7 +104,8 @@ class TrainingOrder:
     def draws(self, number: int) -> Draws:
         """The random numbers of a batch."""
         seed = stream_seed("augmentation", self.seed, self.epoch, number)
-        return Draws(seed, self.batch_size, self.shard)
+        progress = min(1.0, self.epoch / self.epochs) if self.epochs > 0 else 0.0
+        return Draws(seed, self.batch_size, self.shard, progress)
 
 
 class EvaluationOrder:

@@ -197,6 +197,7 @@ def make_data(settings: Settings, strategy: Strategy) -> FERDataModule:
         batch_size=data["batch_size"],
         eval_batch_size=data["eval_batch_size"],
         seed=settings["seed"],
+        epochs=settings["trainer"]["max_epochs"],
         draw_labels=data.get("target") == "probability",
         cleaned=cleaned,
         digests=digests,

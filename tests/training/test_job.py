@@ -20,9 +20,11 @@ import torch
 from omegaconf import OmegaConf
 from sklearn import metrics as sk
 
+from fer_lightning.data.loader import Batch
 from fer_lightning.data.synthetic import synthetic
 from fer_lightning.data.table import FER_CLASSES
 from fer_lightning.inference.evaluate import evaluate
+from fer_lightning.training.module import FERClassifier
 from tests.conftest import TINY, Run
 
 ROOT = Path(__file__).parents[2]
@@ -325,11 +327,31 @@ def test_every_experiment_trains(train: Train, experiment: str) -> None:
     small = [option for option in TINY if not option.startswith(("model", "optimizer"))]
     if experiment == "finetune":  # it brings its network, and trains its head alone at first
         size = ["trainer.max_epochs=2"]
+    elif experiment.startswith("strong"):
+        size = ["model.width=8", "trainer.max_epochs=2"]  # it is validated every second epoch
     else:
         size = ["model.depth=18", "model.width=8", "trainer.max_epochs=1"]
     run = train(f"experiment={experiment}", *small, *size)
     assert run.code == 0, run.err
     assert metrics_of(run.folder)["test/loss"] < 4
+
+
+def test_images_grow_and_mixing_ends_during_training(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, set[tuple[int, bool]]] = {}
+    step = FERClassifier.training_step
+
+    def watched(self: FERClassifier, batch: Batch, batch_idx: int) -> torch.Tensor:
+        mixed = batch.targets is not None and bool((batch.targets.max(1).values < 1).any())
+        seen.setdefault(self.current_epoch, set()).add((batch.images.shape[-1], mixed))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(FERClassifier, "training_step", watched)
+    run = train(
+        *TINY, "augment=window", "augment.first_side=32", "augment.full_from=0.5", "mix=mixup", "mix.until=0.5",
+        "mix.alpha=1", "trainer.max_epochs=4",
+    )  # fmt: skip
+    assert run.code == 0, run.err
+    assert seen == {0: {(32, True)}, 1: {(36, True)}, 2: {(40, False)}, 3: {(40, False)}}
 
 
 @pytest.mark.slow

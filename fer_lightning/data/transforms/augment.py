@@ -27,10 +27,12 @@ class Draws:
         seed: of the batch.
         total: images in the batch, over all ranks.
         mine: the part of this rank.
+        progress: share of the training's epochs that lie behind this batch.
     """
 
-    def __init__(self, seed: int, total: int, mine: slice = slice(None)) -> None:
+    def __init__(self, seed: int, total: int, mine: slice = slice(None), progress: float = 1.0) -> None:
         self._rng, self._total, self._mine = torch.Generator().manual_seed(seed), total, mine
+        self.progress = progress
 
     def uniform(self) -> Tensor:
         """Numbers in [0, 1), float (B,)."""
@@ -61,6 +63,9 @@ class BatchAugment:
         crop: side in pixels of the window that is left of the middle of the flipped, rotated, scaled and shifted image,
             so that `shift` moves the window; None for all of the image. A network that ends in global pooling trains
             faster on a window, in proportion to its area, and predicts from whole images.
+        first_side: side in pixels to which the image, or the window, is reduced in the first epoch. It grows in steps
+            of 4 pixels, so that early epochs are faster (Tan & Le 2021, arXiv:2104.00298). None for no reduction.
+        full_from: share of the epochs after which nothing is reduced.
         brightness: largest change of brightness, as a fraction of the full range.
         contrast: largest relative change of contrast around the mean of the image.
         erase: probability of erasing one rectangle (Zhong et al. 2020, arXiv:1708.04896) of `erase_area`.
@@ -76,6 +81,8 @@ class BatchAugment:
         scale: float = 0.0,
         shift: float = 0.0,
         crop: int | None = None,
+        first_side: int | None = None,
+        full_from: float = 0.7,
         brightness: float = 0.0,
         contrast: float = 0.0,
         erase: float = 0.0,
@@ -91,15 +98,20 @@ class BatchAugment:
             raise ValueError(f"erase_area is a smallest and a largest fraction, not {list(erase_area)}")
         if crop is not None and not 1 <= crop <= SIDE:
             raise ValueError(f"crop is a number of pixels, from 1 to {SIDE}, not {crop}")
+        if first_side is not None and not 1 <= first_side <= (crop or SIDE):
+            raise ValueError(f"first_side is a number of pixels, from 1 to {crop or SIDE}, not {first_side}")
+        if not 0 < full_from <= 1:
+            raise ValueError(f"full_from is a share of the epochs, above 0 and at most 1, not {full_from}")
         if not math.isfinite(rotate):
             raise ValueError(f"rotate is a number of degrees, not {rotate}")
         self.flip, self.rotate, self.scale, self.shift = (flip, math.radians(rotate), scale, shift)
-        self.crop = crop
+        self.crop, self.first_side, self.full_from = crop, first_side, full_from
         self.brightness, self.contrast = brightness, contrast
         self.erase, self.erase_area = erase, tuple(erase_area)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """Augment images (B, 1, H, W), float in [0, 1], to images of the same range and, without `crop`, shape."""
+        """Augment images (B, 1, H, W), float in [0, 1], to images of the same range and, without `crop` and
+        `first_side`, shape."""
         images = self._warp(images, draws)
         images = self._light(images, draws)
         return self._erase(images, draws)
@@ -110,19 +122,29 @@ class BatchAugment:
         zoom = 1 / (1 + self.scale * draws.symmetric())
         shift_x, shift_y = (2 * self.shift * draws.symmetric(), 2 * self.shift * draws.symmetric())
         height, width = images.shape[2:]
-        out_height, out_width = (height, width) if self.crop is None else (self.crop, self.crop)
-        if self.rotate == self.scale == self.shift == 0:
-            top, left = (height - out_height) // 2, (width - out_width) // 2
-            images = images[:, :, top : top + out_height, left : left + out_width]
+        window_height, window_width = (height, width) if self.crop is None else (self.crop, self.crop)
+        side = self.side(min(window_height, window_width), draws.progress)
+        if self.rotate == self.scale == self.shift == 0 and side == min(window_height, window_width):
+            top, left = (height - window_height) // 2, (width - window_width) // 2
+            images = images[:, :, top : top + window_height, left : left + window_width]
             return torch.where((mirror < 0).to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
         cos, sin = zoom * torch.cos(angle), zoom * torch.sin(angle)
         theta = torch.stack(
             [torch.stack([cos * mirror, -sin, shift_x], 1), torch.stack([sin * mirror, cos, shift_y], 1)], 1
         ).to(images.device, images.dtype)
-        theta[:, :, 0] *= out_width / width  # the grid spans the window, at the scale of the image
-        theta[:, :, 1] *= out_height / height
-        grid = F.affine_grid(theta, [len(images), 1, out_height, out_width], align_corners=False)
+        theta[:, :, 0] *= window_width / width  # the grid spans the window
+        theta[:, :, 1] *= window_height / height
+        reduced = side / min(window_height, window_width)
+        size = [len(images), 1, round(window_height * reduced), round(window_width * reduced)]
+        grid = F.affine_grid(theta, size, align_corners=False)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+    def side(self, full: int, progress: float) -> int:
+        """Side in pixels, after a share of the epochs, of what is `full` pixels wide in the end."""
+        if self.first_side is None or progress >= self.full_from:
+            return full
+        grown = self.first_side + (full - self.first_side) * progress / self.full_from
+        return min(full, self.first_side + int(grown - self.first_side) // 4 * 4)
 
     def _light(self, images: Tensor, draws: Draws) -> Tensor:
         offset = (self.brightness * draws.symmetric()).to(images).view(-1, 1, 1, 1)

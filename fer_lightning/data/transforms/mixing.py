@@ -25,6 +25,7 @@ class Mix:
             images of the other, the mixture gets the label of the rarer one, unless its weight is below 1 − `tau`,
             equation 7. None mixes labels like images.
         tau: τ of Remix, the largest weight of the frequent class at which the label of the rare one is used.
+        until: share of the epochs after which nothing is mixed.
 
     Raises:
         ValueError: an argument is out of range.
@@ -35,11 +36,12 @@ class Mix:
     p: float = 1.0
     kappa: float | None = None
     tau: float = 0.5
+    until: float = 1.0
 
     def __post_init__(self) -> None:
         if self.alpha <= 0:
             raise ValueError(f"alpha must be above 0, not {self.alpha}")
-        for name, value in (("p", self.p), ("tau", self.tau)):
+        for name, value in (("p", self.p), ("tau", self.tau), ("until", self.until)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, not {value}")
         if self.kappa is not None and self.kappa < 1:
@@ -57,6 +59,8 @@ class Mix:
         Returns:
             Mixed images and targets of the same shapes; the last of an odd number is unchanged.
         """
+        if draws.progress >= self.until < 1:
+            return images, targets
         share = torch.where(draws.uniform() < self.p, draws.beta(self.alpha), torch.tensor(1.0))
         centre_y, centre_x = draws.uniform(), draws.uniform()
         n = len(images)

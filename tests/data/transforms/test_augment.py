@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fer_lightning.data.transforms.augment import AlbumentationsAugment, BatchAugment, Draws
 
@@ -53,6 +54,29 @@ def test_crop_of_an_odd_number_of_pixels_is_mirrored_like_the_image() -> None:
     out, mirrored = (BatchAugment(flip=flip, crop=41)(batch(), rng()) for flip in (0, 1))
     assert out.shape == (64, 1, 41, 41)
     assert torch.equal(mirrored, out.flip(3))
+
+
+@pytest.mark.parametrize("crop", [None, 40])
+def test_first_side_shows_the_same_window_with_fewer_pixels(crop: int | None) -> None:
+    smooth = F.avg_pool2d(F.pad(batch(), (4, 4, 4, 4), mode="replicate"), 9, stride=1)
+    augment = BatchAugment(flip=0.5, rotate=10, scale=0.1, shift=0.1, crop=crop, first_side=24, full_from=0.5)
+    full = augment(smooth, Draws(0, 64, progress=0.5))
+    side = crop or 48
+    assert full.shape == (64, 1, side, side)
+    small = augment(smooth, Draws(0, 64, progress=0.0))
+    assert small.shape == (64, 1, 24, 24)
+    expected = F.interpolate(full, size=(24, 24), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(small, expected, atol=0.03, rtol=0)
+
+
+def test_first_side_grows_to_the_full_side() -> None:
+    augment = BatchAugment(crop=40, first_side=24, full_from=0.5)
+    sides = [augment.side(40, epoch / 20) for epoch in range(20)]
+    assert sides == sorted(sides)
+    assert sides[0] == 24
+    assert set(sides) == {24, 28, 32, 36, 40}
+    assert sides.index(40) == 10
+    assert BatchAugment(crop=40).side(40, 0.0) == 40
 
 
 def test_rotation_and_scale_stay_in_range() -> None:

@@ -51,6 +51,16 @@ def test_mix_probability() -> None:
     assert (shares(images) < 0.9999).float().mean().item() == pytest.approx(0.3, abs=0.04)
 
 
+def test_nothing_is_mixed_in_the_last_phase() -> None:
+    images, targets = batch_of_two = torch.rand(2, 1, 48, 48), torch.eye(3)[:2]
+    mix = Mix(until=0.8)
+    last = mix(images, targets, Draws(0, 2, progress=0.8), COUNTS)
+    assert all(torch.equal(a, b) for a, b in zip(last, batch_of_two, strict=True))
+    assert not torch.equal(mix(images, targets, Draws(0, 2, progress=0.79), COUNTS)[0], images)
+    always = Mix()(images, targets, Draws(0, 2, progress=1.0), COUNTS)
+    assert not torch.equal(always[0], images)
+
+
 def test_remix_prefers_label_of_the_rare_class() -> None:
     labels = [0, 1] * 200
     images, targets = mixed(Mix(kappa=3, tau=0.5), labels)

@@ -1,0 +1,64 @@
+"""What each part of `experiment=strong_cpu` is worth: the recipe, and the recipe with one part changed.
+
+    python benchmarks/ablation.py --data fer2013.csv.gz --folder FOLDER [--epochs 6] [--seeds 0 1] [--only NAME …]
+    fer-lightning compare FOLDER --baseline strong_cpu
+
+Trained on Training less a hold-out, selected on the hold-out and scored on PublicTest. PrivateTest, on which results
+are reported, takes no part. Finished runs in FOLDER are not repeated, so that the command can be interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from finetuning import run, write
+
+from fer_lightning.data.readers import sources
+
+SETTINGS = {
+    "strong_cpu": [],
+    "adamw": ["optimizer=adamw", "optimizer.lr=5e-3", "optimizer.weight_decay=0.05"],
+    "no average of the weights": ["callbacks=default"],
+    "no label smoothing": ["imbalance.loss.label_smoothing=0"],
+    "whole images": ["augment=light"],
+    "reduced at first": ["augment.first_side=24"],
+    "stronger": [
+        "augment.rotate=15",
+        "augment.scale=0.15",
+        "augment.brightness=0.3",
+        "augment.contrast=0.3",
+        "augment.erase=0.3",
+    ],
+    "erasing": ["augment.erase=0.5"],
+    "mixup": ["mix=mixup"],
+    "cutmix": ["mix=cutmix", "mix.until=0.8"],
+    "dropout": ["model.dropout=0.2"],
+    "resnet18": ["model=resnet18", "model.width=16", "model.stem=small"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="FER-2013 as a CSV")
+    parser.add_argument("--folder", type=Path, required=True, help="of the data and the runs")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="of the settings")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of every run, such as precision=bf16")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    faces = sources.load(arguments.data)
+    data = arguments.folder / "without-private.csv"
+    write(data, faces, {"Training": faces.rows("train"), "PublicTest": faces.rows("public")})
+    common = [f"data.path={data}", "protocol=report", f"trainer.max_epochs={arguments.epochs}", *arguments.overrides]
+    print(f"{'setting':28}seed  accuracy  macro-F1, on PublicTest", flush=True)
+    for seed in arguments.seeds:
+        for name in arguments.only:
+            folder = arguments.folder / f"{name.replace(' ', '-')}-{seed}"
+            scores = run(folder, "experiment=strong_cpu", *SETTINGS[name], *common, f"seed={seed}")
+            print(f"{name:28}{seed:4}  {scores['test/accuracy']:8.3f}  {scores['test/f1_macro']:8.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
