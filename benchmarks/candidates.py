@@ -1,0 +1,111 @@
+"""Multiply-adds, parameters and training speed of networks, one thread, taking turns.
+
+    python benchmarks/candidates.py [--rounds 5] [--batch 128] [--out candidates.json]
+
+A step is forward and backward of one batch, as in training: no data, optimizer or augmentation. Speeds are medians over
+the rounds, in each of which every candidate takes one step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from photos import hardware
+from throughput import settings_of
+from torch.utils.flop_counter import FlopCounterMode
+
+from fer_lightning.config import instantiate
+from fer_lightning.models.network import FaceNetwork
+from fer_lightning.runs.results import git_commit
+
+VGG = "model=vgg model.width={}"
+RESNET = "model=resnet{} model.width={} model.stem=small"
+
+CANDIDATES = [
+    ("ResNet-18, a quarter of the width", RESNET.format(18, 16), 40),
+    ("ResNet-18, three eighths", RESNET.format(18, 24), 40),
+    ("ResNet-18, half", RESNET.format(18, 32), 40),
+    ("ResNet-50 (bottlenecks), a quarter", RESNET.format(50, 16), 40),
+    ("ResNet-50, the report's stem and width", "model=resnet50", 48),
+    ("VGG, width 24", VGG.format(24), 40),
+    ("VGG, width 32", VGG.format(32), 32),
+    ("VGG, width 32", VGG.format(32), 40),
+    ("VGG, width 32", VGG.format(32), 44),
+    ("VGG, width 32", VGG.format(32), 48),
+    ("VGG, width 48", VGG.format(48), 40),
+    ("VGG, width 32, one convolution less per stage", VGG.format(32) + " model.convs=[1,2,2,1]", 40),
+    ("VGG, width 32, two convolutions at first", VGG.format(32) + " model.convs=[2,3,3,2]", 40),
+    ("ViT, patches of 6 pixels", "model=vit model.patch=6", 48),
+]
+"""Name, overrides, and side of the images in pixels."""
+
+
+def multiply_adds(network: FaceNetwork, side: int) -> int:
+    """Of a forward pass of one image."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.rand(1, 1, side, side))
+    return int(counter.get_total_flops() // 2)
+
+
+def step(network: FaceNetwork, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Seconds of forward and backward."""
+    started = time.perf_counter()
+    F.cross_entropy(network(images), labels).backward()
+    network.zero_grad()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    networks: list[FaceNetwork] = []
+    rows: list[dict[str, Any]] = []
+    for name, overrides, side in CANDIDATES:
+        network = instantiate.network(settings_of(overrides.split())["model"], 7)
+        rows.append(
+            {
+                "network": name,
+                "overrides": overrides,
+                "pixels": side,
+                "parameters": sum(p.numel() for p in network.parameters()),
+                "multiply_adds": multiply_adds(network, side),
+            }
+        )
+        network.arrange(torch.device("cpu"), channels_last=True)
+        networks.append(network.train())
+    batches = {side: torch.rand(arguments.batch, 1, side, side) for _, _, side in CANDIDATES}
+    labels = torch.randint(0, 7, (arguments.batch,))
+    seconds: list[list[float]] = [[] for _ in networks]
+    for number in range(arguments.rounds + 1):
+        for i, network in enumerate(networks):
+            took = step(network, batches[CANDIDATES[i][2]], labels)
+            if number:  # memory is allocated in the first round
+                seconds[i].append(took)
+    print(
+        "| network | pixels | parameters | multiply-adds, million | images/s | GFLOPS |\n|---|---:|---:|---:|---:|---:|"
+    )
+    for row, took in zip(rows, seconds, strict=True):
+        row["images_per_second"] = arguments.batch / statistics.median(took)
+        row["gflops"] = 6e-9 * row["multiply_adds"] * row["images_per_second"]
+        print(
+            f"| {row['network']} | {row['pixels']} | {row['parameters']:,} | {row['multiply_adds'] / 1e6:.1f} | "
+            f"{row['images_per_second']:.0f} | {row['gflops']:.0f} |"
+        )
+    if arguments.out:
+        about = {"hardware": hardware(), "threads": 1, "commit": git_commit(), "torch": torch.__version__}
+        arguments.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
