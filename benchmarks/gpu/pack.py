@@ -5,8 +5,8 @@
     python benchmarks/gpu/pack.py unpack PACK fer2013.csv
 
 Each different face once, side by side in a few images of JPEG 2000. No method gets far below, since the noise of the
-pixels takes about five bits each. Of 1,980 faces, in megabytes for all 35,887: 52.5 by JPEG XL, 53.9 by JPEG-LS, 57.2 by
-JPEG 2000, 57.7 by WebP, 60.9 by PNG, 82.7 without compression. JPEG 2000 is the smallest that Pillow reads.
+pixels takes about five bits each. Of 1,980 faces, in megabytes for all 35,887: 52.5 by JPEG XL, 53.9 by JPEG-LS, 57.2
+by JPEG 2000, 57.7 by WebP, 60.9 by PNG, 82.7 without compression. JPEG 2000 is the smallest that Pillow reads.
 """
 
 from __future__ import annotations
