@@ -74,7 +74,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def flat(value: Any, name: str) -> dict[str, Any]:
     if isinstance(value, torch.Tensor):
-        content = value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        content = value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return {name: (str(value.dtype), tuple(value.shape), content)}
     if isinstance(value, dict):
         return {key: item for k, v in value.items() for key, item in flat(v, f"{name}.{k}").items()}

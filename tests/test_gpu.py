@@ -75,4 +75,4 @@ def test_a_deterministic_run_resumes_bitwise(train: Train, tmp_path: Path) -> No
 def test_two_gpus_score_every_image_once(train: Train) -> None:
     run = train(*ON_GPU, "trainer.devices=2")
     assert run.code == 0, run.err
-    assert pd.read_csv(run.folder / "report/predictions.csv")["row"].is_unique
+    assert pd.read_csv(run.folder / "report/predictions.csv")["id"].is_unique
