@@ -78,7 +78,7 @@ def test_networks_are_trained_scored_and_sent_in_parts(faces: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_a_study_that_is_cut_off_is_resumed(faces: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(faces), "--work", str(tmp_path / "work"), "--overrides", *TOY]
-    call("study.py", *arguments, "--minutes", "0.7", OUT=str(tmp_path / "out"))
+    call("study.py", *arguments, "--minutes", "2", OUT=str(tmp_path / "out"))
     first = json.loads((tmp_path / "out/study.json").read_text())
     assert not first["complete"]
     call("study.py", *arguments, "--minutes", "30", OUT=str(tmp_path / "out"))

@@ -27,7 +27,10 @@ PART = 15 * 2**20
 """Bytes of a part of a large file."""
 
 SAVING = 20.0
-"""Seconds that a run has to save and end, before it is killed."""
+"""Seconds that a command has to save and end, before it is killed."""
+
+SCORING = 60.0
+"""Seconds kept for what follows training: export, scores, tables."""
 
 
 class Call:
@@ -74,19 +77,20 @@ class Call:
 
     def train(self, folder: Path, *overrides: str) -> dict[str, Any] | None:
         """Metrics of a run, which is started or resumed if it has not finished; None if the time is up first."""
-        if (metrics := finished(folder)) is None and self.left > SAVING:
+        if (metrics := finished(folder)) is None and self.left > SAVING + SCORING:
             begun = (folder / "config.yaml").exists()
             own = [f"data.path={self.data}", *overrides, *self.overrides, f"hydra.run.dir={folder}"]
             command = [sys.executable, str(ROOT / "train.py"), *([f"resume={folder}"] if begun else own)]
-            self.run(command)
+            self.run(command, keep=SCORING)
             metrics = finished(folder)
         return dict(metrics) if metrics is not None else None
 
-    def run(self, command: list[str], **options: Any) -> bool:
-        """Run a command, ended by SIGTERM shortly before the deadline; whether it succeeded."""
+    def run(self, command: list[str], *, keep: float = 0.0, **options: Any) -> bool:
+        """Run a command, ended by SIGTERM shortly before the deadline, or `keep` seconds earlier; whether it
+        succeeded."""
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options)
         try:
-            process.wait(max(0.0, self.left - SAVING))
+            process.wait(max(0.0, self.left - SAVING - keep))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
             try:

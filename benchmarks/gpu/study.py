@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import sys
 
-from common import ROOT, Call, cli
+from common import ROOT, SCORING, Call, cli
 
 from fer_lightning.runs.folder import finished
 
@@ -37,7 +37,7 @@ def main() -> None:
     begun = (sweep / "multirun.yaml").exists()
     own = [f"data.path={call.data}", *RECIPE, *call.overrides, f"hydra.sweep.dir={sweep}"]
     command = [sys.executable, str(ROOT / "train.py"), *([f"resume={sweep}"] if begun else own)]
-    complete = call.run(command)
+    complete = call.run(command, keep=SCORING)
     jobs = [folder for folder in sweep.iterdir() if folder.is_dir() and finished(folder) is not None]
     call.note(finished=len(jobs), complete=complete)
     if jobs and call.run(cli("compare", *map(str, sorted(jobs)), "--out", str(call.work / "comparison"))):
