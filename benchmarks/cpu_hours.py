@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from fer_lightning.report.style import BLUE, DPI, GREEN, GREY, ORANGE, styled
 
-PEERS = {"fer 25.10.3 (PyPI)": 0.654, "mini-Xception (human-models 3.0.4)": 0.668, "the two together": 0.692}
+PEERS = {"PyPI fer 25.10.3": 0.654, "mini-Xception, human-models 3.0.4": 0.668, "these two together": 0.692}
 """Accuracy on PrivateTest of networks in packages, from docs/peers.md."""
 
 KINDS = {"single": (BLUE, "o"), "distilled": (GREEN, "D"), "ensemble": (ORANGE, "s")}
@@ -31,8 +31,8 @@ def draw(runs: pd.DataFrame) -> Figure:
     axes.set_xscale("log")
     for name, accuracy in PEERS.items():
         axes.axhline(100 * accuracy, color=GREY, linewidth=0.8, linestyle=":")
-        axes.annotate(name, (1, 100 * accuracy), xycoords=("axes fraction", "data"), fontsize=7, color=GREY, ha="right",
-                      va="bottom")  # fmt: skip
+        where = (0.005, 100 * accuracy)
+        axes.annotate(name, where, xycoords=("axes fraction", "data"), fontsize=7, color=GREY, va="bottom")
     for kind, (colour, marker) in KINDS.items():
         for filled in (True, False):  # hollow: on another split
             some = runs[(runs["kind"] == kind) & ((runs["split"] == "PrivateTest") == filled)]
@@ -44,14 +44,16 @@ def draw(runs: pd.DataFrame) -> Figure:
                 )  # fmt: skip
     for row in runs.itertuples():
         axes.annotate(
-            str(row.run), (float(row.core_hours), 100 * float(row.accuracy)), xytext=(6, -9), fontsize=7,  # type: ignore[arg-type]
+            str(row.run), (float(row.core_hours), 100 * float(row.accuracy)), xytext=(7, -3), fontsize=7,  # type: ignore[arg-type]
             textcoords="offset points",
         )  # fmt: skip
     axes.set_xlabel("core-hours of training")
     axes.set_ylabel("accuracy (%)")
     axes.set_title("FER-2013, trained from scratch on CPUs: PrivateTest")
     axes.grid(visible=True)
-    axes.margins(x=0.25, y=0.12)
+    axes.set_xlim(runs["core_hours"].min() / 2, runs["core_hours"].max() * 6)  # room for the names
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.margins(y=0.12)
     axes.legend(loc="lower right")
     return figure
 
