@@ -83,7 +83,9 @@ def unpack(folder: Path, to: Path) -> None:
     labels = about["labels"]
     Image.MAX_IMAGE_PIXELS = None
     parts = [np.asarray(Image.open(folder / f"{i}.jp2")) for i in range(len(list(folder.glob("*.jp2"))))]
-    pixels = np.concatenate([cut(part) for part in parts])[about["which"]]
+    different = np.concatenate([cut(part) for part in parts])
+    which = np.array(about["which"])
+    pixels = different[which] if which.max() < len(different) else different
     if hashlib.sha256(pixels.tobytes()).hexdigest() != about["sha256"]:
         raise SystemExit(f"{folder}: other pixels than were packed; carry it again")
     usages = [usage for usage, n in about["faces"].items() for _ in range(n)]
