@@ -40,8 +40,8 @@ CANDIDATES = [
     ("VGG, width 32", VGG.format(32), 44),
     ("VGG, width 32", VGG.format(32), 48),
     ("VGG, width 48", VGG.format(48), 40),
-    ("VGG, width 32, one convolution less per stage", VGG.format(32) + " model.convs=[1,2,2,1]", 40),
-    ("VGG, width 32, two convolutions at first", VGG.format(32) + " model.convs=[2,3,3,2]", 40),
+    ("VGG, width 32, fewer convolutions", VGG.format(32) + " model.convs=[1,2,2,1]", 40),
+    ("VGG, width 32, more convolutions", VGG.format(32) + " model.convs=[2,3,3,2]", 40),
     ("ViT, patches of 6 pixels", "model=vit model.patch=6", 48),
 ]
 """Name, overrides, and side of the images in pixels."""
