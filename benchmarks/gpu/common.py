@@ -44,7 +44,7 @@ class Call:
         self.parser = argparse.ArgumentParser(
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        self.parser.add_argument("--data", required=True, help="FER-2013: the folder of pack.py, or any data.path")
+        self.parser.add_argument("--data", required=True, help="FER-2013, as data.path: such as the CSV of pack.py")
         self.parser.add_argument("--work", type=Path, required=True, help="folder of runs, kept from call to call")
         self.parser.add_argument("--out", type=Path, default=os.environ.get("OUT"), help="folder of results; else $OUT")
         self.parser.add_argument("--minutes", type=float, default=9.0, help="after which runs are saved and ended")

@@ -38,7 +38,7 @@ def main() -> None:
     own = [f"data.path={call.data}", *RECIPE, *call.overrides, f"hydra.sweep.dir={sweep}"]
     command = [sys.executable, str(ROOT / "train.py"), *([f"resume={sweep}"] if begun else own)]
     complete = call.run(command, keep=SCORING)
-    jobs = [folder for folder in sweep.iterdir() if folder.is_dir() and finished(folder) is not None]
+    jobs = [folder for folder in sweep.glob("*") if folder.is_dir() and finished(folder) is not None]
     call.note(finished=len(jobs), complete=complete)
     if jobs and call.run(cli("compare", *map(str, sorted(jobs)), "--out", str(call.work / "comparison"))):
         for file in (call.work / "comparison").glob("*.csv"):
