@@ -88,6 +88,7 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         ),
         (["trainer.limit_val_batches=some"], "trainer.limit_val_batches=some: use a number of batches"),
         (["trainer.limit_test_batches=nan"], "trainer.limit_test_batches=nan: use a number of batches"),
+        (["trainer.compile=fast"], "trainer.compile=fast: use true, false or one of default, reduce-overhead"),
         (["trainer.max_time=soon"], "trainer.max_time=soon: use days:hours:minutes:seconds"),
         (["imbalance.posthoc_tau=nan"], "imbalance.posthoc_tau=nan: use a number"),
         (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0"),

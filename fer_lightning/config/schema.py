@@ -54,6 +54,7 @@ class Data:
     cache_dir: Optional[str] = None
     batch_size: int = 128
     eval_batch_size: int = 512
+    resident_gib: float = 2.0
     synthetic: Optional[Synthetic] = None
 
 
@@ -91,6 +92,7 @@ class Trainer:
     sync_batchnorm: bool = False
     deterministic: bool = False
     channels_last: bool = True
+    compile: Any = False  # or true, or a mode
     log_every_n_steps: int = 20
     limit_train_batches: Any = 1.0
     limit_val_batches: Any = 1.0

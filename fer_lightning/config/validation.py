@@ -5,8 +5,12 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import os
 import re
+import shutil
+import sysconfig
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +25,10 @@ log = logging.getLogger(__name__)
 
 SEEDS = 2**32
 """Seeds are below it: numpy's and Lightning's limit."""
+
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""Of `torch.compile`."""
 
 
 class Started(NamedTuple):
@@ -65,6 +73,18 @@ def _check_seeds(settings: Mapping[str, Any]) -> None:
             raise UserError(f"{key}={seed}: use a whole number from 0 to {SEEDS - 1}")
 
 
+def _check_compile(choice: object) -> None:
+    if choice is False or choice is None:
+        return
+    if choice is not True and choice not in COMPILE_MODES:
+        raise UserError(f"trainer.compile={choice}: use true, false or one of {', '.join(COMPILE_MODES)}")
+    if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "cl") if name):
+        raise UserError("trainer.compile needs a C++ compiler, and finds none: install g++, or set CXX to yours")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.is_file():
+        raise UserError(f"trainer.compile needs {header}: install Python's headers, such as the package python3-dev")
+
+
 def _check_training(settings: Mapping[str, Any]) -> None:
     trainer = settings["trainer"]
     epochs, steps, every = trainer["max_epochs"], trainer["max_steps"], trainer["check_val_every_n_epoch"]
@@ -96,6 +116,7 @@ def _check_training(settings: Mapping[str, Any]) -> None:
         raise UserError("trainer.limit_train_batches=0 leaves nothing to train on: use 1 or more, or a fraction")
     if trainer["limit_test_batches"] == 0:
         raise UserError("trainer.limit_test_batches=0 leaves nothing to score: use 1 or more, or a fraction")
+    _check_compile(trainer["compile"])
     if not math.isfinite(tau := settings["imbalance"]["posthoc_tau"]):
         raise UserError(f"imbalance.posthoc_tau={tau}: use a number, or 0 for no adjustment")
     validates = trainer["limit_val_batches"] != 0

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fer_lightning.data.loader import Augment, EvaluationOrder, FaceLoader, TrainingOrder
+from fer_lightning.data.loader import RESIDENT_GIB, Augment, EvaluationOrder, FaceLoader, TrainingOrder
 from fer_lightning.data.protocols import Partition, Rows
+from fer_lightning.data.selection import Selection
 from fer_lightning.data.table import FaceTable
 from fer_lightning.data.transforms.mixing import Mix
 from fer_lightning.data.transforms.resampling import ClassSampling, TrainingSet
@@ -33,6 +34,8 @@ class FERDataModule(L.LightningDataModule):
         eval_batch_size: images per validation and test batch on each device.
         seed: of the order of batches and of augmentation.
         epochs: of the training, for augmentation that changes with them; 0 or less if their number is unknown.
+        resident_gib: most GiB of images that a loader copies to the device; if there are more, each batch is read from
+            the table.
         draw_labels: if the table has targets, train on a label drawn from them in each epoch.
         cleaned: a description of how the training set was cleaned.
         digests: of the images and labels of each part before cleaning, see `fer_lightning.config.dataset.Loaded`.
@@ -55,6 +58,7 @@ class FERDataModule(L.LightningDataModule):
         eval_batch_size: int = 512,
         seed: int = 0,
         epochs: int = 0,
+        resident_gib: float = RESIDENT_GIB,
         draw_labels: bool = False,
         cleaned: str = "",
         digests: Mapping[str, str] | None = None,
@@ -64,14 +68,17 @@ class FERDataModule(L.LightningDataModule):
             raise UserError(f"data.batch_size={batch_size}: batch norm needs at least 2 images; raise it")
         if eval_batch_size < 1:
             raise UserError(f"data.eval_batch_size={eval_batch_size}: must be at least 1")
+        if not resident_gib >= 0:
+            raise UserError(f"data.resident_gib={resident_gib}: must be 0 or more")
         self.faces, self.parts, self.draw_labels, self.cleaned = faces, parts, draw_labels, cleaned
         self.digests = digests or parts.digests(faces)
         self.sampler, self.sampled_from, self.augment, self.mix = sampler, sampled_from, augment, mix
         self.batch_size, self.eval_batch_size, self.seed, self.epochs = batch_size, eval_batch_size, seed, epochs
+        self.resident_gib = resident_gib
         rows = parts.train
         targets = None if faces.targets is None else faces.targets[rows]
         copied = np.zeros(len(rows), dtype=bool)
-        training = TrainingSet(faces.images[rows], faces.training_labels[rows], rows, copied, targets)
+        training = TrainingSet(Selection(faces.images, rows), faces.training_labels[rows], rows, copied, targets)
         self.training = training if resample is None else resample(training, faces.classes)
         if len(self.training) < 2:
             raise UserError(f"{faces.source}: {len(self.training)} training image; at least 2 are needed")
@@ -132,6 +139,7 @@ class FERDataModule(L.LightningDataModule):
             skip,
             training.targets,
             self.draw_labels,
+            self.resident_gib,
         )
         return self._loader
 
@@ -145,7 +153,8 @@ class FERDataModule(L.LightningDataModule):
         """The images of `rows` that the rank of the trainer scores, in order, on its device."""
         rank, world = _rank(self.trainer)
         order = EvaluationOrder(len(rows), self.eval_batch_size, rank=rank, world=world)
-        return FaceLoader(self.faces.images[rows], self.faces.labels[rows], rows, order, _device(self.trainer))
+        images, labels = Selection(self.faces.images, rows), self.faces.labels[rows]
+        return FaceLoader(images, labels, rows, order, _device(self.trainer), resident_gib=self.resident_gib)
 
 
 def _rank(trainer: L.Trainer | None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Batches from images that are stored on the device."""
+"""Batches from images that are stored on the device or, where they are too many, read for each batch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fer_lightning.data.seeding import stream_rng, stream_seed
+from fer_lightning.data.selection import Selection
 from fer_lightning.data.transforms.augment import Draws
 from fer_lightning.data.transforms.mixing import Mix
 
@@ -127,14 +128,19 @@ class EvaluationOrder:
         return np.arange(start, max(start, min(start + self.batch_size, self.n)))
 
 
+RESIDENT_GIB = 2.0
+"""GiB of images, 930,000 of them, that a loader keeps on the device by default."""
+
+
 class FaceLoader:
     """Iterates batches gathered from one uint8 tensor on the training device, without workers.
 
     Args:
-        images: uint8 (N, H, W).
+        images: N of (H, W).
         labels, rows: int64 (N,).
         order: the images and their order; augmentation needs a TrainingOrder.
         device: the device that the images are copied to, once.
+        resident_gib: most GiB of images to copy there; if there are more, each batch is read from `images`.
         augment: applied to each batch.
         mix: applied to each batch after that.
         class_counts: training images per class, int64 (C,); for `mix`.
@@ -150,7 +156,7 @@ class FaceLoader:
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: Selection,
         labels: NDArray[np.int64],
         rows: NDArray[np.int64],
         order: TrainingOrder | EvaluationOrder,
@@ -161,10 +167,12 @@ class FaceLoader:
         skip: int = 0,
         targets: NDArray[np.float32] | None = None,
         draw_labels: bool = False,
+        resident_gib: float = RESIDENT_GIB,
     ) -> None:
         assert len(images) == len(labels) == len(rows) == order.n
-        # A copy: the source may be a read-only memory map.
-        self.images = torch.from_numpy(np.array(images))[:, None].to(device)
+        self.device, self._selection = device, images
+        resident = images.nbytes <= resident_gib * 2**30
+        self._resident = torch.from_numpy(images[:]).to(device) if resident else None
         self.labels = torch.from_numpy(np.array(labels)).to(device)
         self.rows = torch.from_numpy(np.array(rows)).to(device)
         self.sampler, self.augment, self.mix = order, augment, mix
@@ -183,10 +191,11 @@ class FaceLoader:
         if self._draws_from is not None:
             assert isinstance(order, TrainingOrder)
             labels = draw_labels(self._draws_from, self.rows.cpu().numpy(), seed=order.seed, epoch=order.epoch)
-            self.labels = torch.from_numpy(labels).to(self.labels.device)
+            self.labels = torch.from_numpy(labels).to(self.device)
         for number in range(skip // order.batch_size, len(order)):
-            index = torch.from_numpy(order.batch(number)).to(self.images.device)
-            images = self.images[index].float().div_(255)
+            chosen = order.batch(number)
+            index = torch.from_numpy(chosen).to(self.device)
+            images = self._gathered(chosen, index)[:, None].float().div_(255)
             targets = None if self.targets is None else self.targets[index]
             if self.augment is not None or self.mix is not None:
                 assert isinstance(order, TrainingOrder)
@@ -200,6 +209,15 @@ class FaceLoader:
                     images, targets = self.mix(images, targets, draws, self.class_counts)
             self.served = (number + 1) * order.batch_size
             yield Batch(images, self.labels[index], self.rows[index], targets)
+
+    def _gathered(self, chosen: NDArray[np.int64], index: Tensor) -> Tensor:
+        """The images of a batch on the device, uint8 (B, H, W)."""
+        if self._resident is not None:
+            return self._resident[index]
+        images = torch.from_numpy(self._selection[chosen])
+        if self.device.type == "cuda":  # from pinned memory the copy does not wait for the device
+            images = images.pin_memory()
+        return images.to(self.device, non_blocking=True)
 
     def state_dict(self) -> dict[str, int]:
         """Empty; its existence makes Lightning resume within an epoch."""

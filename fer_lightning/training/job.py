@@ -126,6 +126,8 @@ class _Job:
         with ranks.agreeing():
             classifier = make_classifier(settings, self.strategy, self.data, stage)
             classifier.distillation = self.distillation
+            compiled = settings["trainer"]["compile"]
+            classifier.compile_mode = ("default" if compiled is True else compiled) or None
             callbacks = instantiate.named("callbacks", _in_folder(settings["callbacks"], self.checkpoints, folder))
             if stage.end != settings["trainer"]["max_epochs"]:  # the next stage starts at a fixed epoch
                 callbacks = [c for c in callbacks if not isinstance(c, EarlyStopping)]
@@ -198,6 +200,7 @@ def make_data(settings: Settings, strategy: Strategy) -> FERDataModule:
         eval_batch_size=data["eval_batch_size"],
         seed=settings["seed"],
         epochs=settings["trainer"]["max_epochs"],
+        resident_gib=data["resident_gib"],
         draw_labels=data.get("target") == "probability",
         cleaned=cleaned,
         digests=digests,

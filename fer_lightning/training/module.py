@@ -56,6 +56,7 @@ class FERClassifier(L.LightningModule):
 
     Attributes:
         distillation: teachers to learn from as well; None for none.
+        compile_mode: of `torch.compile`, by which the network is compiled for training; None for not at all.
 
     Raises:
         UserError: the network, the loss or the head is invalid.
@@ -97,6 +98,7 @@ class FERClassifier(L.LightningModule):
             self.network.backbone.requires_grad_(False)
         self.register_buffer("log_prior", log_prior(class_counts), persistent=False)
         self.distillation: Distillation | None = None
+        self.compile_mode: str | None = None
         self.predictions = Predictions()
         self._sums = torch.zeros(3, dtype=SUMS)  # of this rank's epoch so far: loss, hits, images
         self._monitored: float | None = None  # the monitored metric, if the epoch has been validated
@@ -108,10 +110,15 @@ class FERClassifier(L.LightningModule):
         self.network.arrange(device, channels_last)
         if self.distillation is not None:
             self.distillation.to(device, channels_last)
+        if self.compile_mode is not None and stage == "fit":
+            self.network.compile(mode=self.compile_mode, dynamic=False)  # in place: names in checkpoints stay
 
     def forward(self, images: Tensor) -> Tensor:
         """Faces (B, 1, H, W), float in [0, 1], to logits (B, C) to train on."""
-        return self.network(images)  # type: ignore[no-any-return]
+        if self.training:
+            return self.network(images)  # type: ignore[no-any-return]
+        # Never compiled: validation is short, and its last batch has another size, for which it would take a minute.
+        return self.network.forward(images)
 
     def predict_logits(self, images: Tensor) -> Tensor:
         """Faces (B, 1, H, W), float in [0, 1], to logits (B, C) to predict by."""

@@ -50,7 +50,7 @@ def make_trainer(
         UserError: Lightning rejects an argument.
     """
     arguments = dict(group) | {"max_epochs": max_epochs}
-    del arguments["channels_last"]
+    del arguments["channels_last"], arguments["compile"]  # of the network
     bar = arguments.pop("progress_bar") and sys.stdout.isatty()  # in a file it would be noise
     if reserved := [key for key in LAUNCHING if key in arguments]:
         raise UserError(

@@ -18,6 +18,7 @@ from fer_lightning.data import ferplus
 from fer_lightning.data.loader import FaceLoader, TrainingOrder, draw_labels
 from fer_lightning.data.protocols import partition
 from fer_lightning.data.readers import sources
+from fer_lightning.data.selection import Selection
 from fer_lightning.data.synthetic import synthetic
 from fer_lightning.data.table import FER_CLASSES, SPLITS, UNLABELLED, FaceTable
 from fer_lightning.data.transforms.mixing import Mix
@@ -189,7 +190,9 @@ def soft_training(n: int = 60) -> TrainingSet:
     targets = np.random.default_rng(0).dirichlet(np.ones(4), n).astype(np.float32)
     targets[:, 1] = 0
     targets /= targets.sum(1, keepdims=True)
-    return TrainingSet(faces(n), targets.argmax(1), np.arange(100, 100 + n), np.zeros(n, dtype=bool), targets)
+    return TrainingSet(
+        Selection(faces(n)), targets.argmax(1), np.arange(100, 100 + n), np.zeros(n, dtype=bool), targets
+    )
 
 
 def soft_loader(epoch: int = 0, rank: int = 0, world: int = 1, **options: object) -> FaceLoader:

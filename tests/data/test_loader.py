@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fer_lightning.data.loader import EvaluationOrder, FaceLoader, TrainingOrder
+from fer_lightning.data.selection import Selection
 from fer_lightning.data.transforms.augment import BatchAugment
 from fer_lightning.data.transforms.mixing import Mix
 
@@ -17,7 +18,7 @@ def loader(order: TrainingOrder | EvaluationOrder, **options: object) -> FaceLoa
     n = order.n
     images = np.arange(n, dtype=np.uint8)[:, None, None] * np.ones((1, 48, 48), np.uint8)
     labels, rows = np.arange(n) % 3, np.arange(n) + 100
-    return FaceLoader(images, labels, rows, order, torch.device("cpu"), **options)  # type: ignore[arg-type]
+    return FaceLoader(Selection(images), labels, rows, order, torch.device("cpu"), **options)  # type: ignore[arg-type]
 
 
 def rows(loader: FaceLoader) -> list[list[int]]:
@@ -75,6 +76,13 @@ def test_every_image_is_scored_once_in_the_batches_of_one_device(n: int, batch_s
 
 def test_no_images_to_score_give_no_batch() -> None:
     assert len(loader(EvaluationOrder(0, 4, rank=1, world=2))) == 0
+
+
+@pytest.mark.parametrize("order", [training(), EvaluationOrder(50, 8)])
+def test_images_read_for_each_batch_are_those_on_the_device(order: TrainingOrder | EvaluationOrder) -> None:
+    options = {"augment": BatchAugment()} if isinstance(order, TrainingOrder) else {}
+    for read, resident in zip(loader(order, **options, resident_gib=0.0), loader(order, **options), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(read[:3], resident[:3], strict=True))
 
 
 def test_augmentation_differs_by_epoch_and_batch_and_repeats_with_them() -> None:

@@ -24,8 +24,9 @@ from fer_lightning.data.loader import Batch
 from fer_lightning.data.synthetic import synthetic
 from fer_lightning.data.table import FER_CLASSES
 from fer_lightning.inference.evaluate import evaluate
+from fer_lightning.inference.export import export
 from fer_lightning.training.module import FERClassifier
-from tests.conftest import TINY, Run
+from tests.conftest import SMALL, TINY, Run
 
 ROOT = Path(__file__).parents[2]
 Train = Callable[..., Run]
@@ -149,6 +150,65 @@ def test_same_seed_gives_the_same_weights(train: Train) -> None:
     ]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert not torch.equal(weights[0]["network.head.weight"], weights[2]["network.head.weight"])
+
+
+@pytest.mark.parametrize("imbalance", ["none", "balanced"])
+def test_reading_images_for_each_batch_gives_the_same_weights(train: Train, imbalance: str) -> None:
+    resident, read = (
+        train(*SMALL, "trainer.max_epochs=1", f"imbalance={imbalance}", f"data.resident_gib={gib}") for gib in (1, 0)
+    )
+    assert resident.code == read.code == 0, read.err
+    weights, same = (torch.load(r.folder / "checkpoints/last.ckpt", weights_only=True) for r in (resident, read))
+    assert all(torch.equal(value, same["state_dict"][key]) for key, value in weights["state_dict"].items())
+    assert metrics_of(resident.folder)["test/loss"] == metrics_of(read.folder)["test/loss"]
+
+
+def test_compiled_networks_are_saved_like_others(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler itself is left out: it takes a minute."""
+    compiled = []
+
+    def compile_without_generating_code(self: torch.nn.Module, mode: str, dynamic: bool) -> None:
+        compiled.append(mode)
+        in_place(self, backend="eager", dynamic=dynamic)
+
+    in_place = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_generating_code)
+    options = [*SMALL, "callbacks=ema", "trainer.max_epochs=2"]
+    eager, run = (train(*options, f"trainer.compile={choice}") for choice in ("false", "true"))
+    assert eager.code == run.code == 0, run.err
+    assert compiled == ["default"]
+    for name in ("best.ckpt", "last.ckpt"):
+        expected, found = (
+            torch.load(r.folder / "checkpoints" / name, weights_only=True)["state_dict"] for r in (eager, run)
+        )
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
+    assert metrics_of(run.folder)["test/loss"] == pytest.approx(metrics_of(eager.folder)["test/loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_and_is_exported(train: Train, tmp_path: Path) -> None:
+    eager, run = (train(*TINY, f"trainer.compile={choice}") for choice in ("false", "true"))
+    assert run.code == 0, run.err
+    losses = [metrics_of(r.folder)["test/loss"] for r in (eager, run)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    file = tmp_path / "model.safetensors"
+    export(run.folder, file)
+    assert file.is_file()
+
+
+@pytest.mark.parametrize("missing", ["compiler", "headers"])
+def test_compiling_names_what_it_lacks(train: Train, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    if missing == "compiler":
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setattr("shutil.which", lambda name: None)
+    else:
+        monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+        monkeypatch.setattr("sysconfig.get_path", lambda name: "/nowhere")
+    run = train(*SMALL, "trainer.compile=true")
+    assert run.code == 1
+    assert {"compiler": "install g++", "headers": "/nowhere/Python.h: install"}[missing] in run.err
 
 
 def test_a_run_folder_is_never_overwritten(train: Train, finished: Path) -> None:

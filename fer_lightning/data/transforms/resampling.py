@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_lightning.data.seeding import stream_rng, stream_seed
+from fer_lightning.data.selection import Selection
 from fer_lightning.data.transforms.pipeline import Pipeline
 from fer_lightning.errors import UserError
 
@@ -20,14 +21,14 @@ class TrainingSet:
     """The training set.
 
     Attributes:
-        images: uint8 (N, 48, 48).
+        images: uint8 (N, 48, 48), read when they are indexed.
         labels: int64 (N,).
         rows: int64 (N,), the row of the table that each image is, or was copied from.
         copied: bool (N,), true for augmented copies.
         targets: float32 (N, C), distributions to learn instead of the labels, if there are any.
     """
 
-    images: NDArray[np.uint8]
+    images: Selection
     labels: NDArray[np.int64]
     rows: NDArray[np.int64]
     copied: NDArray[np.bool_]
@@ -95,12 +96,13 @@ class Resample:
                 originals.append(np.concatenate([*rounds, members[:0]])[: target - len(members)])
         remaining = np.flatnonzero(keep)
         source = np.concatenate([remaining, *originals]).astype(np.int64)
-        images = training.images[source]
-        if len(source) > len(remaining):
+        copies = training.images[source[len(remaining) :]]
+        if len(copies):
             pipeline = Pipeline(self.transforms, key="imbalance.resample.transforms")
-            for i in range(len(remaining), len(source)):
-                seed = stream_seed("copies", self.seed, i) % 2**31
-                images[i] = pipeline(images[i][..., None], seed)[..., 0]
+            for i, image in enumerate(copies):
+                seed = stream_seed("copies", self.seed, len(remaining) + i) % 2**31
+                copies[i] = pipeline(image[..., None], seed)[..., 0]
+        images = training.images.only(remaining, copies)
         copied = np.arange(len(source)) >= len(remaining)
         targets = None if training.targets is None else training.targets[source]
         return TrainingSet(images, training.labels[source], training.rows[source], copied, targets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fer_lightning.data.selection import Selection
 from fer_lightning.data.transforms.pipeline import Pipeline
 from fer_lightning.data.transforms.resampling import ClassSampling, Resample, TrainingSet
 from fer_lightning.errors import UserError
@@ -16,7 +17,7 @@ FLIP = [{"name": "HorizontalFlip", "p": 1.0}]
 def training() -> TrainingSet:
     images = np.random.default_rng(0).integers(0, 256, (135, 48, 48), dtype=np.uint8)
     labels = np.repeat([0, 1, 2], [100, 5, 30]).astype(np.int64)
-    return TrainingSet(images, labels, np.arange(1000, 1135), np.zeros(135, dtype=bool))
+    return TrainingSet(Selection(images), labels, np.arange(1000, 1135), np.zeros(135, dtype=bool))
 
 
 def test_counts_follow_the_factors() -> None:
