@@ -23,7 +23,6 @@ def main() -> None:
     call.start()
     python, benchmarks = sys.executable, ROOT / "benchmarks"
     short = [f"data.path={call.data}", *RECIPE, "trainer.max_epochs=3", *call.overrides]
-    loop = ["experiment=report_weighted", "data=synthetic", "data.batch_size=256", *call.overrides]
     checks = {
         "tests": [python, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-q"],
         "resume": [python, str(benchmarks / "resume.py"), "--out", str(call.work / "resume"), *short],
@@ -32,7 +31,7 @@ def main() -> None:
             *(*short, "trainer.deterministic=true"),
         ],
         "one-rank": [python, str(ROOT / "train.py"), *short, f"hydra.run.dir={call.work / 'one'}"],
-        "throughput": [python, str(benchmarks / "throughput.py"), *loop],
+        "loop": [python, str(benchmarks / "speed" / "loop.py"), "--out", str(call.out / "loop.json"), *call.overrides],
     }
     gpus = torch.cuda.device_count()
     if gpus > 1:

@@ -1,6 +1,6 @@
 """Time of a training step under each imbalance strategy relative to `none`, which is plain cross-entropy.
 
-    python benchmarks/strategies.py [--steps 40] [overrides …]
+    python benchmarks/speed/strategies.py [--steps 40] [overrides …]
 
 One step of each strategy in turn, repeatedly, so that other load on the machine slows all of them alike: the next batch
 with its augmentation, forward, loss, backward, optimizer. Prints, for each strategy, the median over rounds of its time
@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from throughput import WARM_UP, settings_of
+from loop import WARM_UP
+from measure import settings_of
 
 from fer_lightning.app import CONF
 from fer_lightning.config import instantiate

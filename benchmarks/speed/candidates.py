@@ -1,6 +1,6 @@
 """Multiply-adds, parameters and training speed of networks, one thread, taking turns.
 
-    python benchmarks/candidates.py [--rounds 5] [--batch 128] [--out candidates.json]
+    python benchmarks/speed/candidates.py [--rounds 5] [--batch 128] [--out FILE]
 
 A step is forward and backward of one batch, as in training: no data, optimizer or augmentation. Speeds are medians over
 the rounds, in each of which every candidate takes one step.
@@ -8,22 +8,17 @@ the rounds, in each of which every candidate takes one step.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
+import measure
 import torch
 import torch.nn.functional as F
-from photos import hardware
-from throughput import settings_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from fer_lightning.config import instantiate
 from fer_lightning.models.network import FaceNetwork
-from fer_lightning.runs.results import git_commit
 
 VGG = "model=vgg model.width={}"
 RESNET = "model=resnet{} model.width={} model.stem=small"
@@ -63,16 +58,15 @@ def step(network: FaceNetwork, images: torch.Tensor, labels: torch.Tensor) -> fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     networks: list[FaceNetwork] = []
     rows: list[dict[str, Any]] = []
     for name, overrides, side in CANDIDATES:
-        network = instantiate.network(settings_of(overrides.split())["model"], 7)
+        network = instantiate.network(measure.settings_of(overrides.split())["model"], 7)
         rows.append(
             {
                 "network": name,
@@ -102,9 +96,7 @@ def main() -> None:
             f"| {row['network']} | {row['pixels']} | {row['parameters']:,} | {row['multiply_adds'] / 1e6:.1f} | "
             f"{row['images_per_second']:.0f} | {row['gflops']:.0f} |"
         )
-    if arguments.out:
-        about = {"hardware": hardware(), "threads": 1, "commit": git_commit(), "torch": torch.__version__}
-        arguments.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    measure.save(arguments.out, rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,105 @@
+"""What the scripts of this folder share: the machine, configs, taking turns, and files of results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from fer_lightning.app import CONF
+from fer_lightning.config import schema
+from fer_lightning.config.precision import has_native_bf16
+from fer_lightning.config.resolve import resolve
+from fer_lightning.runs.results import git_commit
+
+ROOT = Path(__file__).parents[2]
+
+LEAN = ("callbacks=none", "trainer.progress_bar=false", "logger=none")
+"""Overrides of a job that only trains."""
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """With the options that all scripts have."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--out", type=Path, help="a JSON file, from which page.py makes docs/performance.md")
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """Processor or GPU, cores, threads, whether bf16 is native, and PyTorch's version."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text().splitlines()
+        processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), processor)
+    return {
+        "processor": processor,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "native bf16": has_native_bf16("cuda" if torch.cuda.is_available() else "cpu"),
+        "torch": torch.__version__.partition("+")[0],
+    }
+
+
+def settings_of(overrides: Sequence[str], lean: Sequence[str] = LEAN) -> dict[str, Any]:
+    """The resolved config of `python train.py OVERRIDES`, without what cannot be used outside a run folder."""
+    schema.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return resolve(compose("config", [*lean, *overrides]))
+
+
+def take_turns(
+    measurements: Mapping[str, Callable[[], float]], rounds: int, *, unit: str = "images/s"
+) -> dict[str, list[float]]:
+    """Results by name, one for each round; in each round all take their turn, and another one begins."""
+    names = list(measurements)
+    results: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        begin = number % len(names)
+        for name in names[begin:] + names[:begin]:
+            results[name].append(measurements[name]())
+        print(f"round {number}: " + ", ".join(f"{name} {results[name][-1]:.4g} {unit}" for name in names), flush=True)
+    return results
+
+
+def ratio(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest of `one` over `other`, round by round: other load on the machine slows both alike."""
+    ratios = [a / b for a, b in zip(one, other, strict=True)]
+    return {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+
+
+def save(out: Path | None, rows: Sequence[Mapping[str, Any]], **about: Any) -> None:
+    """Write rows with the command, machine and commit, if `out` names a file; print them in any case."""
+    script = Path(sys.argv[0]).resolve().relative_to(ROOT)
+    command = shlex.join(["python", str(script), *_without_paths(sys.argv[1:])])
+    content = {
+        "benchmark": Path(sys.argv[0]).stem, "command": command, "commit": git_commit(), "machine": machine(), **about,
+        "rows": list(rows),
+    }  # fmt: skip
+    text = json.dumps(content, indent=1) + "\n"
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text)
+    print(text)
+
+
+def _without_paths(arguments: Sequence[str]) -> list[str]:
+    """Arguments without --out, and with the names of files alone, wherever they are on this machine."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument != "--out" and not argument.startswith("--out="):
+            key, equals, value = argument.rpartition("=")
+            kept.append(key + equals + (Path(value).name if "/" in value and Path(value).exists() else value))
+        skip = argument == "--out"
+    return kept

@@ -1,0 +1,297 @@
+"""Make docs/performance.md and its figures from the results in docs/performance/.
+
+    python benchmarks/speed/page.py [docs/performance]
+
+The text around the tables is in `SECTIONS` below. Results are the JSON files that the other scripts write with
+`--out docs/performance/<script>-<machine>.json`; a section without results says that it has not been run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fer_lightning.report.style import BLUE, DPI, GREEN, GREY, ORANGE, VERMILLION, styled
+
+Result = Mapping[str, Any]
+
+
+class Column(NamedTuple):
+    """A column of a table: its heading, and the cell of a row."""
+
+    heading: str
+    cell: Callable[[Mapping[str, Any]], str]
+    right: bool = True
+
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Section(NamedTuple):
+    """A heading, what is measured, the script that measures it, and its tables by the key of their rows: their columns,
+    or what makes them."""
+
+    heading: str
+    text: str
+    script: str
+    tables: Mapping[str, Sequence[Column] | Callable[[Rows], str]]
+    figure: str | None = None
+    caption: str = ""
+
+
+def text(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: str(row[key])
+
+
+def number(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: "" if row.get(key) is None else format(row[key], form)
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    return f"{row['ratio']:.3f} ({row['lowest']:.3f} to {row['highest']:.3f})"
+
+
+def by_size(rows: Rows) -> str:
+    """Milliseconds per image of each part (and, at the end, megabytes in all) by number of images."""
+    sizes = sorted({row["images"] for row in rows})
+    found = {(row["part"], row["images"]): row for row in rows}
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    columns = [Column("ms per image", text("part"), right=False)]
+    columns += [Column(f"{n:,} images", number(str(n), ".4f")) for n in sizes]
+    lines = [{"part": part} | {str(n): found[part, n]["ms_per_image"] for n in sizes} for part in parts]
+    most = [f"{max(row['memory_mib'] for row in rows if row['images'] == n):,.0f}" for n in sizes]
+    return table(columns, lines) + "\n| peak memory, MiB | " + " | ".join(most) + " |"
+
+
+SECTIONS = [
+    Section(
+        "The training loop",
+        "Images per second of a job, with its augmentation, metrics and CSV log, over those of a bare loop or, for "
+        "validation, of forward passes: the same network, precision and layout on one fixed batch in memory. Median of "
+        "the ratios within rounds, lowest and highest.",
+        "loop",
+        {
+            "rows": [
+                Column("job", text("overrides"), right=False),
+                Column("precision", text("precision"), right=False),
+                Column("batch", number("batch", ",")),
+                Column("bare, images/s", number("bare", ",.0f")),
+                Column("job, images/s", number("job", ",.0f")),
+                Column("job / bare", interval),
+            ]
+        },
+    ),
+    Section(
+        "Peers' loops",
+        "The same network, on as many augmented samples in batches of as many, through the loops of other projects: "
+        "[LetheSec](https://github.com/LetheSec/Fer2013-Facial-Emotion-Recognition-Pytorch) (five crops of an image), "
+        "[usef-kh/fer](https://github.com/usef-kh/fer) (ten), and the LightningModule of "
+        "[lightning-hydra-template](https://github.com/ashleve/lightning-hydra-template) with a DataLoader of two "
+        "workers. The second table: seconds from the command to the first batch of all of FER-2013, of the peer and of "
+        "this project without and with its cache.",
+        "peers",
+        {
+            "rows": [
+                Column("network", text("network"), right=False),
+                Column("peer", lambda row: f"{row['peer']} ({row['peer_commit']})", right=False),
+                Column("samples", number("samples", ",")),
+                Column("batch", number("batch", ",")),
+                Column("peer, s", number("peer_seconds", ".2f")),
+                Column("here, s", number("our_seconds", ".2f")),
+                Column("peer / here", interval),
+            ],
+            "starts": [
+                Column("peer", text("peer"), right=False),
+                Column("peer, s", number("peer", ".1f")),
+                Column("here, first, s", number("ours, first", ".1f")),
+                Column("here, cached, s", number("ours, cached", ".1f")),
+            ],
+        },
+    ),
+    Section(
+        "Settings",
+        "Training speed over that of the defaults. `trainer.compile=true` compiles the network in place for training "
+        "alone: names in checkpoints, resuming and exporting stay as they are.",
+        "options",
+        {
+            "rows": [
+                Column("network", text("network"), right=False),
+                Column("variant", text("variant"), right=False),
+                Column("images/s", number("images_per_second", ",.0f")),
+                Column("variant / default", interval),
+            ]
+        },
+    ),
+    Section(
+        "Time to accuracy",
+        "The clock includes everything but imports and the first read: training, validation, scoring, the report.",
+        "to_accuracy",
+        {
+            "rows": [
+                Column("experiment", text("experiment"), right=False),
+                Column("seed", text("seed")),
+                Column("accuracy", number("accuracy", ".4f")),
+                Column("macro-F1", number("f1_macro", ".4f")),
+                Column("time, min", lambda row: f"{row['seconds'] / 60:.1f}"),
+                Column("images/s", number("images_per_second", ",.0f")),
+            ]
+        },
+        "to_accuracy.png",
+        "Accuracy on the validation images over seconds of training",
+    ),
+    Section(
+        "Growth",
+        "Time per image of each part of a job on FER-2013 repeated, each copy shifted and with noise. Images beyond "
+        "`data.resident_gib` are not copied to the device: batches are read from the memory map of the cache.",
+        "growth",
+        {"rows": by_size},
+        "growth.png",
+        "Milliseconds per image over the number of images",
+    ),
+    Section(
+        "Sweeps",
+        "Short jobs of one thread each: the share of the time that is not training or validation, and what the joblib "
+        "launcher gains.",
+        "sweeps",
+        {
+            "rows": [
+                Column("launcher", text("launcher"), right=False),
+                Column("jobs", text("jobs")),
+                Column("training of a job, s", number("training_per_job", ".1f")),
+                Column("sweep, s", number("seconds", ".0f")),
+                Column("not training", number("share_not_training", ".3f")),
+                Column("faster than basic", number("faster_than_basic", ".2f")),
+            ]
+        },
+    ),
+    Section(
+        "Reading",
+        "Each read is a process of its own; imports are not counted. Each first read has a new cache.",
+        "reading",
+        {
+            "rows": [
+                Column("source", text("source"), right=False),
+                Column("read", text("read"), right=False),
+                Column("best, s", number("best", ".2f")),
+                Column("median, s", number("median", ".2f")),
+                Column("peak memory, MiB", number("memory_mib", ",.0f")),
+            ]
+        },
+    ),
+    Section(
+        "Networks",
+        "Forward and backward of a batch, without an optimizer.",
+        "candidates",
+        {
+            "rows": [
+                Column("network", text("network"), right=False),
+                Column("pixels", text("pixels")),
+                Column("parameters", number("parameters", ",")),
+                Column("multiply-adds, million", lambda row: f"{row['multiply_adds'] / 1e6:.1f}"),
+                Column("images/s", number("images_per_second", ",.0f")),
+                Column("GFLOPS", number("gflops", ".0f")),
+            ]
+        },
+    ),
+]
+
+
+def where(result: Result) -> str:
+    """The machine, command and commit of a result."""
+    machine = result["machine"]
+    device = machine["gpu"] or f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
+    bf16 = "with" if machine["native bf16"] else "without"
+    return f"`{result['command']}`, commit {result['commit']}: {device}, {bf16} native bf16, torch {machine['torch']}."
+
+
+def wrapped(paragraph: str) -> str:
+    return textwrap.fill(paragraph, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def table(columns: Sequence[Column], rows: Rows) -> str:
+    lines = [
+        "| " + " | ".join(column.heading for column in columns) + " |",
+        "|" + "|".join("---:" if column.right else "---" for column in columns) + "|",
+    ]
+    lines += ["| " + " | ".join(column.cell(row) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+@styled
+def growth(results: Sequence[Result]) -> Figure:
+    """Time per image of each part over the number of images."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    rows = pd.DataFrame(row for result in results for row in result["rows"])
+    for (part, some), marker in zip(rows.groupby("part", sort=False), "osD^vP*Xh<>", strict=False):
+        axes.plot(some["images"], some["ms_per_image"], marker=marker, markersize=5, linewidth=1.2, label=part)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("images")
+    axes.set_ylabel("ms per image")
+    axes.grid(visible=True)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+@styled
+def to_accuracy(results: Sequence[Result]) -> Figure:
+    """Accuracy on the validation images over seconds of training."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for result, colour in zip(results, (BLUE, ORANGE, GREEN, VERMILLION, GREY), strict=False):
+        for i, row in enumerate(result["rows"]):
+            seconds, accuracy = zip(*row["curve"], strict=True)
+            label = None if i else f"{row['experiment']}, {result['machine']['gpu'] or result['machine']['processor']}"
+            axes.plot(seconds, [100 * a for a in accuracy], color=colour, linewidth=1.2, label=label)
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("accuracy (%)")
+    axes.grid(visible=True)
+    axes.legend(loc="lower right")
+    return figure
+
+
+FIGURES: dict[str, Callable[[Sequence[Result]], Figure]] = {"growth.png": growth, "to_accuracy.png": to_accuracy}
+
+HEAD = """# Performance
+
+Made by `python benchmarks/speed/page.py` from the files in `docs/performance/`, which the scripts in
+`benchmarks/speed/` write; change them, not this page. Ratios are of measurements that take turns in one run, since the
+machines are shared.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parents[2] / "docs" / "performance")
+    folder: Path = parser.parse_args().folder
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    parts = [HEAD]
+    for section in SECTIONS:
+        own = [result for result in results if result["benchmark"] == section.script]
+        parts.append(f"## {section.heading}\n\n{wrapped(section.text)}\n")
+        if not own:
+            parts.append(f"`python benchmarks/speed/{section.script}.py`: not yet run.\n")
+        for result in own:
+            parts.append(wrapped(where(result)) + "\n")
+            for key, columns in section.tables.items():
+                if rows := result.get(key):
+                    parts.append((columns(rows) if callable(columns) else table(columns, rows)) + "\n")
+        if section.figure and own:
+            FIGURES[section.figure](own).savefig(folder / section.figure, dpi=DPI)
+            parts.append(f"![{section.caption}]({folder.name}/{section.figure})\n")
+    tried = folder / "tried.md"
+    if tried.exists():
+        parts.append(tried.read_text())
+    folder.with_suffix(".md").write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
