@@ -1,4 +1,4 @@
-"""Call 3: what only a GPU can show: the tests marked `gpu`, killing and resuming, two ranks, the loop's speed.
+"""Call 3: what only a GPU can show: the tests marked `gpu`, killing and resuming, two ranks.
 
     python benchmarks/gpu/checks.py --data fer2013.csv --work WORK [--out OUT] [--minutes 9]
 
@@ -31,7 +31,6 @@ def main() -> None:
             *(*short, "trainer.deterministic=true"),
         ],
         "one-rank": [python, str(ROOT / "train.py"), *short, f"hydra.run.dir={call.work / 'one'}"],
-        "loop": [python, str(benchmarks / "speed" / "loop.py"), "--out", str(call.out / "loop.json"), *call.overrides],
     }
     gpus = torch.cuda.device_count()
     if gpus > 1:
