@@ -1,0 +1,111 @@
+"""The scripts of benchmarks/speed: what they share, the page, and short runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SPEED = Path(__file__).parents[1] / "benchmarks" / "speed"
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SPEED))
+    import measure
+
+    return measure
+
+
+def script(name: str, *arguments: str) -> None:
+    subprocess.run(
+        [sys.executable, str(SPEED / f"{name}.py"), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_measurements_take_turns_and_another_one_begins_each_round(measure: ModuleType) -> None:
+    order: list[str] = []
+
+    def of(name: str) -> Any:
+        return lambda: order.append(name) or len(order)
+
+    results = measure.take_turns({name: of(name) for name in "abc"}, 3)
+    assert order == list("abcbcacab")
+    assert results == {"a": [1, 6, 8], "b": [2, 4, 9], "c": [3, 5, 7]}
+
+
+def test_ratios_are_taken_within_rounds(measure: ModuleType) -> None:
+    assert measure.ratio([1, 10, 3], [2, 10, 3]) == {"ratio": 1.0, "lowest": 0.5, "highest": 1.0}
+
+
+def test_results_name_no_folder_of_the_machine(
+    measure: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "faces.csv"
+    data.touch()
+    out = tmp_path / "results/loop.json"
+    arguments = ["--out", str(out), "--data", str(data), f"data.path={data}", "precision=fp32"]
+    monkeypatch.setattr(sys, "argv", [str(SPEED / "loop.py"), *arguments])
+    measure.save(out, [{"ratio": 1.0}], note="x")
+    found = json.loads(out.read_text())
+    assert found["command"] == ("python benchmarks/speed/loop.py --data faces.csv data.path=faces.csv precision=fp32")
+    assert found["rows"] == [{"ratio": 1.0}] and found["note"] == "x"
+    assert found["machine"]["cores"] == os.cpu_count()
+    assert str(tmp_path) not in out.read_text()
+
+
+def test_the_page_has_a_table_for_each_result(tmp_path: Path) -> None:
+    folder = tmp_path / "performance"
+    folder.mkdir()
+    machine = {
+        "processor": "A CPU", "gpu": None, "cores": 2, "threads": 1, "native bf16": False, "torch": "2.13.0",
+    }  # fmt: skip
+    growth = [
+        {"part": part, "images": n, "seconds": 1.0, "ms_per_image": 1e3 / n, "memory_mib": n}
+        for n in (1000, 10_000)
+        for part in ("reading", "scores")
+    ]
+    runs = [
+        {"experiment": "speed_65", "seed": seed, "accuracy": 0.65, "f1_macro": 0.6, "seconds": 900.0,
+         "images_per_second": 400.0, "curve": [[10.0, 0.3], [20.0, 0.5 + seed / 10]]}
+        for seed in (0, 1)
+    ]  # fmt: skip
+    for name, rows in (("growth", growth), ("to_accuracy", runs)):
+        content = {"benchmark": name, "command": f"python {name}.py", "commit": "abc", "machine": machine, "rows": rows}
+        (folder / f"{name}-cpu.json").write_text(json.dumps(content))
+    script("page", str(folder))
+    page = (tmp_path / "performance.md").read_text()
+    assert "| reading | 1.0000 | 0.1000 |" in page
+    assert "| peak memory, MiB | 1,000 | 10,000 |" in page
+    assert "| speed_65 | 1 | 0.6500 | 0.6000 | 15.0 | 400 |" in page
+    assert "`python growth.py`, commit abc: A CPU, 1 of 2 cores, without native bf16, torch 2.13.0." in page
+    assert "`python benchmarks/speed/sweeps.py`: not yet run." in page
+    assert (folder / "growth.png").stat().st_size > 10_000 and (folder / "to_accuracy.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_loop_is_compared_with_a_bare_one(tmp_path: Path) -> None:
+    out = tmp_path / "loop.json"
+    tiny = ["model.width=8", "data.batch_size=16", "data.eval_batch_size=16", "precision=fp32"]
+    script("loop", "--cases", "laptop,validation", "--rounds", "1", "--steps", "3", "--out", str(out), *tiny)
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["case"] for row in rows] == ["laptop", "validation"]
+    assert all(0.1 < row["ratio"] < 3 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_growth_measures_every_part(tmp_path: Path, fer2013_dir: Path) -> None:
+    out = tmp_path / "growth.json"
+    data = str(fer2013_dir / "fer2013.csv.gz")
+    script("growth", "--data", data, "--sizes", "600", "--out", str(out))
+    rows = json.loads(out.read_text())["rows"]
+    assert {"first read", "scores", "epoch, from the memory map"} <= {row["part"] for row in rows}
+    assert all(row["seconds"] > 0 for row in rows)
