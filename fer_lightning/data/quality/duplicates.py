@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -45,8 +45,9 @@ SHIFT = 4
 
 _FINE = 3.0  # standard deviation, in pixels, of the blur that is subtracted: keeps what distinguishes faces
 _ENOUGH = 64  # near-duplicates searched per image: the frames of a film are all alike
-_MINUTES = 0.12  # for ten thousand images; grows with the power 1.5
+_MINUTES = 0.08  # for ten thousand images; grows with the power 1.5
 _KEPT = 2**15  # images without their blur that are kept in memory: 300 MB
+_FLAT = 1.0  # sum of squares, in grey levels, below which an image has nothing to compare
 _UNSURE = 0.5  # below this correlation, exchanging the two images does not help
 
 
@@ -68,19 +69,26 @@ class NearPairs(NamedTuple):
 def near_pairs(images: NDArray[np.uint8]) -> NearPairs:
     """All pairs of near-duplicates among distinct images (N, 48, 48); blank images have none.
 
-    For each image the search ends after 64 later near-duplicates, and as many mirrored ones. For FER-2013 it takes less
-    than a minute of one core and 1 GB, and finds 99.8 % of the pairs that are found when all thumbnails are compared
+    For each image the search ends after 64 later near-duplicates, and as many mirrored ones. For FER-2013 it takes half a
+    minute of one core and 0.8 GB, and finds 99.8 % of the pairs that are found when all thumbnails are compared
     with each other. A pair that is similar both mirrored and not counts once.
     """
     rows = np.flatnonzero(~is_blank(images))
     fine = lru_cache(_KEPT)(lambda i: without_blur(images[rows[i]], _FINE))
     similar = []
     for found, mirrored in candidates(images[rows]):
-        alike = Counter[int]()
-        for i, j in found.tolist():
-            if alike[i] < _ENOUGH and (similarity := _similarity(fine(i), fine(j), mirrored)) >= SIMILAR:
-                alike[i] += 1
-                similar.append((i, j, similarity, mirrored))
+        for of_one in np.split(found, np.flatnonzero(np.diff(found[:, 0])) + 1) if len(found) else []:
+            i, alike = int(of_one[0, 0]), 0
+            windows = _Windows(fine(i))
+            for start in range(0, len(of_one), _ENOUGH):
+                some = of_one[start : start + _ENOUGH, 1].tolist()
+                others = [fine(j)[:, ::-1] if mirrored else fine(j) for j in some]
+                for j, similarity in zip(some, windows.similarities(others), strict=True):
+                    if similarity >= SIMILAR and alike < _ENOUGH:
+                        alike += 1
+                        similar.append((i, j, similarity, mirrored))
+                if alike == _ENOUGH:
+                    break
     table = np.array(similar, dtype=[("i", "i8"), ("j", "i8"), ("similarity", "f4"), ("mirrored", "?")])
     table = table[np.lexsort((table["mirrored"], -table["similarity"], table["j"], table["i"]))]
     pairs = table[np.unique(table[["i", "j"]], return_index=True)[1]]
@@ -121,16 +129,31 @@ def _recalled(faces: FaceTable, first: NDArray[np.int64], cache_root: Path) -> N
     return pairs
 
 
-def _similarity(a: NDArray[np.float32], b: NDArray[np.float32], mirrored: bool) -> float:
-    """The highest correlation of the centre of one image with the other over all shifts, in both directions."""
-    if mirrored:
-        b = np.ascontiguousarray(b[:, ::-1])
-    one = _best_shift(a, b)
-    return one if one < _UNSURE else max(one, _best_shift(b, a))
+class _Windows:
+    """An image, and everything in it that the centre of another can be compared with: windows of its size, one for
+    each shift. All are correlated with the centres of many others in one matrix product."""
+
+    def __init__(self, image: NDArray[np.float32]) -> None:
+        side = SIDE - 2 * SHIFT
+        self.image = image
+        self.pixels = np.lib.stride_tricks.sliding_window_view(image, (side, side)).reshape(-1, side * side)
+        squares = np.einsum("ij,ij->i", self.pixels, self.pixels) - self.pixels.sum(1) ** 2 / self.pixels.shape[1]
+        self.norms = np.sqrt(np.maximum(squares, _FLAT))
+
+    def similarities(self, others: Sequence[NDArray[np.float32]]) -> list[float]:
+        """The highest correlation over all shifts with each of the others, in both directions."""
+        centres = np.stack([other[SHIFT : SIDE - SHIFT, SHIFT : SIDE - SHIFT].ravel() for other in others])
+        centres -= centres.mean(1, keepdims=True)
+        centres /= np.sqrt(np.maximum(np.einsum("ij,ij->i", centres, centres), _FLAT))[:, None]
+        highest = ((self.pixels @ centres.T) / self.norms[:, None]).max(0).tolist()
+        return [
+            one if one < _UNSURE else max(one, _best_shift(other, self.image))
+            for one, other in zip(highest, others, strict=True)
+        ]
 
 
 def _best_shift(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     import cv2
 
     centre = np.ascontiguousarray(b[SHIFT : SIDE - SHIFT, SHIFT : SIDE - SHIFT])
-    return float(cv2.matchTemplate(a, centre, cv2.TM_CCOEFF_NORMED).max())
+    return float(cv2.matchTemplate(np.ascontiguousarray(a), centre, cv2.TM_CCOEFF_NORMED).max())
