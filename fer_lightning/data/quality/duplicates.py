@@ -69,8 +69,8 @@ class NearPairs(NamedTuple):
 def near_pairs(images: NDArray[np.uint8]) -> NearPairs:
     """All pairs of near-duplicates among distinct images (N, 48, 48); blank images have none.
 
-    For each image the search ends after 64 later near-duplicates, and as many mirrored ones. For FER-2013 it takes half a
-    minute of one core and 0.8 GB, and finds 99.8 % of the pairs that are found when all thumbnails are compared
+    For each image the search ends after 64 later near-duplicates, and as many mirrored ones. For FER-2013 it takes
+    half a minute of one core and 0.8 GB, and finds 99.8 % of the pairs that are found when all thumbnails are compared
     with each other. A pair that is similar both mirrored and not counts once.
     """
     rows = np.flatnonzero(~is_blank(images))
