@@ -11,7 +11,7 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fer_lightning.config.schema import ABOUT_RESUMING, Config
+from fer_lightning.config.schema import ABOUT_RESUMING, ADDED, Config
 from fer_lightning.errors import UserError
 
 MAX_BYTES = 1 << 20
@@ -46,7 +46,8 @@ def read_yaml(path: Path, kind: type[T]) -> T:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A resolved config: its seed, and whichever keys it has with values of the schema's types.
+    """A resolved config: its seed, and whichever keys it has with values of the schema's types; of the others, those
+    that earlier versions lacked.
 
     Raises:
         UserError: as `read_yaml`, or a value is of the wrong type, or the seed is missing.
@@ -58,6 +59,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise _not_a_config(path, error) from error
     if "seed" not in settings:
         raise _not_a_config(path, "seed is missing")
+    for (section, key), value in ADDED.items():
+        if isinstance(settings.get(section), dict):
+            settings[section].setdefault(key, value)
     return settings
 
 

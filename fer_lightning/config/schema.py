@@ -139,6 +139,10 @@ class Config:
     trust: bool = False
 
 
+ADDED = {("data", "resident_gib"): 2.0, ("trainer", "compile"): False}
+"""Keys that configs of earlier versions lack, and what those versions did."""
+
+
 def register() -> None:
     """Register the types with Hydra, under the name that conf/config.yaml starts from, and this module's resolvers."""
     OmegaConf.register_new_resolver("optuna_direction", lambda mode: f"{mode}imize", replace=True)

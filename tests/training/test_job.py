@@ -20,6 +20,7 @@ import torch
 from omegaconf import OmegaConf
 from sklearn import metrics as sk
 
+from fer_lightning.config.schema import ADDED
 from fer_lightning.data.loader import Batch
 from fer_lightning.data.synthetic import synthetic
 from fer_lightning.data.table import FER_CLASSES
@@ -359,6 +360,16 @@ def test_a_network_without_a_stem_is_described_without_one(train: Train) -> None
     )
     assert run.code == 0, run.err
     assert re.search(r"^network  SmallNetwork, [\d,]+ parameters;", run.out, re.MULTILINE), run.out
+
+
+def test_a_run_of_an_earlier_version_is_scored(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = OmegaConf.load(run / "config.yaml")
+    for section, key in ADDED:
+        del config[section][key]
+    OmegaConf.save(config, run / "config.yaml")
+    assert evaluate(run, out=tmp_path / "out")["test/accuracy"] == metrics_of(finished)["test/accuracy"]
 
 
 @pytest.mark.parametrize("changes", [{"sync_batchnorm": True}, {"precision": "16-mixed"}, {"devices": 8}])
