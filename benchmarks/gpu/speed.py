@@ -1,4 +1,4 @@
-"""Call 4: how close training comes to the device's limit, and how long it takes to reach an accuracy.
+"""Call 4: how close training comes to the device's limit.
 
     python benchmarks/gpu/speed.py --data fer2013.csv --work WORK [--out OUT] [--minutes 9]
 
@@ -118,14 +118,10 @@ def main() -> None:
     call.parser.add_argument("--only", nargs="*", help="names of the parts to run")
     arguments = call.start()
     python, data, few = sys.executable, ["--data", call.data], ["--steps", str(arguments.steps)]
-    runs = ["--runs", str(call.work / "runs")]
     parts = {
         "loop": [str(SPEED / "loop.py"), *few, *call.overrides],
         "options": [str(SPEED / "options.py"), *few, *call.overrides],
         "growth": [str(SPEED / "growth.py"), *data, "--sizes", "1000", "10000", "100000"],
-        "speed_65": [str(SPEED / "to_accuracy.py"), "speed_65", *data, *runs, *call.overrides],
-        "speed_report": [str(SPEED / "to_accuracy.py"), "speed_report", *data, *runs, *call.overrides],
-        "speed_70": [str(SPEED / "to_accuracy.py"), "speed_70", *data, *runs, *call.overrides],
     }
     wanted = arguments.only or ["limits", *parts]
     if "limits" in wanted:

@@ -1,6 +1,6 @@
 """Seconds that an experiment takes, and the accuracy that it reaches, over seeds.
 
-    python benchmarks/speed/to_accuracy.py speed_65 --data fer2013.csv --runs FOLDER [--seeds 0 1 2] [--out FILE]
+    python benchmarks/speed/to_accuracy.py EXPERIMENT --data fer2013.csv --runs FOLDER [--seeds 0 1 2] [--out FILE]
 
 Each run is a process of its own. The clock includes everything but imports and the first read: training, validation,
 scoring, the report; it is the time of the process less that of one which ends when its first batch is ready, both with

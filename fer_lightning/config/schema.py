@@ -140,7 +140,7 @@ class Config:
 
 
 ADDED = {("data", "resident_gib"): 2.0, ("trainer", "compile"): False}
-"""Keys that configs of earlier versions lack, and what those versions did."""
+"""Keys that configs of earlier versions lack, and values that give the results of those versions."""
 
 
 def register() -> None:

@@ -2,8 +2,8 @@
 
 All pairs of a large set are too many, so the thumbnails are divided into cells, each around one of them (an inverted
 file, as in Sivic and Zisserman 2003, "Video Google"), and an image is compared with those in the cells that it is
-most similar to. faiss-cpu does the same no faster, and crashes beside PyTorch on macOS and Windows (each brings its own
-OpenMP); usearch takes several times as long here, as correlations of 0.72 are far apart for a graph index.
+most similar to. faiss-cpu did the same in no less time, and users report crashes beside PyTorch on macOS and Windows
+(each brings its own OpenMP: faiss-wheels, issue 73); usearch took several times as long.
 """
 
 from __future__ import annotations
