@@ -115,7 +115,7 @@ class FERClassifier(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Faces (B, 1, H, W), float in [0, 1], to logits (B, C) to train on."""
-        if self.training:
+        if self.training or self.compile_mode is None:
             return self.network(images)  # type: ignore[no-any-return]
         # Never compiled: validation is short, and its last batch has another size, for which it would take a minute.
         return self.network.forward(images)
