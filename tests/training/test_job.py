@@ -393,7 +393,10 @@ def test_the_network_can_memorise(train: Train) -> None:
     assert pd.read_csv(run.folder / "metrics.csv")["train/accuracy"].iloc[-1] > 0.9
 
 
-@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
+EXPERIMENTS = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("experiment", sorted(EXPERIMENTS - {"pretrained"}))  # needs timm: tests/models/test_timm.py
 def test_every_experiment_trains(train: Train, experiment: str) -> None:
     small = [option for option in TINY if not option.startswith(("model", "optimizer"))]
     if experiment == "finetune":  # it brings its network, and trains its head alone at first
