@@ -3,9 +3,10 @@
     python benchmarks/ablation.py --data fer2013.csv.gz --folder FOLDER [--share 3] [--epochs 40] [--seeds 0 1]
     fer-lightning compare FOLDER --baseline strong_cpu
 
-Trained on every third of the Training images, by default, less a hold-out, selected on the hold-out and scored on
+Trained on a third of the Training images, by default, less a hold-out, selected on the hold-out and scored on
 PublicTest. PrivateTest, on which results are reported, takes no part. One of the parts alone: --only NAME. Finished
-runs in FOLDER are not repeated, so that the command can be interrupted.
+runs in FOLDER are not repeated, so that the command can be interrupted; another share or number of epochs needs another
+FOLDER.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SETTINGS = {
     "mixup": ["mix=mixup", "mix.until=0.85"],
     "cutmix": ["mix=cutmix", "mix.until=0.85"],
     "dropout": ["model.dropout=0.3"],
-    "weight decay": ["optimizer.weight_decay=0.05"],
+    "weight decay": ["optimizer.weight_decay=0.2"],
     "whole images": ["augment.crop=null"],
 }
 
@@ -40,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="FER-2013 as a CSV")
     parser.add_argument("--folder", type=Path, required=True, help="of the data and the runs")
-    parser.add_argument("--share", type=int, default=3, help="of the Training images: every third, say")
+    parser.add_argument("--share", type=int, default=3, help="train on one in so many Training images")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="of the settings")
@@ -50,7 +51,7 @@ def main() -> None:
     faces = sources.load(arguments.data)
     data = arguments.folder / "part.csv"
     training = faces.rows("train")
-    part = training[set_aside(faces.labels[training], len(training) // arguments.share)]
+    part = training[set_aside(faces.labels[training], round(len(training) / arguments.share))]
     write(data, faces, {"Training": part, "PublicTest": faces.rows("public")})
     common = [f"data.path={data}", "protocol=report", f"trainer.max_epochs={arguments.epochs}", *arguments.overrides]
     print(f"{'setting':28}seed  accuracy  macro-F1, on PublicTest", flush=True)
