@@ -34,7 +34,11 @@ def write_csv(path: Path, rows: int = 4) -> Path:
     ("overrides", "message"),
     [
         (["imbalance=wieghted"], "imbalance=wieghted: there is no such option; did you mean weighted?"),
-        (["imbalanc=weighted"], "imbalanc: there is no such key; did you mean imbalance"),
+        (["imbalanc=weighted"], "imbalanc: there is no such key with these options; did you mean imbalance"),
+        (
+            ["model=vgg", "model.depth=18"],
+            "model.depth: there is no such key with these options; did you mean model.width",
+        ),
         (["trainer.max_epoch=3"], "trainer.max_epoch: .* did you mean trainer.max_epochs"),
         (["max_epochs=3"], "max_epochs: .* did you mean trainer.max_epochs"),
         (["model.stm=small"], "model.stm: .* did you mean model.stem"),

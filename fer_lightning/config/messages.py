@@ -53,7 +53,7 @@ def _of_key(error: HydraException | OmegaConfBaseException, arguments: Sequence[
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if match := re.search(r"Could not override '([^']+)'", str(error)):
         if not (CONF / match[1]).is_dir():
-            return _unknown_key(match[1])
+            return _unknown_key(match[1], arguments)
         if line := _no_option(arguments):
             return line
     return value_error(cause)  # type: ignore[arg-type]
@@ -78,18 +78,26 @@ def _no_option(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _set_below_null(arguments: Sequence[str]) -> str | None:
-    """The line for an override below a key that is null, over which OmegaConf fails with internal errors."""
+def _overrides(arguments: Sequence[str]) -> list[str]:
+    return [a for a in arguments if "=" in a and not a.startswith(("-", "~", "hydra"))]
+
+
+def _with_options(arguments: Sequence[str]) -> Any:
+    """The config with the options that the command line chooses, without its other overrides."""
     from hydra import compose, initialize_config_dir
 
-    overrides = [a for a in arguments if "=" in a and not a.startswith(("-", "~", "hydra"))]
-    groups = [a for a in overrides if (CONF / a.lstrip("+").partition("=")[0]).is_dir() and "," not in a]
+    chosen = [a for a in _overrides(arguments) if (CONF / a.lstrip("+").partition("=")[0]).is_dir() and "," not in a]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", chosen)
+
+
+def _set_below_null(arguments: Sequence[str]) -> str | None:
+    """The line for an override below a key that is null, over which OmegaConf fails with internal errors."""
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed: Any = compose("config", groups)
+        composed = _with_options(arguments)
     except HydraException:  # then it is not what is wrong
         return None
-    for override in overrides:
+    for override in _overrides(arguments):
         key, _, value = override.lstrip("+").partition("=")
         parts = key.split(".")
         for n in range(1, len(parts) + (value[:1] in "{[")):
@@ -99,12 +107,13 @@ def _set_below_null(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _unknown_key(key: str) -> str:
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        known = list(dict.fromkeys([*_keys(compose("config")), *(f.name for f in CONF.iterdir() if f.is_dir())]))
-    return f"{key}: there is no such key{_near(key, known)} `python train.py --cfg job` lists all"
+def _unknown_key(key: str, arguments: Sequence[str]) -> str:
+    try:
+        composed = _with_options(arguments)
+    except HydraException:
+        composed = _with_options(())
+    known = list(dict.fromkeys([*_keys(composed), *(f.name for f in CONF.iterdir() if f.is_dir())]))
+    return f"{key}: there is no such key with these options{_near(key, known)} `python train.py --cfg job` lists all"
 
 
 def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:

@@ -403,6 +403,10 @@ def test_every_experiment_trains(train: Train, experiment: str) -> None:
         size = ["trainer.max_epochs=2"]
     elif experiment.startswith("strong"):
         size = ["model.width=8", "trainer.max_epochs=2"]  # it is validated every second epoch
+    elif experiment == "speed_65":
+        size = ["model.width=8", "trainer.max_epochs=4"]  # every fourth
+    elif experiment == "speed_report":
+        size = ["model.depth=18", "model.width=8", "trainer.max_epochs=2"]
     else:
         size = ["model.depth=18", "model.width=8", "trainer.max_epochs=1"]
     run = train(f"experiment={experiment}", *small, *size)
