@@ -118,10 +118,16 @@ def main() -> None:
     call.parser.add_argument("--only", nargs="*", help="names of the parts to run")
     arguments = call.start()
     python, data, few = sys.executable, ["--data", call.data], ["--steps", str(arguments.steps)]
+
+    def to_accuracy(experiment: str) -> list[str]:
+        runs = ["--runs", str(call.work / experiment)]
+        return [str(SPEED / "to_accuracy.py"), experiment, *data, *runs, *call.overrides]
+
     parts = {
         "loop": [str(SPEED / "loop.py"), *few, *call.overrides],
         "options": [str(SPEED / "options.py"), *few, *call.overrides],
         "growth": [str(SPEED / "growth.py"), *data, "--sizes", "1000", "10000", "100000"],
+        **{name: to_accuracy(name) for name in ("speed_report", "speed_70")},
     }
     wanted = arguments.only or ["limits", *parts]
     if "limits" in wanted:

@@ -396,19 +396,20 @@ def test_the_network_can_memorise(train: Train) -> None:
 EXPERIMENTS = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
 
 
+SIZES = {
+    "finetune": ["trainer.max_epochs=2"],  # it brings its network, and trains its head alone at first
+    "strong": ["model.width=8", "trainer.max_epochs=2"],  # it is validated every second epoch
+    "strong_cpu": ["model.width=8", "trainer.max_epochs=2"],
+    "speed_65": ["model.width=8", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2"],
+    "speed_70": ["model.width=8", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2"],
+    "speed_report": ["model.depth=18", "model.width=8", "trainer.max_epochs=2"],
+}
+
+
 @pytest.mark.parametrize("experiment", sorted(EXPERIMENTS - {"pretrained"}))  # needs timm: tests/models/test_timm.py
 def test_every_experiment_trains(train: Train, experiment: str) -> None:
     small = [option for option in TINY if not option.startswith(("model", "optimizer"))]
-    if experiment == "finetune":  # it brings its network, and trains its head alone at first
-        size = ["trainer.max_epochs=2"]
-    elif experiment.startswith("strong"):
-        size = ["model.width=8", "trainer.max_epochs=2"]  # it is validated every second epoch
-    elif experiment == "speed_65":
-        size = ["model.width=8", "trainer.max_epochs=4"]  # every fourth
-    elif experiment == "speed_report":
-        size = ["model.depth=18", "model.width=8", "trainer.max_epochs=2"]
-    else:
-        size = ["model.depth=18", "model.width=8", "trainer.max_epochs=1"]
+    size = SIZES.get(experiment, ["model.depth=18", "model.width=8", "trainer.max_epochs=1"])
     run = train(f"experiment={experiment}", *small, *size)
     assert run.code == 0, run.err
     assert metrics_of(run.folder)["test/loss"] < 4
