@@ -68,8 +68,8 @@ def test_the_page_has_a_table_for_each_result(tmp_path: Path) -> None:
         "processor": "A CPU", "gpu": None, "cores": 2, "threads": 1, "native bf16": False, "torch": "2.13.0",
     }  # fmt: skip
     growth = [
-        {"part": part, "images": n, "seconds": 1.0, "ms_per_image": 1e3 / n, "memory_mib": n}
-        for n in (1000, 10_000)
+        {"part": part, "images": n, "seconds": seconds, "memory_mib": n}
+        for n, seconds in ((1000, 1.0), (10_000, 3.7))
         for part in ("reading", "scores")
     ]
     runs = [
@@ -82,7 +82,9 @@ def test_the_page_has_a_table_for_each_result(tmp_path: Path) -> None:
         (folder / f"{name}-cpu.json").write_text(json.dumps(content))
     script("page", str(folder))
     page = (tmp_path / "performance.md").read_text()
-    assert "| reading | 1.0000 | 0.1000 |" in page
+    assert "| reading | 1.0000 | 0.3700 |" in page
+    assert "| ms per further image | 1,000 to 10,000 |" in page
+    assert "| reading | 0.3000 |" in page
     assert "| peak memory, MiB | 1,000 | 10,000 |" in page
     assert "| speed_65 | 1 | 0.6500 | 0.6000 | 15.0 | 400 |" in page
     assert "`python growth.py`, commit abc: A CPU, 1 of 2 cores, without native bf16, torch 2.13.0." in page

@@ -101,7 +101,7 @@ def measured(path: Path, folder: Path) -> Clock:
         make_data(settings, Strategy.from_config(settings["imbalance"]))
     job = Job(measure.settings_of([*where, *TINY]))
     faces, parts = job.data.faces, job.data.parts
-    job.trained_per_second(1)  # memory is allocated, and libraries are loaded
+    job.seconds_of_epochs(1)  # memory is allocated, and libraries are loaded
     for name, gib in (("epoch, on the device", 1e3), ("epoch, from the memory map", 0.0)):
         job.data.resident_gib = gib
         with clock.measuring(name):
@@ -165,30 +165,16 @@ def main() -> None:
             print(f"{n:,} images", flush=True)
             result = Path(folder) / f"{n}.json"
             command = [
-                sys.executable,
-                __file__,
-                "--data",
-                str(arguments.data),
-                "--child",
-                str(n),
-                "--result",
-                str(result),
-            ]
-            subprocess.run([*command, *(["--near"] if arguments.near else [])], check=True, stdout=subprocess.DEVNULL)
+                sys.executable, __file__, "--data", str(arguments.data), "--child", str(n), "--result", str(result),
+                *(["--near"] if arguments.near else []),
+            ]  # fmt: skip
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             found = json.loads(result.read_text())
             for part, seconds in found["seconds"].items():
-                per_image = 1e3 * seconds / n
-                rows.append(
-                    {
-                        "images": n,
-                        "part": part,
-                        "seconds": seconds,
-                        "ms_per_image": per_image,
-                        "memory_mib": found["memory"][part],
-                    }
-                )
-    table = pd.DataFrame(rows).pivot(index="part", columns="images", values="ms_per_image")
-    print(table.to_string(float_format="{:.4f}".format))
+                row = {"images": n, "part": part, "seconds": seconds}
+                rows.append(row | {"memory_mib": found["memory"][part]})
+    table = pd.DataFrame(rows).pivot(index="part", columns="images", values="seconds")
+    print((1e3 * table / table.columns.to_numpy()).to_string(float_format="{:.4f}".format), "ms per image")
     measure.save(arguments.out, rows)
 
 
