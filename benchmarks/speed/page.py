@@ -12,6 +12,7 @@ import argparse
 import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ def by_size(rows: Rows) -> str:
         table([Column("ms per image", text("part"), right=False), *columns], per_image)
         + "\n| peak memory, MiB | " + " | ".join(most) + " |"
     ]  # fmt: skip
-    if steps := list(zip(sizes, sizes[1:], strict=False)):
+    if steps := list(pairwise(sizes)):
         further = [
             {"part": part} | {f"{a}": 1e3 * (seconds[part, b] - seconds[part, a]) / (b - a) for a, b in steps}
             for part in parts
