@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import lightning.pytorch as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fer_lightning.data.loader import RESIDENT_GIB, Augment, EvaluationOrder, FaceLoader, TrainingOrder
 from fer_lightning.data.protocols import Partition, Rows
+from fer_lightning.data.seeding import stream_seed
 from fer_lightning.data.selection import Selection
 from fer_lightning.data.table import FaceTable
+from fer_lightning.data.transforms.augment import Draws
 from fer_lightning.data.transforms.mixing import Mix
 from fer_lightning.data.transforms.resampling import ClassSampling, TrainingSet
 from fer_lightning.errors import UserError
@@ -148,6 +151,26 @@ class FERDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> FaceLoader:
         return self.evaluation_loader(self.parts.test)
+
+    def unaugmented(self) -> Iterator[Tensor]:
+        """Batches (B, 1, H, W), float in [0, 1], of `augment.batch_norm_images` training images as they are, in windows
+        if training sees windows. They are the same each time and on each rank, and none is a copy that balances the
+        classes; there are none without augmentation."""
+        wanted = min(getattr(self.augment, "batch_norm_images", 0), len(self.parts.train))
+        size = min(self.batch_size, wanted)
+        if size < 2:
+            return
+        n = wanted // size * size  # batches of one size, since each counts as much
+        seed = stream_seed("statistics", self.seed)
+        rows = np.random.default_rng(seed).choice(self.parts.train, n, replace=False)
+        images, labels = Selection(self.faces.images, rows), self.faces.labels[rows]
+        loader = FaceLoader(
+            images, labels, rows, EvaluationOrder(n, size), _device(self.trainer), resident_gib=self.resident_gib
+        )
+        window = getattr(self.augment, "window", None)
+        for number, batch in enumerate(loader):
+            draws = Draws(stream_seed("statistics", self.seed, number), size)
+            yield batch.images if window is None else window(batch.images, draws)
 
     def evaluation_loader(self, rows: Rows) -> FaceLoader:
         """The images of `rows` that the rank of the trainer scores, in order, on its device."""

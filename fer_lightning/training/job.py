@@ -126,6 +126,7 @@ class _Job:
         with ranks.agreeing():
             classifier = make_classifier(settings, self.strategy, self.data, stage)
             classifier.distillation = self.distillation
+            classifier.unaugmented = None if stage.head_only else self.data.unaugmented  # else they are frozen
             compiled = settings["trainer"]["compile"]
             classifier.compile_mode = ("default" if compiled is True else compiled) or None
             callbacks = instantiate.named("callbacks", _in_folder(settings["callbacks"], self.checkpoints, folder))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -25,6 +26,7 @@ from fer_lightning.training.distillation import Distillation
 from fer_lightning.training.losses import LDAM, ClassLoss
 from fer_lightning.training.metrics import Predictions
 from fer_lightning.training.optim import parameter_groups
+from fer_lightning.training.statistics import estimate_statistics
 
 SUMS = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple GPUs have no float64
 
@@ -56,6 +58,8 @@ class FERClassifier(L.LightningModule):
 
     Attributes:
         distillation: teachers to learn from as well; None for none.
+        unaugmented: gives the images from which the statistics of batch norm are estimated before each validation of
+            the training; None if they stay as they are.
         compile_mode: of `torch.compile`, by which the network is compiled for training; None for not at all.
 
     Raises:
@@ -98,6 +102,7 @@ class FERClassifier(L.LightningModule):
             self.network.backbone.requires_grad_(False)
         self.register_buffer("log_prior", log_prior(class_counts), persistent=False)
         self.distillation: Distillation | None = None
+        self.unaugmented: Callable[[], Iterable[Tensor]] | None = None
         self.compile_mode: str | None = None
         self.predictions = Predictions()
         self._sums = torch.zeros(3, dtype=SUMS)  # of this rank's epoch so far: loss, hits, images
@@ -203,8 +208,11 @@ class FERClassifier(L.LightningModule):
             self._sums = sums.sum(0) * (self.global_rank == 0)
 
     def on_validation_epoch_start(self) -> None:
-        """Take rank 0's running statistics, which are those that checkpoints hold; each rank's own are of its own
-        images. By now an average of the weights has been swapped in."""
+        """Estimate the statistics of batch norm from images that are not augmented, and take those of rank 0, which
+        are the ones that checkpoints hold. By now an average of the weights has been swapped in."""
+        if self.unaugmented is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            with self.trainer.precision_plugin.forward_context():
+                estimate_statistics(self.network, self.unaugmented())
         if ranks.world() > 1:
             for buffer in self.network.buffers():
                 dist.broadcast(buffer, 0)

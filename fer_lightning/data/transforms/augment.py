@@ -70,6 +70,8 @@ class BatchAugment:
         contrast: largest relative change of contrast around the mean of the image.
         erase: probability of erasing one rectangle (Zhong et al. 2020, arXiv:1708.04896) of `erase_area`.
         erase_area: smallest and largest area of the rectangle, as fractions of the image.
+        batch_norm_images: number of training images, in windows but otherwise as they are, from which the statistics of
+            batch norm are estimated before each validation; 0 for those of the augmented images in training.
 
     Pixels from outside the image repeat its border.
     """
@@ -87,6 +89,7 @@ class BatchAugment:
         contrast: float = 0.0,
         erase: float = 0.0,
         erase_area: Sequence[float] = (0.02, 0.2),
+        batch_norm_images: int = 0,
     ) -> None:
         for name, p in (("flip", flip), ("erase", erase)):
             if not 0 <= p <= 1:
@@ -108,6 +111,7 @@ class BatchAugment:
         self.crop, self.first_side, self.full_from = crop, first_side, full_from
         self.brightness, self.contrast = brightness, contrast
         self.erase, self.erase_area = erase, tuple(erase_area)
+        self.batch_norm_images = _images(batch_norm_images)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Augment images (B, 1, H, W), float in [0, 1], to images of the same range and, without `crop` and
@@ -139,6 +143,18 @@ class BatchAugment:
         grid = F.affine_grid(theta, size, align_corners=False)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
+    def window(self, images: Tensor, draws: Draws) -> Tensor:
+        """Windows of images (B, 1, H, W) at the places where training cuts them, but moved by whole pixels and without
+        any other change; the images themselves without `crop`."""
+        if self.crop is None:
+            return images
+        corners = []
+        for n in images.shape[2:]:
+            moved = (n - self.crop) / 2 + n * self.shift * draws.symmetric()
+            corners.append(moved.round().long().clamp(0, n - self.crop).to(images.device))
+        every_window = images[:, 0].unfold(1, self.crop, 1).unfold(2, self.crop, 1)
+        return every_window[torch.arange(len(images), device=images.device), corners[0], corners[1]][:, None]
+
     def side(self, full: int, progress: float) -> int:
         """Side in pixels, after a share of the epochs, of what is `full` pixels wide in the end."""
         if self.first_side is None or progress >= self.full_from:
@@ -168,6 +184,12 @@ class BatchAugment:
         return torch.where(mask[:, None].to(images.device), grey, images)
 
 
+def _images(number: int) -> int:
+    if number < 0:
+        raise ValueError(f"batch_norm_images is a number of images, 0 or more, not {number}")
+    return number
+
+
 def rectangles(y: Tensor, x: Tensor, half_height: Tensor, half_width: Tensor, size: torch.Size) -> Tensor:
     """The pixels inside a rectangle of each image, bool (B, H, W).
 
@@ -187,12 +209,14 @@ class AlbumentationsAugment:
 
     Args:
         transforms: the pipeline's steps, each a mapping with `name` (a class of albumentations) and its arguments.
+        batch_norm_images: as of `BatchAugment`; the images are whole.
     """
 
-    def __init__(self, transforms: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, transforms: Sequence[dict[str, Any]], batch_norm_images: int = 0) -> None:
         from fer_lightning.data.transforms.pipeline import Pipeline
 
         self.pipeline = Pipeline(transforms, key="augment.transforms")
+        self.batch_norm_images = _images(batch_norm_images)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Augment images (B, 1, H, W), float in [0, 1]; the pipeline itself sees uint8 (H, W, 1)."""

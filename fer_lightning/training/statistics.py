@@ -1,0 +1,37 @@
+"""The statistics by which batch norm predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@torch.no_grad()
+def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running means and variances of batch norm by their averages over batches, where there are any.
+
+    In training they follow augmented images, whose statistics differ from those of the images that are predicted.
+    `torch.optim.swa_utils.update_bn` does the same with all of the network in training mode; here the rest is not, so
+    that dropout changes nothing and draws no random numbers.
+
+    Args:
+        network: in evaluation mode, in which it is left.
+        batches: its inputs.
+    """
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    started = False
+    for batch in batches if norms else ():
+        if not started:
+            started = True
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain average over batches
+                norm.train()
+        network.forward(batch)  # never compiled, see FERClassifier.forward
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
