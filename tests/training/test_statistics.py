@@ -38,7 +38,8 @@ def buffers(network: nn.Module) -> dict[str, Tensor]:
 
 def test_statistics_are_those_of_update_bn() -> None:
     ours, theirs = network().eval(), network()
-    ours[3].p = theirs[3].p = 0.0
+    for net in (ours, theirs):
+        net[3] = nn.Dropout(0.0)
     estimate_statistics(ours, batches())
     update_bn(batches(), theirs)
     torch.testing.assert_close(buffers(ours), buffers(theirs))
@@ -48,7 +49,7 @@ def test_statistics_are_those_of_update_bn() -> None:
 
 def test_dropout_neither_acts_nor_draws() -> None:
     one, other = network().eval(), network().eval()
-    other[3].p = 0.0
+    other[3] = nn.Dropout(0.0).eval()
     state = torch.get_rng_state()
     estimate_statistics(one, batches())
     assert torch.equal(torch.get_rng_state(), state)
