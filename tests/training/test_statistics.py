@@ -38,8 +38,7 @@ def buffers(network: nn.Module) -> dict[str, Tensor]:
 
 def test_statistics_are_those_of_update_bn() -> None:
     ours, theirs = network().eval(), network()
-    for net in (ours, theirs):
-        net[3] = nn.Dropout(0.0)
+    ours[3], theirs[3] = nn.Dropout(0.0).eval(), nn.Dropout(0.0)
     estimate_statistics(ours, batches())
     update_bn(batches(), theirs)
     torch.testing.assert_close(buffers(ours), buffers(theirs))
