@@ -70,6 +70,8 @@ class BatchAugment:
         contrast: largest relative change of contrast around the mean of the image.
         erase: probability of erasing one rectangle (Zhong et al. 2020, arXiv:1708.04896) of `erase_area`.
         erase_area: smallest and largest area of the rectangle, as fractions of the image.
+        interpolation: "bicubic" or "bilinear", of rotated, scaled and shifted images; the second averages neighbouring
+            pixels, so that fine detail is lost.
         batch_norm_images: number of training images, in windows but otherwise as they are, from which the statistics of
             batch norm are estimated before each validation; 0 for those of the augmented images in training.
 
@@ -89,6 +91,7 @@ class BatchAugment:
         contrast: float = 0.0,
         erase: float = 0.0,
         erase_area: Sequence[float] = (0.02, 0.2),
+        interpolation: str = "bilinear",
         batch_norm_images: int = 0,
     ) -> None:
         for name, p in (("flip", flip), ("erase", erase)):
@@ -105,13 +108,15 @@ class BatchAugment:
             raise ValueError(f"first_side is a number of pixels, from 1 to {crop or SIDE}, not {first_side}")
         if not 0 < full_from <= 1:
             raise ValueError(f"full_from is a share of the epochs, above 0 and at most 1, not {full_from}")
+        if interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation is bilinear or bicubic, not {interpolation}")
         if not math.isfinite(rotate):
             raise ValueError(f"rotate is a number of degrees, not {rotate}")
         self.flip, self.rotate, self.scale, self.shift = (flip, math.radians(rotate), scale, shift)
         self.crop, self.first_side, self.full_from = crop, first_side, full_from
         self.brightness, self.contrast = brightness, contrast
         self.erase, self.erase_area = erase, tuple(erase_area)
-        self.batch_norm_images = _images(batch_norm_images)
+        self.interpolation, self.batch_norm_images = interpolation, _images(batch_norm_images)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Augment images (B, 1, H, W), float in [0, 1], to images of the same range and, without `crop` and
@@ -141,7 +146,9 @@ class BatchAugment:
         reduced = side / min(window_height, window_width)
         size = [len(images), 1, round(window_height * reduced), round(window_width * reduced)]
         grid = F.affine_grid(theta, size, align_corners=False)
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        mode = self.interpolation
+        warped = F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
+        return warped.clamp_(0, 1) if mode == "bicubic" else warped  # which overshoots at edges
 
     def window(self, images: Tensor, draws: Draws) -> Tensor:
         """Windows of images (B, 1, H, W) at the places where training cuts them, but moved by whole pixels and without
