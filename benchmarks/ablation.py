@@ -28,6 +28,8 @@ SETTINGS = {
         *("augment.rotate=10", "augment.scale=0.1", "augment.brightness=0.2", "augment.contrast=0.2"),
         "augment.erase=0",
     ],
+    "bilinear": ["augment.interpolation=bilinear"],
+    "statistics of augmented images": ["augment.batch_norm_images=0"],
     "stronger augmentation": ["augment.rotate=20", "augment.scale=0.2", "augment.shift=0.15", "augment.erase=0.5"],
     "mixup": ["mix=mixup", "mix.until=0.85"],
     "cutmix": ["mix=cutmix", "mix.until=0.85"],
@@ -54,12 +56,12 @@ def main() -> None:
     part = training[set_aside(faces.labels[training], round(len(training) / arguments.share))]
     write(data, faces, {"Training": part, "PublicTest": faces.rows("public")})
     common = [f"data.path={data}", "protocol=report", f"trainer.max_epochs={arguments.epochs}", *arguments.overrides]
-    print(f"{'setting':28}seed  accuracy  macro-F1, on PublicTest", flush=True)
+    print(f"{'setting':32}seed  accuracy  macro-F1, on PublicTest", flush=True)
     for seed in arguments.seeds:
         for name in arguments.only:
             folder = arguments.folder / f"{name.replace(' ', '-')}-{seed}"
             scores = run(folder, "experiment=strong_cpu", *SETTINGS[name], *common, f"seed={seed}")
-            print(f"{name:28}{seed:4}  {scores['test/accuracy']:8.3f}  {scores['test/f1_macro']:8.3f}", flush=True)
+            print(f"{name:32}{seed:4}  {scores['test/accuracy']:8.3f}  {scores['test/f1_macro']:8.3f}", flush=True)
 
 
 if __name__ == "__main__":

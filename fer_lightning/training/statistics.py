@@ -23,10 +23,8 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
-    started = False
     for batch in batches if norms else ():
-        if not started:
-            started = True
+        if not norms[0].training:  # the first batch
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # a plain average over batches
