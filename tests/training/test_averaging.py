@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
+import lightning.pytorch as L
 import pandas as pd
 import pytest
 import torch
@@ -15,14 +17,39 @@ from tests.conftest import SMALL, Run
 from tests.processes import apart
 
 
-def test_average_follows_the_warmed_up_decay() -> None:
-    callback = EMA(decay=0.9)
-    average, expected = torch.zeros(3), 0.0
-    for t in range(1, 200):
-        callback.average([average], [torch.full((3,), float(t))], torch.tensor(t))
-        decay = min(0.9, (1 + t) / (10 + t))
-        expected = decay * expected + (1 - decay) * t
-    assert average.tolist() == pytest.approx([expected] * 3, rel=1e-5)
+class Record(L.Callback):
+    """Keeps the weights of the head after each step."""
+
+    heads: ClassVar[list[torch.Tensor]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.heads.append(pl_module.get_parameter("network.head.weight").detach().clone())
+
+
+def test_average_follows_the_warmed_up_decay(train: Callable[..., Run]) -> None:
+    Record.heads.clear()
+    record = f"+callbacks.record._target_={__name__}.Record"
+    run = train(*SMALL, "callbacks=ema", "callbacks.ema.decay=0.55", "trainer.max_epochs=4", record)
+    assert run.code == 0, run.err
+    expected, *later = Record.heads
+    assert len(later) > 12
+    for t, head in enumerate(later, 1):
+        decay = min(0.55, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * head
+    saved = torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)
+    torch.testing.assert_close(saved["state_dict"]["network.head.weight"], expected)
+    torch.testing.assert_close(saved["current_model_state"]["network.head.weight"], Record.heads[-1], rtol=0, atol=0)
+    assert saved["averaging_state"]["n_averaged"] == len(Record.heads)
+
+
+def test_average_lies_in_memory_as_the_weights_do(train: Callable[..., Run]) -> None:
+    """Otherwise each update would convert all of them."""
+    run = train(*SMALL, "callbacks=ema", "trainer.channels_last=true", "trainer.max_epochs=1")
+    assert run.code == 0, run.err
+    saved = torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)
+    for state in ("state_dict", "current_model_state"):
+        kernel = saved[state]["network.backbone.layers.3.weight"]
+        assert kernel.is_contiguous(memory_format=torch.channels_last), state
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -1.0])

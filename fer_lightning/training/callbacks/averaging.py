@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import lightning.pytorch as L
+import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor, nn
 
 
 class EMA(WeightAveraging):
@@ -25,10 +30,43 @@ class EMA(WeightAveraging):
         if not 0 < decay < 1:
             raise ValueError(f"decay must be between 0 and 1, not {decay}")
         self.decay = decay
-        super().__init__(multi_avg_fn=self.average)
+        super().__init__()
 
-    def average(self, averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
-        """Update the average in place by the current values after a number of updates."""
-        t = int(updates)
-        update = get_ema_multi_avg_fn(min(self.decay, (1 + t) / (10 + t)))  # type: ignore[no-untyped-call]
-        update(averaged, current, updates)
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Create the average, in the layout that the weights will have."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            average = self._average_model
+            assert average is not None
+            device, channels_last = trainer.strategy.root_device, pl_module.hparams["channels_last"]
+            average.module.network.arrange(device, channels_last)  # type: ignore[union-attr,operator]
+            average.n_averaged = average.n_averaged.cpu()  # so that reading it does not wait for the device
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the average after a step of the optimizer."""
+        if trainer.global_step > self._latest_update_step:
+            self._update(pl_module)
+            self._latest_update_step = trainer.global_step
+
+    @torch.no_grad()
+    def _update(self, pl_module: L.LightningModule) -> None:
+        """As `AveragedModel.update_parameters`, which copies the number of updates to the device and back."""
+        average = self._average_model
+        assert average is not None
+        t = int(average.n_averaged)
+        kept = min(self.decay, (1 + t) / (10 + t)) if t else 0.0  # the first update copies the weights
+        averaged, current = list[Tensor](), list[Tensor]()
+        for ours, theirs in zip(_tensors(average.module), _tensors(pl_module), strict=True):
+            if ours.is_floating_point():
+                averaged.append(ours)
+                current.append(theirs)
+            else:
+                ours.copy_(theirs)  # the number of batches of a batch norm
+        torch._foreach_lerp_(averaged, current, 1 - kept)
+        average.n_averaged += 1
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())
