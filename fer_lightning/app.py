@@ -85,7 +85,7 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
     finetuning.check(settings)
     if settings["init_from"]:
         typed = list(HydraConfig.get().overrides.task)
-        settings |= finetuning.kept(resumed) if resumed else finetuning.adopted(settings, typed)
+        settings |= finetuning.kept(settings, resumed, typed) if resumed else finetuning.adopted(settings, typed)
     if settings["distill"]["teachers"]:
         distillation.check(settings["distill"])
         settings["distill"] = distillation.located(settings["distill"])
@@ -96,14 +96,14 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
         if metrics := folder.finished(run_dir):
             print(f"{run_dir} is finished: there is nothing to do")
             return metrics
-        settings = folder.load_settings(run_dir)
+        settings = folder.load_settings(run_dir) | {"trust": settings["trust"]}
         processes = 1 if rank else devices.count(settings["trainer"])
         try:
             if rank:
                 return worker.lead(settings, run_dir)
             if processes == 1:
                 return run(settings, run_dir)
-            launch.fan_out(run_dir, processes)
+            launch.fan_out(run_dir, processes, trust=settings["trust"])
         except Interrupted as error:
             print(f"{error}: resume with `python train.py resume={run_dir}`", file=sys.stderr)
             if slurm.launched_by_submitit():  # it does not call `main`

@@ -113,6 +113,19 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["trainer.check_val_every_n_epoch=3"], "contradicts trainer.max_epochs=2"),
         (["optimizer.lr=-1"], "optimizer: .*-1"),
         (["schedule.warmup=2"], "schedule: schedule.warmup"),
+        (
+            ["model=vit", "model.width=12", "augment=window"],
+            "model: patch=6 does not divide images of 40 pixels, which augment.crop and augment.first_side ask for",
+        ),
+        (
+            ["model=vit", "model.width=12", "augment=light", "augment.first_side=24"],
+            "model: patch=6 does not divide images of 28 pixels",
+        ),
+        (
+            ["augment=light", "augment.first_side=24", "trainer.max_steps=5"],
+            "augment.first_side=24 depends on the share of trainer.max_epochs",
+        ),
+        (["mix=mixup", "mix.until=0.5", "trainer.max_steps=5"], "mix.until=0.5 depends on the share of"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -66,14 +66,14 @@ def check_targets(node: Any, *, where: str, trust: bool = False, own: Iterable[s
         if isinstance(item, str) and "${" in item:
             raise UserError(
                 f"{where}: the interpolation {_short(item)} is resolved only for files that you trust: add --trust (or "
-                "trust=true when resuming)"
+                "trust=true to train.py)"
             )
         if not isinstance(item, Mapping) or TARGET not in item:
             continue
         if not (isinstance(item[TARGET], str) and _is_allowed(item[TARGET], allowed)):
             raise UserError(
                 f"{where}: the target {_short(item[TARGET])} is not one of this project, and instantiating it may "
-                "run any code: if you trust whoever made this folder, add --trust (or trust=true when resuming)"
+                "run any code: if you trust whoever made this folder, add --trust (or trust=true to train.py)"
             )
 
 

@@ -41,6 +41,6 @@ def resolve(cfg: DictConfig, resumed: Mapping[str, Any] | None = None) -> dict[s
     if trainer["precision"] == AUTO:
         chosen = (resumed or {}).get("trainer", {}).get("precision")
         trainer["precision"] = chosen or choose_precision(devices.kind(trainer))
-        if trainer["precision"] == FP16 and "fused" in settings["optimizer"]:
-            settings["optimizer"]["fused"] = False  # as conf/precision/fp16.yaml has it
+    if trainer["precision"] == FP16 and trainer["gradient_clip_val"] and "fused" in settings["optimizer"]:
+        settings["optimizer"]["fused"] = False  # it would unscale gradients itself, too late to clip them
     return settings

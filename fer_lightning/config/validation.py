@@ -116,6 +116,14 @@ def _check_training(settings: Mapping[str, Any]) -> None:
         raise UserError("trainer.limit_train_batches=0 leaves nothing to train on: use 1 or more, or a fraction")
     if trainer["limit_test_batches"] == 0:
         raise UserError("trainer.limit_test_batches=0 leaves nothing to score: use 1 or more, or a fraction")
+    augment, mix = settings["augment"] or {}, settings.get("mix") or {}
+    shares = {"augment.first_side": augment.get("first_side"), "mix.until": mix.get("until", 1) < 1 and mix["until"]}
+    for key, value in shares.items():
+        if value and (epochs < 1 or steps > 0):
+            raise UserError(
+                f"{key}={value} depends on the share of trainer.max_epochs that has passed: set that, and remove "
+                "trainer.max_steps"
+            )
     _check_compile(trainer["compile"])
     if not math.isfinite(tau := settings["imbalance"]["posthoc_tau"]):
         raise UserError(f"imbalance.posthoc_tau={tau}: use a number, or 0 for no adjustment")
@@ -170,11 +178,6 @@ def _check_devices(settings: Mapping[str, Any], started: Started | None) -> None
     kind, here = devices.kind(trainer), devices.count(trainer)
     if trainer["precision"] == FP16 and kind == "cpu":
         raise UserError("precision=fp16 needs a GPU; use precision=bf16 or fp32 on the CPU")
-    if trainer["precision"] == FP16 and trainer["gradient_clip_val"] and settings["optimizer"].get("fused"):
-        raise UserError(
-            "precision=fp16 with trainer.gradient_clip_val needs unscaled gradients, which a fused optimizer does not "
-            "give: add optimizer.fused=false"
-        )
     if trainer["precision"] == BF16 and not has_native_bf16(kind):
         what = (
             "this CPU emulates bfloat16: expect training to take at least five times"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fer_lightning.data.seeding import stream_rng, stream_seed
 from fer_lightning.data.selection import Selection
+from fer_lightning.data.transfer import to_device
 from fer_lightning.data.transforms.augment import Draws
 from fer_lightning.data.transforms.mixing import Mix
 
@@ -194,7 +195,7 @@ class FaceLoader:
             self.labels = torch.from_numpy(labels).to(self.device)
         for number in range(skip // order.batch_size, len(order)):
             chosen = order.batch(number)
-            index = torch.from_numpy(chosen).to(self.device)
+            index = to_device(torch.from_numpy(chosen), self.device)
             images = self._gathered(chosen, index)[:, None].float().div_(255)
             targets = None if self.targets is None else self.targets[index]
             if self.augment is not None or self.mix is not None:
@@ -217,7 +218,7 @@ class FaceLoader:
         images = torch.from_numpy(self._selection[chosen])
         if self.device.type == "cuda":  # from pinned memory the copy does not wait for the device
             images = images.pin_memory()
-        return images.to(self.device, non_blocking=True)
+        return to_device(images, self.device)
 
     def state_dict(self) -> dict[str, int]:
         """Empty; its existence makes Lightning resume within an epoch."""

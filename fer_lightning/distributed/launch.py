@@ -20,11 +20,14 @@ from typing import Any
 from fer_lightning.distributed.signals import SIGNALS, Interrupted, end_with_parent, handled
 from fer_lightning.errors import UserError
 
+TRUST = "FER_LIGHTNING_TRUST"
+"""Variable in which the ranks find `trust`: 1 or 0."""
+
 POLL = 0.1
 """Seconds between checks of whether a signal has arrived that torchrun has to pass on."""
 
 
-def fan_out(run_dir: Path, processes: int) -> None:
+def fan_out(run_dir: Path, processes: int, *, trust: bool = False) -> None:
     """Run the job of a run folder in several processes and wait for them.
 
     A signal to this process reaches every rank; when one rank fails the others are ended; when this process dies they
@@ -33,6 +36,7 @@ def fan_out(run_dir: Path, processes: int) -> None:
     Args:
         run_dir: holds the config.yaml that every rank runs.
         processes: number of ranks.
+        trust: whether the user trusts what the run starts from; no run folder says that of itself.
 
     Raises:
         UserError: a rank raised one, or was killed.
@@ -44,6 +48,7 @@ def fan_out(run_dir: Path, processes: int) -> None:
     environment = os.environ | {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // processes)),
         "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+        TRUST: str(int(trust)),
     }
     with tempfile.TemporaryDirectory(prefix="fer-lightning-") as scratch, handled() as interrupts:
         interrupts.deferred = True

@@ -106,9 +106,12 @@ def evaluate(
 
     of_members = predictor.of_members(faces.images[rows])
     scored = results.Scored.from_logits(faces, rows, pooled(of_members), clean)
+    fitted = predictor.calibration
+    if fitted is not None and tau != own_tau:  # coverage and accuracy are those of other predictions
+        fitted = replace(fitted, coverage=None, accuracy=None)
     metrics: dict[str, float | str] = {
-        **results.test_scores(scored, classes, predictor.calibration),
-        **calibration.entries(predictor.calibration),
+        **results.test_scores(scored, classes, fitted),
+        **calibration.entries(fitted),
         "data/source": faces.source,
         "data/split": split,
         "data/twins": twins,

@@ -52,6 +52,12 @@ class FaceNetwork(nn.Module):
         self._memory_format = layout(self, device, channels_last)
         cast(Any, self).to(memory_format=self._memory_format)
 
+    def check_side(self, side: int) -> None:
+        """Raises ValueError if the backbone cannot take images of so many pixels along each side."""
+        check = getattr(self.backbone, "check_side", None)
+        if self.preprocessing.size is None and check is not None:
+            check(side)
+
     def forward(self, images: Tensor) -> Tensor:
         inputs = self.preprocessing(images).contiguous(memory_format=self._memory_format)
         return cast(Tensor, self.head(self.dropout(self.backbone(inputs))))

@@ -127,6 +127,11 @@ class ViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
+    def check_side(self, side: int) -> None:
+        """Raises ValueError if patches do not divide images of so many pixels along a side."""
+        if side % self.patch:
+            raise ValueError(f"patch={self.patch} does not divide images of {side} pixels")
+
     def layer_of(self, parameter: str) -> int:
         """The layer of a parameter, from 0 at the input, for layer-wise learning rates."""
         parts = parameter.split(".")
@@ -145,8 +150,8 @@ class ViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        if height % self.patch or width % self.patch:
-            raise ValueError(f"patch={self.patch} must divide the size of the images, {height} x {width}")
+        self.check_side(height)
+        self.check_side(width)
         patches = self.patch_embed(x)
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], 1)
         tokens = tokens + self._positions(height // self.patch, width // self.patch)

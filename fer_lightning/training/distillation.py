@@ -89,7 +89,12 @@ def _digest(path: Path) -> str:
 
 
 def distillation(
-    node: Mapping[str, Any] | None, classes: Sequence[str], source: str, digests: Mapping[str, str]
+    node: Mapping[str, Any] | None,
+    classes: Sequence[str],
+    source: str,
+    digests: Mapping[str, str],
+    *,
+    trust: bool,
 ) -> Distillation | None:
     """The object of the config group `distill`; None without teachers.
 
@@ -98,6 +103,7 @@ def distillation(
         classes: of the run, in label order.
         source: of the run's data, for messages.
         digests: of the run's validation and test images.
+        trust: allow networks of the user's own.
 
     Raises:
         UserError: a teacher cannot be loaded, has other classes, or was trained with other validation or test images.
@@ -106,7 +112,7 @@ def distillation(
         return None
     members: list[NetworkMember] = []
     for path in node["teachers"]:
-        loaded = load(path, accelerator="cpu")
+        loaded = load(path, accelerator="cpu", trust=trust)
         _check_teacher(loaded, classes, source, digests, other_data=node["other_data"])
         members += [member for member in loaded.members if isinstance(member, NetworkMember)]
     return Distillation(members, node["alpha"], node["temperature"])

@@ -62,13 +62,17 @@ def check(settings: Mapping[str, Any]) -> None:
         )
 
 
-def read(init_from: str) -> Source:
+def read(init_from: str, *, trust: bool) -> Source:
     """The network of a run, a model file or a model in the package.
+
+    Args:
+        init_from: its path or name.
+        trust: allow networks of the user's own.
 
     Raises:
         UserError: there is none, or it is not one network with weights.
     """
-    loaded = load(init_from, accelerator="cpu")
+    loaded = load(init_from, accelerator="cpu", trust=trust)
     members = loaded.members
     if len(members) != 1 or not isinstance(members[0], NetworkMember):
         what = f"{len(members)} networks" if len(members) > 1 else "an ONNX graph"
@@ -77,7 +81,7 @@ def read(init_from: str) -> Source:
 
 
 def adopted(settings: Mapping[str, Any], typed: Sequence[str]) -> dict[str, Any]:
-    """The settings with the network of `init_from`, and its absolute path.
+    """The absolute path of `init_from`, and its network as `model`.
 
     Args:
         settings: the resolved config.
@@ -88,22 +92,28 @@ def adopted(settings: Mapping[str, Any], typed: Sequence[str]) -> dict[str, Any]
         UserError: see `read`.
     """
     path = zoo.find(Path(settings["init_from"]).expanduser())
-    source = read(str(path))
+    source = read(str(path), trust=settings["trust"])
+    return {"init_from": str(path.absolute()), "model": _changed(source.model, settings["model"], typed)}
+
+
+def kept(settings: Mapping[str, Any], resumed: Mapping[str, Any], typed: Sequence[str]) -> dict[str, Any]:
+    """What `adopted` sets, from the run that is resumed: what it started from may have gone. What has been typed since
+    is in it, so that a change is noticed."""
+    init_from = resumed.get("init_from")
+    if init_from is None or Path(init_from).exists():
+        init_from = str(zoo.find(Path(settings["init_from"]).expanduser()).absolute())
+    return {"init_from": init_from, "model": _changed(resumed["model"], settings["model"], typed)}
+
+
+def _changed(model: Mapping[str, Any], configured: Mapping[str, Any], typed: Sequence[str]) -> Mapping[str, Any]:
+    """The node of a network with what was typed in it."""
     keys = [override.lstrip("+~").partition("=")[0] for override in typed]
-    model = dict(source.model)
     if "model" in keys:
-        model = settings["model"]
-    else:
-        for key in (key.removeprefix("model.") for key in keys if key.startswith("model.")):
-            _set(model, key, settings["model"])
-    if "pretrained" in model:
-        model = {**model, "pretrained": False}
-    return {**settings, "init_from": str(path.absolute()), "model": model}
-
-
-def kept(resumed: Mapping[str, Any]) -> dict[str, Any]:
-    """What `adopted` sets, from the settings of the run that is resumed: its source may have gone."""
-    return {key: resumed.get(key) for key in ("init_from", "model")}
+        model = configured
+    changed = dict(model)
+    for key in (key.removeprefix("model.") for key in keys if key.startswith("model.")):
+        _set(changed, key, configured)
+    return changed | {"pretrained": False} if "pretrained" in changed else changed
 
 
 def _set(model: dict[str, Any], key: str, configured: Mapping[str, Any]) -> None:
@@ -116,7 +126,7 @@ def _set(model: dict[str, Any], key: str, configured: Mapping[str, Any]) -> None
         model[first] = configured[first]
 
 
-def initialise(network: FaceNetwork, init_from: str | None, faces: FaceTable) -> str:
+def initialise(network: FaceNetwork, init_from: str | None, faces: FaceTable, *, trust: bool) -> str:
     """Give an untrained network its first weights: those of `init_from`, or those its backbone was pretrained with.
 
     The head is taken over if it has the same classes in the same order.
@@ -136,7 +146,7 @@ def initialise(network: FaceNetwork, init_from: str | None, faces: FaceTable) ->
         except ValueError as error:
             raise UserError(f"model.{error}") from error
         return f"pretrained weights of {network.backbone.name}"
-    source = read(init_from)
+    source = read(init_from, trust=trust)
     state, own = source.network.state_dict(), network.state_dict()
     same = source.classes == faces.classes and _shapes(state, HEAD) == _shapes(own, HEAD)
     wrong = _shapes(state, "backbone.").items() ^ _shapes(own, "backbone.").items()

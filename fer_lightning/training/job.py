@@ -18,7 +18,10 @@ from fer_lightning.config import instantiate
 from fer_lightning.config.dataset import load_parts
 from fer_lightning.config.validation import check_monitor
 from fer_lightning.data.datamodule import FERDataModule
+from fer_lightning.data.loader import Augment
 from fer_lightning.data.seeding import stream_seed
+from fer_lightning.data.table import SIDE
+from fer_lightning.data.transforms.augment import BatchAugment
 from fer_lightning.distributed import ranks
 from fer_lightning.distributed.signals import handled
 from fer_lightning.errors import UserError
@@ -29,7 +32,7 @@ from fer_lightning.runs.results import Metrics
 from fer_lightning.training import scoring
 from fer_lightning.training.callbacks import History, LastCheckpoint
 from fer_lightning.training.description import announce, describe
-from fer_lightning.training.distillation import distillation
+from fer_lightning.training.distillation import Distillation, distillation
 from fer_lightning.training.finetuning import initialise
 from fer_lightning.training.imbalance import Stage, Strategy
 from fer_lightning.training.module import FERClassifier
@@ -99,7 +102,11 @@ class _Job:
         self.announced = False
         with ranks.agreeing():
             self.distillation = distillation(
-                settings.get("distill"), data.faces.classes, data.faces.source, data.digests
+                settings.get("distill"),
+                data.faces.classes,
+                data.faces.source,
+                data.digests,
+                trust=settings.get("trust", False),
             )
 
     def run(self) -> Metrics:
@@ -126,9 +133,7 @@ class _Job:
         with ranks.agreeing():
             classifier = make_classifier(settings, self.strategy, self.data, stage)
             classifier.distillation = self.distillation
-            classifier.unaugmented = None if stage.head_only else self.data.unaugmented  # else they are frozen
-            compiled = settings["trainer"]["compile"]
-            classifier.compile_mode = ("default" if compiled is True else compiled) or None
+            _check_sides(self.data.augment, classifier, self.distillation)
             callbacks = instantiate.named("callbacks", _in_folder(settings["callbacks"], self.checkpoints, folder))
             if stage.end != settings["trainer"]["max_epochs"]:  # the next stage starts at a fixed epoch
                 callbacks = [c for c in callbacks if not isinstance(c, EarlyStopping)]
@@ -146,7 +151,9 @@ class _Job:
             tracking.log_start(self.loggers, settings, scoring.class_counts(self.data))
         if checkpoint is None:
             with ranks.agreeing():
-                start = initialise(classifier.network, settings.get("init_from"), self.data.faces)
+                start = initialise(
+                    classifier.network, settings.get("init_from"), self.data.faces, trust=settings.get("trust", False)
+                )
             if start and trainer.is_global_zero:
                 log.info("start    %s", start)
                 print(f"start    {start}", flush=True)
@@ -234,6 +241,9 @@ def make_classifier(settings: Settings, strategy: Strategy, data: FERDataModule,
         channels_last=settings["trainer"]["channels_last"],
         seed=settings["seed"],
     )
+    classifier.unaugmented = None if stage.head_only else data.unaugmented  # a frozen network keeps its statistics
+    compiled = settings["trainer"]["compile"]
+    classifier.compile_mode = ("default" if compiled is True else compiled) or None
     if not getattr(classifier.loss, "soft_targets", True):
         loss = f"{type(classifier.loss).__name__} is defined for one true class"
         if data.mix is not None:
@@ -244,6 +254,22 @@ def make_classifier(settings: Settings, strategy: Strategy, data: FERDataModule,
                 "or majority"
             )
     return classifier
+
+
+def _check_sides(augment: Augment | None, classifier: FERClassifier, distillation: Distillation | None) -> None:
+    """Raises UserError if augmented images have sizes that the network or a teacher cannot take."""
+    sides = augment.sides() if isinstance(augment, BatchAugment) else [SIDE]
+    networks = [("model", classifier.network)]
+    networks += [("a teacher", teacher.network) for teacher in (distillation.teachers if distillation else ())]
+    for name, network in networks:
+        try:
+            for side in sides:
+                network.check_side(side)
+        except ValueError as error:
+            raise UserError(
+                f"{name}: {error}, which augment.crop and augment.first_side ask for: set them to null or to sizes "
+                "that fit"
+            ) from error
 
 
 def _check_monitors(settings: Settings, classes: tuple[str, ...]) -> None:

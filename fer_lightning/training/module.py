@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -27,6 +26,9 @@ from fer_lightning.training.losses import LDAM, ClassLoss
 from fer_lightning.training.metrics import Predictions
 from fer_lightning.training.optim import parameter_groups
 from fer_lightning.training.statistics import estimate_statistics
+
+COMPILED_SIZES = 16
+"""Most sizes of images, of `augment.first_side`, that a network is compiled for; beyond torch's 8 it would not be."""
 
 SUMS = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple GPUs have no float64
 
@@ -110,12 +112,17 @@ class FERClassifier(L.LightningModule):
         # 0, or the 1-based step of the first loss that was not finite; a tensor, so that no step waits for the device.
         self._bad_step = torch.tensor(0)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Of copies, such as the average of the weights: else the data and the teachers would be copied as well.
+        return super().__getstate__() | {"unaugmented": None, "distillation": None}
+
     def setup(self, stage: str) -> None:
         device, channels_last = self.trainer.strategy.root_device, self.hparams["channels_last"]
         self.network.arrange(device, channels_last)
         if self.distillation is not None:
             self.distillation.to(device, channels_last)
         if self.compile_mode is not None and stage == "fit":
+            torch._dynamo.config.recompile_limit = COMPILED_SIZES
             self.network.compile(mode=self.compile_mode, dynamic=False)  # in place: names in checkpoints stay
 
     def forward(self, images: Tensor) -> Tensor:
@@ -210,9 +217,10 @@ class FERClassifier(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Estimate the statistics of batch norm from images that are not augmented, and take those of rank 0, which
         are the ones that checkpoints hold. By now an average of the weights has been swapped in."""
-        if self.unaugmented is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            with self.trainer.precision_plugin.forward_context():
-                estimate_statistics(self.network, self.unaugmented())
+        if self.unaugmented is not None:
+            precision = self.trainer.precision_plugin
+            with precision.forward_context():
+                estimate_statistics(self.network, map(precision.convert_input, self.unaugmented()))
         if ranks.world() > 1:
             for buffer in self.network.buffers():
                 dist.broadcast(buffer, 0)

@@ -22,7 +22,7 @@ from fer_lightning.report.files import write_atomically
 from fer_lightning.report.write import write_report
 from fer_lightning.runs import results
 from fer_lightning.runs.checkpoints import read_checkpoint
-from fer_lightning.runs.folder import CONFIG, METRICS, PIXELS
+from fer_lightning.runs.folder import CHECKPOINTS, CONFIG, LAST, METRICS, PIXELS
 from fer_lightning.training.callbacks import History
 from fer_lightning.training.description import describe
 from fer_lightning.training.module import FERClassifier
@@ -53,11 +53,15 @@ def write(
     best_epoch = trainer.current_epoch - 1
     bests = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     best = Path(bests[0]) if bests and bests[0] else None
+    last = run_dir / CHECKPOINTS / LAST
     if best is None:
         log.warning("no checkpoint was chosen by its validation score: the last weights are scored, not the best ones")
+        if last.is_file():  # an average of the weights, also where a resumed run had nothing left to train
+            classifier.load_state_dict(read_checkpoint(last)["state_dict"])
     else:
         state = read_checkpoint(best)
         classifier.load_state_dict(state["state_dict"])
+        classifier.unaugmented = None  # its statistics were estimated when it was validated
         best_epoch = state["epoch"]
 
     def score(rows: Rows) -> results.Scored:

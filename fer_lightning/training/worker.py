@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fer_lightning.distributed.launch import TRUST
 from fer_lightning.distributed.signals import end_with_parent, ignore_at_exit, interrupts
 from fer_lightning.errors import UserError
 
@@ -130,7 +131,7 @@ def _run(run_dir: Path) -> None:
     from fer_lightning.training.job import run
 
     try:
-        run(load_settings(run_dir), run_dir)
+        run(load_settings(run_dir) | {"trust": os.environ.get(TRUST) == "1"}, run_dir)
     except BaseException as error:
         if isinstance(error, ranks.FailedElsewhere) or ranks.lost_contact(error):
             # Until torchrun ends this rank: if it exited by itself, it might be reported in place of the cause.

@@ -11,11 +11,11 @@ from fer_lightning.app import CONF, register
 from fer_lightning.config.resolve import resolve
 
 
-def resolved(*overrides: str) -> dict[str, object]:
+def resolved(*overrides: str, group: str = "data") -> dict[str, object]:
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        data: dict[str, object] = resolve(compose("config", [*overrides, "callbacks=none", "logger=none"]))["data"]
-    return data
+        node: dict[str, object] = resolve(compose("config", [*overrides, "callbacks=none", "logger=none"]))[group]
+    return node
 
 
 @pytest.mark.parametrize("key", ["data.path", "data.votes", "data.cache_dir"])
@@ -33,3 +33,17 @@ def test_url_stays() -> None:
 
 def test_home_of_an_unknown_user_is_no_defect() -> None:
     assert str(resolved("data=fer2013", "data.path='~nosuchuser/faces'")["path"]).endswith("/~nosuchuser/faces")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fused"),
+    [
+        (["optimizer=adamw", "trainer.gradient_clip_val=1"], False),
+        (["optimizer=adamw", "trainer.gradient_clip_val=null"], True),
+        (["optimizer=muon", "trainer.gradient_clip_val=1"], None),  # which has no such setting
+    ],
+)
+def test_an_optimizer_of_fp16_is_not_fused_where_gradients_are_clipped(
+    overrides: list[str], fused: bool | None
+) -> None:
+    assert resolved("precision=fp16", *overrides, group="optimizer").get("fused") == fused

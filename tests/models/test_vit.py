@@ -37,7 +37,7 @@ def test_position_embedding_follows_the_size_of_the_images() -> None:
     network.pos_embed.data[:, 1:] = 1.5  # interpolating a constant gives the constant
     torch.testing.assert_close(network._positions(3, 9)[:, 1:], torch.full((1, 27, 24), 1.5))
     assert constant.shape == (1, 28, 24)
-    with pytest.raises(ValueError, match="patch=8 must divide the size of the images, 44 x 48"):
+    with pytest.raises(ValueError, match="patch=8 does not divide images of 44 pixels"):
         network(torch.rand(1, 1, 44, 48))
 
 

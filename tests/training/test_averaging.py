@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fer_lightning.training.callbacks import EMA
-from tests.conftest import SMALL, Run
+from tests.conftest import SMALL, TINY, Run
 from tests.processes import apart
 
 
@@ -70,6 +70,17 @@ def test_a_short_run_forgets_its_initial_weights(train: Callable[..., Run]) -> N
     average, current = last["state_dict"][name], last["current_model_state"][name]
     moved = (average - first[name]).norm() / (current - first[name]).norm()
     assert moved > 0.5
+
+
+def test_the_average_is_scored_where_no_checkpoint_is_chosen(train: Callable[..., Run]) -> None:
+    run = train(*TINY, "callbacks=ema", "callbacks.checkpoint=null")
+    assert run.code == 0, run.err
+    file = run.folder / "metrics.json"
+    metrics = json.loads(file.read_text())
+    file.unlink()  # as if the run had been killed while it was scored
+    again = train(f"resume={run.folder}")
+    assert again.code == 0, again.err
+    assert json.loads(file.read_text())["test/loss"] == metrics["test/loss"]
 
 
 @pytest.mark.slow

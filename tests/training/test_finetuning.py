@@ -16,7 +16,7 @@ from fer_lightning.models.resnet import ResNet
 from fer_lightning.runs.checkpoints import read_checkpoint
 from fer_lightning.runs.folder import load_settings
 from fer_lightning.training.optim import layers_of, parameter_groups
-from tests.conftest import TINY, Run
+from tests.conftest import SMALL, TINY, Run
 from tests.processes import apart
 
 Train = Callable[..., Run]
@@ -83,6 +83,31 @@ def test_resuming_needs_no_source(source: Path, train: Train, tmp_path: Path) ->
     longer = train(f"resume={first.folder}", "trainer.max_epochs=2", "allow_changes=true")
     assert longer.code == 0, longer.err
     assert "start    " not in longer.out
+
+
+def test_resuming_reports_what_has_been_typed_since(source: Path, train: Train, tmp_path: Path) -> None:
+    first = train(*DATA, f"init_from={source}", "model.dropout=0.25", "trainer.max_epochs=1")
+    assert first.code == 0, first.err
+    (first.folder / "metrics.json").unlink()
+    for changed in ("model.dropout=0.5", "init_from=fer2013-small"):
+        again = train(f"resume={first.folder}", changed)
+        assert again.code == 1
+        assert changed.partition("=")[0] in again.err, again.err
+    assert train(f"resume={first.folder}", "model.dropout=0.25").code == 0
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=[pytest.mark.ddp, pytest.mark.slow])])
+def test_a_network_of_ones_own_is_started_from_and_taught_by_with_trust(train: Train, devices: int) -> None:
+    own = train(*SMALL, "trainer.max_epochs=1")
+    assert own.code == 0, own.err
+    for options in ([f"init_from={own.folder}"], [f"distill.teachers=[{own.folder}]", "model=vgg", "model.width=4"]):
+        given = (*DATA, *options, "trainer.max_epochs=1", f"trainer.devices={devices}")
+        refused = train(*given)
+        assert refused.code == 1
+        assert "SmallNetwork" in refused.err and "trust=true to train.py" in refused.err
+        ended = train(*given, "trust=true")
+        assert ended.code == 0, ended.err
+        assert "trust" not in (ended.folder / "config.yaml").read_text()
 
 
 def test_backbone_is_frozen_at_first_and_trained_afterwards(source: Path, train: Train) -> None:

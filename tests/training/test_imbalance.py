@@ -147,6 +147,7 @@ def test_posthoc_adjustment_lowers_each_logit_by_its_class_prior(train: Callable
     # The same adjustment of the run that was trained without.
     again = evaluate(plain.folder, posthoc_tau=0.7, trust=True)
     assert again["test/f1_macro"] == metrics["test/f1_macro"] and again["posthoc_tau"] == 0.7
+    assert "calibration/temperature" in again and "calibration/coverage" not in again  # that is of other predictions
     saved = pd.read_csv(plain.folder / "evaluation/test-tau0.7/report/predictions.csv").filter(regex="^p_")
     np.testing.assert_allclose(saved.to_numpy(), expected, atol=2e-5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch.optim.swa_utils import update_bn
 import fer_lightning
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.runs.folder import load_settings
-from fer_lightning.training.imbalance import Strategy
-from fer_lightning.training.job import make_data
+from fer_lightning.training.imbalance import Stage, Strategy
+from fer_lightning.training.job import make_classifier, make_data
 from fer_lightning.training.statistics import estimate_statistics
 from tests.conftest import TINY, Run
 
@@ -104,6 +105,31 @@ def test_they_can_be_left_as_they_are(train: Callable[..., Run]) -> None:
     assert list(data_of(runs[0]).unaugmented()) == []
     assert of[0].get_buffer("backbone.bn1.num_batches_tracked") == 4  # steps, of augmented images
     assert of[64].get_buffer("backbone.bn1.num_batches_tracked") == 2  # batches of 32
+
+
+def test_last_weights_have_them_where_no_checkpoint_is_chosen(train: Callable[..., Run]) -> None:
+    few = (*TINY, "trainer.max_epochs=1", "augment=light", "callbacks=none", "trainer.limit_val_batches=0")
+    metrics = {}
+    for n in (0, 64):
+        run = train(*few, f"augment.batch_norm_images={n}")
+        assert run.code == 0, run.err
+        metrics[n] = json.loads((run.folder / "metrics.json").read_text())
+    assert metrics[0]["train/epochs"] == metrics[64]["train/epochs"] == 1
+    assert metrics[0]["test/loss"] != metrics[64]["test/loss"]
+
+
+def test_half_precision_takes_images_of_its_type(train: Callable[..., Run]) -> None:
+    run = train(*TINY, "trainer.max_epochs=1", "augment=light", "trainer.precision=bf16-true")
+    assert run.code == 0, run.err
+
+
+def test_copies_of_a_classifier_leave_the_data_alone(train: Callable[..., Run]) -> None:
+    run = train(*TINY, "augment=light", "trainer.max_epochs=1")
+    settings = load_settings(run.folder)
+    strategy = Strategy.from_config(settings["imbalance"])
+    classifier = make_classifier(settings, strategy, make_data(settings, strategy), Stage(0, 1))
+    assert classifier.unaugmented is not None
+    assert copy.deepcopy(classifier).unaugmented is None
 
 
 def test_windows_are_parts_of_training_images(train: Callable[..., Run]) -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fer_lightning.data.table import SIDE
+from fer_lightning.data.transfer import to_device
 
 
 class Draws:
@@ -136,13 +137,14 @@ class BatchAugment:
         if self.rotate == self.scale == self.shift == 0 and side == min(window_height, window_width):
             top, left = (height - window_height) // 2, (width - window_width) // 2
             images = images[:, :, top : top + window_height, left : left + window_width]
-            return torch.where((mirror < 0).to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+            return torch.where(to_device(mirror < 0, images.device).view(-1, 1, 1, 1), images.flip(3), images)
         cos, sin = zoom * torch.cos(angle), zoom * torch.sin(angle)
         theta = torch.stack(
             [torch.stack([cos * mirror, -sin, shift_x], 1), torch.stack([sin * mirror, cos, shift_y], 1)], 1
-        ).to(images.device, images.dtype)
+        )
         theta[:, :, 0] *= window_width / width  # the grid spans the window
         theta[:, :, 1] *= window_height / height
+        theta = to_device(theta, images.device)
         reduced = side / min(window_height, window_width)
         size = [len(images), 1, round(window_height * reduced), round(window_width * reduced)]
         grid = F.affine_grid(theta, size, align_corners=False)
@@ -158,7 +160,7 @@ class BatchAugment:
         corners = []
         for n in images.shape[2:]:
             moved = (n - self.crop) / 2 + n * self.shift * draws.symmetric()
-            corners.append(moved.round().long().clamp(0, n - self.crop).to(images.device))
+            corners.append(to_device(moved.round().long().clamp(0, n - self.crop), images.device))
         every_window = images[:, 0].unfold(1, self.crop, 1).unfold(2, self.crop, 1)
         return every_window[torch.arange(len(images), device=images.device), corners[0], corners[1]][:, None]
 
@@ -169,11 +171,16 @@ class BatchAugment:
         grown = self.first_side + (full - self.first_side) * progress / self.full_from
         return min(full, self.first_side + int(grown - self.first_side) // 4 * 4)
 
+    def sides(self) -> list[int]:
+        """Every side in pixels that images of SIDE pixels have in some epoch."""
+        full = self.crop or SIDE
+        return [*(range(self.first_side, full, 4) if self.first_side else ()), full]
+
     def _light(self, images: Tensor, draws: Draws) -> Tensor:
-        offset = (self.brightness * draws.symmetric()).to(images).view(-1, 1, 1, 1)
-        gain = (1 + self.contrast * draws.symmetric()).to(images).view(-1, 1, 1, 1)
+        offset, gain = self.brightness * draws.symmetric(), 1 + self.contrast * draws.symmetric()
         if self.brightness == self.contrast == 0:
             return images
+        offset, gain = to_device(torch.stack([offset, gain]), images.device).view(2, -1, 1, 1, 1).unbind()
         mean = images.mean((1, 2, 3), keepdim=True)
         return ((images - mean) * gain + mean + offset).clamp_(0, 1)
 
@@ -183,12 +190,13 @@ class BatchAugment:
         aspect = torch.exp(math.log(3) * draws.symmetric())  # from 1:3 to 3:1
         centre_y, centre_x = draws.uniform(), draws.uniform()
         erased = draws.uniform() < self.erase
-        grey = draws.uniform().to(images).view(-1, 1, 1, 1)
+        grey = draws.uniform()
         if self.erase == 0:
             return images
-        half_h, half_w = (area * aspect).sqrt() / 2, (area / aspect).sqrt() / 2
-        mask = rectangles(centre_y, centre_x, half_h, half_w, images.shape[2:]) & erased[:, None, None]
-        return torch.where(mask[:, None].to(images.device), grey, images)
+        half_h, half_w = (area * aspect).sqrt() / 2 * erased, (area / aspect).sqrt() / 2
+        drawn = to_device(torch.stack([centre_y, centre_x, half_h, half_w, grey]), images.device)
+        mask = rectangles(drawn[0], drawn[1], drawn[2], drawn[3], images.shape[2:])
+        return torch.where(mask[:, None], drawn[4].view(-1, 1, 1, 1), images)
 
 
 def _images(number: int) -> int:
@@ -205,7 +213,7 @@ def rectangles(y: Tensor, x: Tensor, half_height: Tensor, half_width: Tensor, si
         half_height, half_width: (B,), as fractions of the sides.
         size: height and width of the images in pixels.
     """
-    rows, columns = ((torch.arange(n) + 0.5) / n for n in size)
+    rows, columns = ((torch.arange(n, device=y.device) + 0.5) / n for n in size)
     inside_y = (rows[None] - y[:, None]).abs() < half_height[:, None]
     inside_x = (columns[None] - x[:, None]).abs() < half_width[:, None]
     return inside_y[:, :, None] & inside_x[:, None, :]

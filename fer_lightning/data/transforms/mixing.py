@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fer_lightning.data.transfer import to_device
 from fer_lightning.data.transforms.augment import Draws, rectangles
 
 
@@ -64,16 +65,17 @@ class Mix:
         share = torch.where(draws.uniform() < self.p, draws.beta(self.alpha), torch.tensor(1.0))
         centre_y, centre_x = draws.uniform(), draws.uniform()
         n = len(images)
-        partner = (torch.arange(n) ^ 1).clamp_max(n - 1)
+        partner = (torch.arange(n, device=images.device) ^ 1).clamp_max(n - 1)
         if self.cut:
             half = (1 - share).sqrt() / 2
+            centre_y, centre_x, half = to_device(torch.stack([centre_y, centre_x, half]), images.device).unbind()
             inside = rectangles(centre_y, centre_x, half, half, images.shape[2:])
             share = 1 - inside.float().mean((1, 2))
-            images = torch.where(inside[:, None].to(images.device), images[partner], images)
+            images = torch.where(inside[:, None], images[partner], images)
         else:
-            own = share.to(images).view(-1, 1, 1, 1)
+            share = to_device(share, images.device)
+            own = share.view(-1, 1, 1, 1)
             images = own * images + (1 - own) * images[partner]
-        share = share.to(targets)
         if self.kappa is not None:
             share = self._weight_for_remix(share, targets @ class_counts.to(targets), partner)
         own = share[:, None]
