@@ -86,17 +86,18 @@ class Call:
         return dict(metrics) if metrics is not None else None
 
     def run(self, command: list[str], *, keep: float = 0.0, **options: Any) -> bool:
-        """Run a command, ended by SIGTERM shortly before the deadline, or `keep` seconds earlier; whether it
-        succeeded."""
-        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options)
+        """Run a command, ended with all that it started by SIGTERM shortly before the deadline, or `keep` seconds
+        earlier; whether it succeeded."""
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **options)
         try:
             process.wait(max(0.0, self.left - SAVING - keep))
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGTERM)
             try:
                 process.wait(SAVING)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             return False
         return process.returncode == 0

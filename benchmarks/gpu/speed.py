@@ -2,10 +2,10 @@
 
     python benchmarks/gpu/speed.py --data fer2013.csv --work WORK [--out OUT] [--minutes 9]
 
-Runs the scripts of benchmarks/speed with settings for a GPU, each until it ends or the time is up, and writes their
-JSON files, from which benchmarks/speed/page.py makes docs/performance.md; speed.json has the share of the device's own
-rate of bf16 matrix products that ResNet-50 with the small stem trains at, and hotspots-*.txt what its steps spend their
-time on. On a CPU, at toy size: --batches 8 --steps 2 --only limits loop --overrides precision=fp32.
+Measures the share of the device's own rate of bf16 matrix products that ResNet-50 with the small stem trains at, with
+what its steps spend their time on in hotspots.txt; then runs scripts of benchmarks/speed with settings for a GPU, each
+until it ends or the time is up. Their JSON files, and speed-gpu.json, are those from which benchmarks/speed/page.py
+makes docs/performance.md. On a CPU, at toy size: --batches 8 --steps 2 --only limits loop --overrides precision=fp32.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ class Steps:
     """Training steps of a network on one batch, without anything else."""
 
     def __init__(self, overrides: list[str], compiled: str | None, batch: int) -> None:
-        sys.path.insert(0, str(SPEED))
         import measure
 
         settings = measure.settings_of(["data=synthetic", *overrides])
@@ -83,23 +82,24 @@ class Steps:
         return str(profiled.key_averages().table(sort_by=by, row_limit=30, max_name_column_width=60))
 
 
-def limits(call: Call, batches: list[int], steps: int) -> None:
-    """Share of the matrix rate by batch and mode of compiling; hotspots of the fastest."""
-    rate, rows = matrix_rate(), list[dict[str, Any]]()
-    overrides = [*RESNET50, *call.overrides]
-    cost = 0
+def limits(call: Call, results: Any, batches: list[int], steps: int) -> None:
+    """Share of the matrix rate by batch and mode of compiling; hotspots of those that are not compiled, and of each
+    that is faster than all before."""
+    rate, overrides = matrix_rate(), [*RESNET50, *call.overrides]
+    cost = operations_per_image(instantiate.network(model_of(overrides), 7), 48)
+    results.note(bf16_matrix_operations_per_second=rate, operations_per_image=cost)
+    fastest = 0.0
     for mode in MODES:
         for batch in batches:
             if call.left < 60:
-                break
+                return
             steps_of = Steps(overrides, mode, batch)
-            cost = cost or operations_per_image(instantiate.network(model_of(overrides), 7), 48)
             speed = steps_of.images_per_second(steps)
-            rows.append({"compile": mode, "batch": batch, "images_per_second": speed, "share": speed * cost / rate})
-            if mode is None or speed == max(row["images_per_second"] for row in rows):
-                name = f"hotspots-{mode or 'eager'}-{batch}.txt"
-                (call.out / name).write_text(steps_of.hotspots())
-            call.note(bf16_matrix_operations_per_second=rate, operations_per_image=cost, limits=rows)
+            results.add({"compile": mode, "batch": batch, "images_per_second": speed, "share": speed * cost / rate})
+            if mode is None or speed > fastest:
+                with (call.out / "hotspots.txt").open("a") as file:
+                    file.write(f"compiled: {mode}, batch {batch}\n{steps_of.hotspots()}\n")
+            fastest = max(fastest, speed)
             del steps_of
             torch.compiler.reset()
 
@@ -112,33 +112,36 @@ def model_of(overrides: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
+    sys.path.insert(0, str(SPEED))
+    import measure
+
     call = Call(__doc__ or "")
     call.parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024])
-    call.parser.add_argument("--steps", type=int, default=20)
+    call.parser.add_argument("--steps", type=int, default=30)
     call.parser.add_argument("--only", nargs="*", help="names of the parts to run")
     arguments = call.start()
-    python, data, few = sys.executable, ["--data", call.data], ["--steps", str(arguments.steps)]
+    data, few = ["--data", call.data], ["--steps", str(arguments.steps), "--rounds", "3"]
 
     def to_accuracy(experiment: str) -> list[str]:
-        runs = ["--runs", str(call.work / experiment)]
-        return [str(SPEED / "to_accuracy.py"), experiment, *data, *runs, *call.overrides]
+        return ["to_accuracy", experiment, *data, "--runs", str(call.work), *call.overrides]
 
     parts = {
-        "loop": [str(SPEED / "loop.py"), *few, *call.overrides],
-        "options": [str(SPEED / "options.py"), *few, *call.overrides],
-        "growth": [str(SPEED / "growth.py"), *data, "--sizes", "1000", "10000", "100000"],
-        **{name: to_accuracy(name) for name in ("speed_report", "speed_70")},
+        "loop": ["loop", *few, *call.overrides],
+        "speed_report": to_accuracy("speed_report"),
+        "speed_70": to_accuracy("speed_70"),
+        "options": ["options", *few, "--network", "laptop", *call.overrides],
     }
     wanted = arguments.only or ["limits", *parts]
     if "limits" in wanted:
-        limits(call, arguments.batches, arguments.steps)
-    for name, command in parts.items():
-        if name not in wanted or (call.out / f"{name}-gpu.json").exists():
+        results = measure.Results(call.out / "speed-gpu.json", precision="bf16-mixed")
+        limits(call, results, arguments.batches, arguments.steps)
+    for name, (script, *options) in parts.items():
+        if name not in wanted:
             continue
-        with (call.out / f"{name}.txt").open("w") as log:
-            out = ["--out", str(call.out / f"{name}-gpu.json")]
-            done = call.run([python, *command, *out], stdout=log, stderr=subprocess.STDOUT)
-        call.note(**{name: "done" if done else "failed or out of time"})
+        command = [sys.executable, str(SPEED / f"{script}.py"), *options, "--out", str(call.out / f"{name}-gpu.json")]
+        with (call.out / "speed.log").open("a") as log:  # one file, since few come back
+            done = call.run(command, stdout=log, stderr=subprocess.STDOUT)
+            log.write(f"{name}: {'done' if done else 'failed or out of time'}\n")
 
 
 if __name__ == "__main__":

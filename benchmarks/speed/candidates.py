@@ -86,17 +86,11 @@ def main() -> None:
             took = step(network, batches[CANDIDATES[i][2]], labels)
             if number:  # memory is allocated in the first round
                 seconds[i].append(took)
-    print(
-        "| network | pixels | parameters | multiply-adds, million | images/s | GFLOPS |\n|---|---:|---:|---:|---:|---:|"
-    )
+    results = measure.Results(arguments.out, precision="32-true")
     for row, took in zip(rows, seconds, strict=True):
         row["images_per_second"] = arguments.batch / statistics.median(took)
         row["gflops"] = 6e-9 * row["multiply_adds"] * row["images_per_second"]
-        print(
-            f"| {row['network']} | {row['pixels']} | {row['parameters']:,} | {row['multiply_adds'] / 1e6:.1f} | "
-            f"{row['images_per_second']:.0f} | {row['gflops']:.0f} |"
-        )
-    measure.save(arguments.out, rows)
+        results.add(row)
 
 
 if __name__ == "__main__":

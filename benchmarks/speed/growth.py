@@ -1,40 +1,55 @@
 """Time per image and memory of every part of a job, from a thousand images to a million.
 
     python benchmarks/speed/growth.py --data fer2013.csv [--sizes 1000 10000 100000 1000000] [--out FILE]
-    python benchmarks/speed/growth.py --data fer2013.csv --sizes 36000 200000 --near [--out FILE]
+    python benchmarks/speed/growth.py --data fer2013.csv --near [--sizes 36000 200000] [--out FILE]
 
 A set is FER-2013 repeated: each copy of an image is shifted by up to three pixels and has noise, so that no two are
 identical. Nine tenths of it train, the rest is tested. Each size has a process of its own. Measured are the parts as a
-job and the commands call them; an epoch is one of a very small network in batches of 256, with its images on the device
-and read from the memory map. --near measures the search for near-duplicates alone.
+job and the commands call them, small sets several times; an epoch is one of a very small network in batches of 100.
+Then epochs with images on the device and with all of them read from the memory map take turns, and each is run once
+more in a process of its own, whose memory is measured.
+
+--near measures the search for near-duplicates alone, up to 40,000 images also by comparing all pairs, and what share of
+the pairs so found it finds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import measure
 import numpy as np
-import pandas as pd
 import torch
+from loop import Job
 from numpy.typing import NDArray
 
 from fer_lightning.data.readers.sources import load
 from fer_lightning.data.table import FER_CLASSES, FaceTable
 from fer_lightning.training.trainer import quiet
 
-TINY = ["model=vgg", "model.width=4", "augment=light", "precision=fp32", "data.batch_size=256", "protocol=kaggle"]
+TINY = ["model=vgg", "model.width=4", "augment=light", "precision=fp32", "data.batch_size=100", "protocol=kaggle"]
 """Overrides of the epochs."""
+
+BUDGETS = {"on the device": 1e3, "from the memory map": 0.0}
+"""GiB of images that may be on the device."""
+
+SMALL = 20_000
+"""Up to so many images, parts are measured three times."""
+
+ALL_PAIRS = 40_000
+"""Up to so many images, all pairs are compared as well."""
 
 
 def repeated(source: FaceTable, n: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -62,25 +77,34 @@ def write(source: FaceTable, n: int, to: Path) -> None:
 
 
 class Clock:
-    """Seconds by name, and the peak memory so far."""
+    """Seconds by name, and the peak memory so far.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.memory: dict[str, float] = {}
+    Args:
+        rounds: measurements of each part, whose median counts.
+    """
 
-    @contextmanager
-    def measuring(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - started
-        self.memory[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"  {name}: {self.seconds[name]:.2f} s, {self.memory[name]:,.0f} MiB so far", file=sys.stderr, flush=True)
+    def __init__(self, rounds: int) -> None:
+        self.rounds, self.rows = rounds, list[dict[str, Any]]()
+
+    def measure(self, part: str, run: Callable[[], Any], rounds: int = 0) -> Any:
+        """The result of `run`, which is timed."""
+        seconds = []
+        for _ in range(rounds or self.rounds):
+            started = time.perf_counter()
+            result = run()
+            seconds.append(time.perf_counter() - started)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.rows.append({"part": part, "seconds": statistics.median(seconds), "memory_mib": memory})
+        print(f"  {part}: {self.rows[-1]['seconds']:.2f} s, {memory:,.0f} MiB so far", file=sys.stderr, flush=True)
+        return result
 
 
-def measured(path: Path, folder: Path) -> Clock:
-    """Every part of a job on the CSV `path`."""
-    from loop import Job
+def job_of(path: Path, cache: Path) -> Job:
+    return Job(measure.settings_of([f"data.path={path}", f"data.cache_dir={cache}", *TINY]))
 
+
+def measured(path: Path, folder: Path, n: int) -> dict[str, Any]:
+    """Every part of a job on the CSV `path`, and its training from the device and from the memory map."""
     from fer_lightning.audit.write import audit
     from fer_lightning.metrics.calibration import entries
     from fer_lightning.report.write import write_report
@@ -88,94 +112,131 @@ def measured(path: Path, folder: Path) -> Clock:
     from fer_lightning.training.imbalance import Strategy
     from fer_lightning.training.job import make_data
 
-    clock, cache = Clock(), folder / "cache"
-    with clock.measuring("first read"):
-        load(str(path), cache_dir=cache)
+    clock, caches = Clock(3 if n <= SMALL else 1), iter(range(100))
     time.sleep(1.5)  # a file that has just changed is not trusted to be the one in the cache
+    clock.measure("first read", lambda: load(str(path), cache_dir=folder / f"cache-{next(caches)}"))
+    cache = folder / "cache-0"
     load(str(path), cache_dir=cache)
-    with clock.measuring("cached read"):
-        load(str(path), cache_dir=cache)
-    where = [f"data.path={path}", f"data.cache_dir={cache}"]
-    settings = measure.settings_of([*where, "imbalance=balanced"])
-    with clock.measuring("splits, balanced copies"):
-        make_data(settings, Strategy.from_config(settings["imbalance"]))
-    job = Job(measure.settings_of([*where, *TINY]))
+    clock.measure("cached read", lambda: load(str(path), cache_dir=cache), rounds=3)
+    settings = measure.settings_of([f"data.path={path}", f"data.cache_dir={cache}", "imbalance=balanced"])
+    strategy = Strategy.from_config(settings["imbalance"])
+    clock.measure("splits, balanced copies", lambda: make_data(settings, strategy))
+    job = job_of(path, cache)
     faces, parts = job.data.faces, job.data.parts
-    job.seconds_of_epochs(1)  # memory is allocated, and libraries are loaded
-    for name, gib in (("epoch, on the device", 1e3), ("epoch, from the memory map", 0.0)):
+
+    def epoch(gib: float) -> float:
         job.data.resident_gib = gib
-        with clock.measuring(name):
-            job.seconds_of_epochs(1)
+        return job.seconds_of_epochs(1)
+
+    epoch(0.0)  # memory is allocated, and libraries are loaded
+    clock.measure("epoch", lambda: epoch(BUDGETS["on the device"]))
+    seconds = measure.take_turns({name: partial(epoch, gib) for name, gib in BUDGETS.items()}, 3, unit="s")
     rows = np.arange(len(faces))
     logits = torch.randn(len(rows), 7, generator=torch.Generator().manual_seed(0))
     logits[rows, torch.tensor(faces.labels)] += 1.5
-    with clock.measuring("scores"):
-        scored = results.Scored.from_logits(faces, rows, logits, parts.clean)
+
+    def scored() -> tuple[results.Scored, dict[str, float]]:
+        of_all = results.Scored.from_logits(faces, rows, logits, parts.clean)
         calibration = results.fit_calibration(logits, faces.labels)
-        scores = results.test_scores(scored, FER_CLASSES, calibration) | entries(calibration)
+        return of_all, results.test_scores(of_all, FER_CLASSES, calibration) | entries(calibration)
+
+    of_all, scores = clock.measure("scores", scored)
     counts = dict(zip(FER_CLASSES, faces.counts().tolist(), strict=True))
-    with clock.measuring("report page, predictions.csv"):
-        write_report(
-            folder, predictions=scored.predictions, classes=FER_CLASSES, counts_before=counts, counts_after=counts,
+    clock.measure(
+        "report page, predictions.csv",
+        lambda: write_report(
+            folder, predictions=of_all.predictions, classes=FER_CLASSES, counts_before=counts, counts_after=counts,
             metrics=scores, history=None, images=faces.images, config_yaml="", about={"name": "growth"},
-        )  # fmt: skip
-    with clock.measuring("audit, without near-duplicates"):
-        audit(path, near=False, out=folder / "audit")
-    return clock
+        ),
+    )  # fmt: skip
+    clock.measure("audit, without near-duplicates", lambda: audit(path, near=False, out=folder / "audit"))
+    trained = len(parts.train)
+    streamed = {
+        "trained": trained,
+        "resident": trained / statistics.median(seconds["on the device"]),
+        "mapped": trained / statistics.median(seconds["from the memory map"]),
+        **measure.ratio(seconds["on the device"], seconds["from the memory map"]),
+    }
+    return {"rows": clock.rows, "streamed": streamed}
 
 
-def near(source: FaceTable, n: int) -> Clock:
+def memory_of_an_epoch(path: Path, cache: Path, gib: float) -> float:
+    """MiB of this process's own after an epoch, without the pages of the memory map, which the system may drop."""
+    job = job_of(path, cache)
+    job.data.resident_gib = gib
+    job.seconds_of_epochs(1)
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) / 1024
+
+
+def near(source: FaceTable, n: int) -> dict[str, Any]:
+    from fer_lightning.data.quality import candidates
     from fer_lightning.data.quality.duplicates import near_pairs
 
     images = np.stack([image for _, image in repeated(source, n)])
-    clock = Clock()
-    with clock.measuring("near-duplicates"):
-        pairs = near_pairs(images)
-    print(f"  {len(pairs.first):,} pairs", file=sys.stderr)
-    return clock
+    clock = Clock(1)
+    found = clock.measure("near-duplicates", lambda: near_pairs(images))
+    clock.rows[0] |= {"pairs": len(found.first), "found_of_all": None}
+    if n <= ALL_PAIRS:
+        candidates._EXHAUSTIVE = n
+        every = clock.measure("near-duplicates, all pairs compared", lambda: near_pairs(images))
+        keys = [set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) for pairs in (found, every)]
+        clock.rows[0]["found_of_all"] = len(keys[0] & keys[1]) / len(keys[1])
+        clock.rows[1] |= {"pairs": len(every.first), "found_of_all": 1.0}
+    return {"rows": clock.rows}
 
 
 def child(arguments: argparse.Namespace) -> None:
+    """Measure one size, in this process and, for memory, in some of its own."""
     quiet()
-    source, n = load(str(arguments.data)), arguments.child
-    if arguments.near:
-        clock = near(source, n)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "faces.csv"
-            write(source, n, path)
-            clock = measured(path, Path(folder))
-    arguments.result.write_text(json.dumps({"seconds": clock.seconds, "memory": clock.memory}))
+    n = arguments.child
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        os.environ["FER_LIGHTNING_CACHE"] = str(folder / "cache")  # of `audit`, which takes no cache
+        if arguments.near:
+            found = near(load(str(arguments.data), cache_dir=folder / "source"), n)
+        else:
+            path = folder / "faces.csv"
+            write(load(str(arguments.data), cache_dir=folder / "source"), n, path)
+            found = measured(path, folder, n)
+            for name, gib in BUDGETS.items():
+                command = [sys.executable, __file__, "--data", str(path), "--epoch", str(gib)]
+                cache = ["--cache", str(folder / "cache-0")]
+                done = subprocess.run([*command, *cache], check=True, capture_output=True, text=True)
+                found["streamed"][f"memory, {name}"] = float(done.stdout.split()[-1])
+    arguments.result.write_text(json.dumps(found))
 
 
 def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
+    parser.add_argument("--sizes", type=int, nargs="+")
     parser.add_argument("--near", action="store_true")
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    for name, kind in (("child", int), ("result", Path), ("epoch", float), ("cache", Path)):
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments)
         return
-    rows: list[dict[str, Any]] = []
+    if arguments.epoch is not None:
+        quiet()
+        print(memory_of_an_epoch(arguments.data, arguments.cache, arguments.epoch))
+        return
+    own = ["--near"] if arguments.near else []
+    results = measure.Results(arguments.out, precision="32-true")
+    streamed: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for n in arguments.sizes:
+        for n in arguments.sizes or ([36_000, 200_000] if arguments.near else [1000, 10_000, 100_000, 1_000_000]):
             print(f"{n:,} images", flush=True)
             result = Path(folder) / f"{n}.json"
-            command = [
-                sys.executable, __file__, "--data", str(arguments.data), "--child", str(n), "--result", str(result),
-                *(["--near"] if arguments.near else []),
-            ]  # fmt: skip
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            command = [sys.executable, __file__, "--data", str(arguments.data), "--child", str(n), *own]
+            subprocess.run([*command, "--result", str(result)], check=True, stdout=subprocess.DEVNULL)
             found = json.loads(result.read_text())
-            for part, seconds in found["seconds"].items():
-                row = {"images": n, "part": part, "seconds": seconds}
-                rows.append(row | {"memory_mib": found["memory"][part]})
-    table = pd.DataFrame(rows).pivot(index="part", columns="images", values="seconds")
-    print((1e3 * table / table.columns.to_numpy()).to_string(float_format="{:.4f}".format), "ms per image")
-    measure.save(arguments.out, rows)
+            for row in found["rows"]:
+                results.add({"images": n, **row})
+            if "streamed" in found:
+                streamed.append({"images": n, **found["streamed"]})
+                results.note(streamed=streamed)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,14 @@
 
     python benchmarks/speed/loop.py [--cases report,laptop,…] [--rounds 5] [--steps 30] [--out FILE] [overrides …]
 
-The job has its default augmentation, metrics and a CSV logger; the bare loop nothing of these. For validation, the job
-gathers every answer and computes the scores, and the bare loop is a forward pass. The two take turns in one process,
-and the ratio is taken within each round, so that other load on the machine slows both alike. The first steps, in which
-memory is allocated, count for neither. Overrides, such as precision=fp32, apply to all cases.
+The job has its default augmentation, metrics and a CSV logger, and strong_cpu its average of the weights; the bare loop
+nothing of these. For validation and test, the job gathers every answer and computes the scores, and the bare loop is a
+forward pass. "validation, in training" also estimates the statistics of batch norm from 2,048 training images, whose
+passes the bare loop does not have, before it validates as many images as PublicTest has.
+
+The two take turns in one process, and the ratio is taken within each round, so that other load on the machine slows
+both alike. The first steps, in which memory is allocated, count for neither. Overrides, such as precision=fp32, apply
+to all cases.
 """
 
 from __future__ import annotations
@@ -25,7 +29,10 @@ import torch.nn.functional as F
 
 from fer_lightning.config import instantiate
 from fer_lightning.data.datamodule import FERDataModule
-from fer_lightning.training.callbacks import History
+from fer_lightning.metrics.scores import scores
+from fer_lightning.report.loggers import CSV
+from fer_lightning.runs.results import sums_of
+from fer_lightning.training.callbacks import EMA, History
 from fer_lightning.training.imbalance import Stage, Strategy
 from fer_lightning.training.job import make_classifier, make_data
 from fer_lightning.training.optim import parameter_groups
@@ -34,40 +41,74 @@ from fer_lightning.training.trainer import make_trainer, quiet
 WARM_UP = 5
 """Steps at the start of each measurement that are not timed."""
 
+PUBLIC = 3589
+"""Validation images of FER-2013."""
+
 CASES = {
     "report": ["experiment=report_weighted", "data.batch_size=64"],
     "laptop": ["experiment=laptop"],
     "strong_cpu": ["experiment=strong_cpu"],
-    "small-batch": ["experiment=laptop", "data.batch_size=32"],
+    "small batch": ["experiment=laptop", "data.batch_size=32"],
     "validation": ["experiment=laptop", "data.eval_batch_size=128"],
+    "test": ["experiment=laptop", "data.eval_batch_size=128"],
+    "validation, in training": ["experiment=laptop", "data.eval_batch_size=128"],
 }
 
 
+def wait() -> None:
+    """For what a GPU still has to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 class Stopwatch(L.Callback):
-    """Images per second of an epoch, or of a validation, after its first steps."""
+    """Images and seconds after the first steps of an epoch, or of a pass over validation or test images.
 
-    started = images = seconds = 0.0
+    Args:
+        steps: of an epoch that are timed.
+        whole_validation: time the second validation of a fit, from its start.
+    """
 
-    def _ended(self, batch: Any, batch_idx: int) -> None:
-        if batch_idx + 1 == WARM_UP:
-            self.started = time.perf_counter()
-        elif batch_idx >= WARM_UP:
-            self.images += len(batch.labels)
-            self.seconds = time.perf_counter() - self.started
+    def __init__(self, steps: int, *, whole_validation: bool = False) -> None:
+        self.steps, self.whole_validation = steps, whole_validation
+        self.started = self.seconds = 0.0
+        self.images = 0
+
+    def _begin(self) -> None:
+        wait()
+        self.images, self.started = 0, time.perf_counter()
+
+    def end(self) -> None:
+        wait()
+        self.seconds = time.perf_counter() - self.started
+
+    def _passed(self, batch: Any, batch_idx: int) -> None:
+        self.images += len(batch.labels)
+        if batch_idx + 1 == WARM_UP and not self.whole_validation:
+            self._begin()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        outputs["loss"].item()  # waits for the device
-        self._ended(batch, batch_idx)
+        if not self.whole_validation:
+            self._passed(batch, batch_idx)
+            if batch_idx + 1 == WARM_UP + self.steps:
+                self.end()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.whole_validation:
+            self._begin()
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self._ended(batch, batch_idx)
+        self._passed(batch, batch_idx)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.end()
+
+    on_test_batch_end = on_validation_batch_end
 
 
 class BareLoop:
@@ -75,8 +116,9 @@ class BareLoop:
 
     def __init__(self, settings: dict[str, Any], side: int, device: torch.device) -> None:
         self.network = instantiate.network(settings["model"], 7).to(device)
-        self.network.arrange(device, channels_last=True)
-        groups = parameter_groups(self.network, settings["optimizer"]["weight_decay"])
+        self.network.arrange(device, settings["trainer"]["channels_last"])
+        muon = settings["optimizer"]["_target_"].endswith(".Muon")
+        groups = parameter_groups(self.network, settings["optimizer"]["weight_decay"], mark_head=muon)
         self.optimizer = instantiate.call("optimizer", settings["optimizer"], groups)
         self.clip = settings["trainer"]["gradient_clip_val"]
         self.autocast = partial(
@@ -93,6 +135,7 @@ class BareLoop:
         self.network.train()
         for step in range(WARM_UP + steps):
             if step == WARM_UP:
+                wait()
                 started = time.perf_counter()
             with self.autocast():
                 loss = F.cross_entropy(self.network(self.images), self.labels, label_smoothing=self.smoothing)
@@ -101,7 +144,7 @@ class BareLoop:
             if self.clip:
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
             self.optimizer.step()
-            loss.item()  # waits for the device
+        wait()
         return steps * self.n / (time.perf_counter() - started)
 
     @torch.no_grad()
@@ -110,80 +153,117 @@ class BareLoop:
         self.network.eval()
         for step in range(WARM_UP + steps):
             if step == WARM_UP:
+                wait()
                 started = time.perf_counter()
             with self.autocast():
-                self.network(self.whole).sum().item()
+                self.network(self.whole)
+        wait()
         return steps * self.eval_n / (time.perf_counter() - started)
 
 
 class Job:
-    """A job as `python train.py` runs it, for one epoch of so many steps after the warm-up, or for a validation."""
+    """A job as `python train.py` runs it, for one epoch of so many steps after the warm-up, or for scoring.
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    Args:
+        settings: the resolved config.
+        decay: of the average of the weights; None for no average.
+    """
+
+    def __init__(self, settings: dict[str, Any], decay: float | None = None) -> None:
         self.settings, self.strategy = settings, Strategy.from_config(settings["imbalance"])
         self.data: FERDataModule = make_data(settings, self.strategy)
+        self.decay = decay
 
     def trained_per_second(self, steps: int) -> float:
-        return self._speed(validate=False, limit_train_batches=WARM_UP + steps, limit_val_batches=0)
+        return self._speed("fit", Stopwatch(steps), limit_train_batches=WARM_UP + steps, limit_val_batches=0)
 
-    def scored_per_second(self, steps: int) -> float:
-        return self._speed(validate=True, limit_val_batches=WARM_UP + steps)
+    def validated_per_second(self, steps: int) -> float:
+        return self._speed("validate", Stopwatch(steps), limit_val_batches=WARM_UP + steps)
+
+    def tested_per_second(self, steps: int) -> float:
+        return self._speed("test", Stopwatch(steps), limit_test_batches=WARM_UP + steps)
+
+    def validated_in_training_per_second(self, steps: int) -> float:
+        """Of the second of two validations, each after a single step of training, on all validation images."""
+        return self._speed("fit", Stopwatch(steps, whole_validation=True), epochs=2, limit_train_batches=1)
 
     def seconds_of_epochs(self, epochs: int) -> float:
         """Of training for whole epochs, from the first batch."""
         started = time.perf_counter()
-        self._run(validate=False, epochs=epochs, limit_val_batches=0)
+        self._run("fit", Stopwatch(0), epochs=epochs, limit_val_batches=0)
         return time.perf_counter() - started
 
-    def _speed(self, *, validate: bool, **limits: Any) -> float:
-        stopwatch = self._run(validate=validate, **limits)
+    def _speed(self, what: str, stopwatch: Stopwatch, **limits: Any) -> float:
+        self._run(what, stopwatch, **limits)
         return stopwatch.images / stopwatch.seconds
 
-    def _run(self, *, validate: bool, epochs: int = 1, **limits: Any) -> Stopwatch:
+    def _run(self, what: str, stopwatch: Stopwatch, *, epochs: int = 1, **limits: Any) -> None:
         trainer_group = self.settings["trainer"] | limits | {"max_epochs": epochs, "check_val_every_n_epoch": 1}
         settings = self.settings | {"trainer": trainer_group}
         classifier = make_classifier(settings, self.strategy, self.data, Stage(0, epochs))
-        with tempfile.TemporaryDirectory() as folder:
-            history, stopwatch = History(Path(folder) / "metrics.csv"), Stopwatch()
-            loggers = [] if validate else [L.loggers.CSVLogger(folder)]
-            trainer = make_trainer(trainer_group, Path(folder), [stopwatch], history, loggers, max_epochs=epochs)
-            with contextlib.redirect_stdout(None):
-                if validate:
-                    trainer.validate(classifier, datamodule=self.data, verbose=False)
-                else:
-                    trainer.fit(classifier, datamodule=self.data)
-        return stopwatch
+        if what != "fit":
+            classifier.unaugmented = None  # a checkpoint that is scored has its statistics
+        callbacks = [stopwatch, *([EMA(self.decay)] if self.decay and what == "fit" else [])]
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+            history = History(Path(folder) / "metrics.csv")
+            loggers = [CSV(folder, name="csv", version="", flush_logs_every_n_steps=1)] if what == "fit" else []
+            trainer = make_trainer(trainer_group, Path(folder), callbacks, history, loggers, max_epochs=epochs)
+            if what == "fit":
+                trainer.fit(classifier, datamodule=self.data)
+            elif what == "validate":
+                trainer.validate(classifier, datamodule=self.data, verbose=False)
+            else:
+                trainer.test(classifier, datamodule=self.data, verbose=False)
+                _, labels, logits = classifier.predictions.compute()
+                scores(sums_of(logits, labels.numpy()), classifier.classes)
+                stopwatch.end()
+
+
+METHODS = {
+    "validation": "validated_per_second",
+    "test": "tested_per_second",
+    "validation, in training": "validated_in_training_per_second",
+}
+"""Of a `Job`, by case; `trained_per_second` for the others."""
 
 
 def main() -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--cases", default="report,laptop,small-batch,validation", help=", ".join(CASES))
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30)
     arguments, overrides = parser.parse_known_args()
     quiet()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = []
-    for case in arguments.cases.split(","):
+    results = measure.Results(arguments.out)
+    for case in arguments.cases:
+        scored = case in METHODS
         chosen = [CASES[case][0], "data=synthetic", *CASES[case][1:], *overrides]
         data, steps = measure.settings_of(chosen)["data"], WARM_UP + arguments.steps + 1
-        drawn = {"n_train": steps * data["batch_size"], "n_val": steps * data["eval_batch_size"], "n_test": 30}
+        n_scored = PUBLIC if case == "validation, in training" else steps * data["eval_batch_size"]
+        drawn = {
+            "n_train": 2100 if scored else steps * data["batch_size"],
+            "n_val": n_scored if scored else 30,
+            "n_test": n_scored if case == "test" else 30,
+        }
         settings = measure.settings_of([*chosen, *(f"data.synthetic.{name}={n}" for name, n in drawn.items())])
-        job = Job(settings)
+        job = Job(settings, measure.decay_of(chosen))
         side = (settings["augment"] or {}).get("crop") or 48
         bare = BareLoop(settings, side, device)
-        what = "scored_per_second" if case == "validation" else "trained_per_second"
         print(case, flush=True)
         speeds = measure.take_turns(
-            {name: partial(getattr(of, what), arguments.steps) for name, of in (("bare", bare), ("job", job))},
+            {
+                "bare": partial(bare.scored_per_second if scored else bare.trained_per_second, arguments.steps),
+                "job": partial(getattr(job, METHODS.get(case, "trained_per_second")), arguments.steps),
+            },
             arguments.rounds,
         )
-        rows.append(
+        results.add(
             {
                 "case": case,
                 "overrides": " ".join([*CASES[case], *overrides]),
                 "precision": settings["trainer"]["precision"],
-                "batch": settings["data"]["eval_batch_size" if case == "validation" else "batch_size"],
+                "batch": settings["data"]["eval_batch_size" if scored else "batch_size"],
                 "bare": statistics.median(speeds["bare"]),
                 "job": statistics.median(speeds["job"]),
                 **measure.ratio(speeds["job"], speeds["bare"]),
@@ -191,7 +271,6 @@ def main() -> None:
                 "steps": arguments.steps,
             }
         )
-    measure.save(arguments.out, rows)
 
 
 if __name__ == "__main__":

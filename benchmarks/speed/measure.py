@@ -59,6 +59,14 @@ def settings_of(overrides: Sequence[str], lean: Sequence[str] = LEAN) -> dict[st
         return resolve(compose("config", [*lean, *overrides]))
 
 
+def decay_of(overrides: Sequence[str]) -> float | None:
+    """The decay of the average of the weights in the config of `python train.py OVERRIDES`, None for no average."""
+    schema.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        callbacks = compose("config", list(overrides)).callbacks
+    return float(callbacks.ema.decay) if callbacks and callbacks.get("ema") else None
+
+
 def take_turns(
     measurements: Mapping[str, Callable[[], float]], rounds: int, *, unit: str = "images/s"
 ) -> dict[str, list[float]]:
@@ -79,19 +87,38 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
     return {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
 
 
-def save(out: Path | None, rows: Sequence[Mapping[str, Any]], **about: Any) -> None:
-    """Write rows with the command, machine and commit, if `out` names a file; print them in any case."""
-    script = Path(sys.argv[0]).resolve().relative_to(ROOT)
-    command = shlex.join(["python", str(script), *_without_paths(sys.argv[1:])])
-    content = {
-        "benchmark": Path(sys.argv[0]).stem, "command": command, "commit": git_commit(), "machine": machine(), **about,
-        "rows": list(rows),
-    }  # fmt: skip
-    text = json.dumps(content, indent=1) + "\n"
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text)
-    print(text)
+class Results:
+    """Rows of a script, printed as they are added and written with the command, machine and commit, so that a script
+    that is cut off leaves those before.
+
+    Args:
+        out: the JSON file; None for none.
+        about: what concerns all rows.
+    """
+
+    def __init__(self, out: Path | None, **about: Any) -> None:
+        script = Path(sys.argv[0]).resolve().relative_to(ROOT)
+        command = shlex.join(["python", str(script), *_without_paths(sys.argv[1:])])
+        self.out, self.rows = out, list[dict[str, Any]]()
+        self.content = {
+            "benchmark": script.stem, "command": command, "commit": git_commit(), "machine": machine(), **about,
+            "rows": self.rows,
+        }  # fmt: skip
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(dict(row))
+        print(json.dumps({key: value for key, value in row.items() if not isinstance(value, list)}), flush=True)
+        self._write()
+
+    def note(self, **about: Any) -> None:
+        """Set what concerns all rows."""
+        self.content |= about
+        self._write()
+
+    def _write(self) -> None:
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.write_text(json.dumps(self.content, indent=1) + "\n")
 
 
 def _without_paths(arguments: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import argparse
 import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,11 +86,13 @@ SECTIONS = [
     Section(
         "The training loop",
         "Images per second of a job, with its augmentation, metrics and CSV log, over those of a bare loop or, for "
-        "validation, of forward passes: the same network, precision and layout on one fixed batch in memory. Median of "
-        "the ratios within rounds, lowest and highest.",
+        "validation and test, of forward passes: the same network, precision and layout on one fixed batch in memory. "
+        "Validation in training first estimates the statistics of batch norm from 2,048 training images, which the "
+        "ratio counts against it. Median of the ratios within rounds, lowest and highest.",
         "loop",
         {
             "rows": [
+                Column("case", text("case"), right=False),
                 Column("job", text("overrides"), right=False),
                 Column("precision", text("precision"), right=False),
                 Column("batch", number("batch", ",")),
@@ -106,8 +108,8 @@ SECTIONS = [
         "[LetheSec](https://github.com/LetheSec/Fer2013-Facial-Emotion-Recognition-Pytorch) (five crops of an image), "
         "[usef-kh/fer](https://github.com/usef-kh/fer) (ten), and the LightningModule of "
         "[lightning-hydra-template](https://github.com/ashleve/lightning-hydra-template) with a DataLoader of two "
-        "workers. The second table: seconds from the command to the first batch of all of FER-2013, of the peer and of "
-        "this project without and with its cache.",
+        "workers. The second table: seconds of reading all of FER-2013, without imports, and from the command to the "
+        "first batch, of the peer and of this project without and with its cache.",
         "peers",
         {
             "rows": [
@@ -120,10 +122,13 @@ SECTIONS = [
                 Column("peer / here", interval),
             ],
             "starts": [
-                Column("peer", text("peer"), right=False),
-                Column("peer, s", number("peer", ".1f")),
+                Column("peer", text("name"), right=False),
+                Column("peer reads, s", number("peer reads", ".1f")),
+                Column("here, s", number("ours reads", ".1f")),
+                Column("peer's first batch, s", number("peer", ".1f")),
                 Column("here, first, s", number("ours, first", ".1f")),
                 Column("here, cached, s", number("ours, cached", ".1f")),
+                Column("peer / here, first", interval),
             ],
         },
     ),
@@ -153,7 +158,16 @@ SECTIONS = [
                 Column("macro-F1", number("f1_macro", ".4f")),
                 Column("time, min", lambda row: f"{row['seconds'] / 60:.1f}"),
                 Column("images/s", number("images_per_second", ",.0f")),
-            ]
+                Column("precision", text("precision"), right=False),
+                Column("commit", text("commit"), right=False),
+            ],
+            "summary": [
+                Column("experiment", text("experiment"), right=False),
+                Column("seeds", text("seeds")),
+                Column("mean accuracy", lambda row: f"{row['accuracy']:.4f} ± {row['sd'] or 0:.4f}"),
+                Column("mean macro-F1", number("f1_macro", ".4f")),
+                Column("mean time, min", lambda row: f"{row['seconds'] / 60:.1f}"),
+            ],
         },
         "to_accuracy.png",
         "Accuracy on the validation images over seconds of training",
@@ -165,9 +179,33 @@ SECTIONS = [
         "second table leaves it out. Images beyond "
         "`data.resident_gib` are not copied to the device: batches are read from the memory map of the cache.",
         "growth",
-        {"rows": by_size},
+        {
+            "rows": by_size,
+            "streamed": [
+                Column("images trained on", number("trained", ",")),
+                Column("on the device, images/s", number("resident", ",.0f")),
+                Column("from the memory map, images/s", number("mapped", ",.0f")),
+                Column("map / device", interval),
+                Column("own memory, device, MiB", number("memory, on the device", ",.0f")),
+                Column("own memory, map, MiB", number("memory, from the memory map", ",.0f")),
+            ],
+        },
         "growth.png",
         "Milliseconds per image over the number of images",
+    ),
+    Section(
+        "Limits of a GPU",
+        "Training steps of a ResNet-50 with the small stem on one batch, in bf16, and their arithmetic as a share of "
+        "the device's own rate of bf16 matrix products.",
+        "../gpu/speed",
+        {
+            "rows": [
+                Column("compiled", lambda row: row["compile"] or "no", right=False),
+                Column("batch", number("batch", ",")),
+                Column("images/s", number("images_per_second", ",.0f")),
+                Column("share of the matrix rate", number("share", ".3f")),
+            ]
+        },
     ),
     Section(
         "Sweeps",
@@ -243,8 +281,8 @@ def growth(results: Sequence[Result]) -> Figure:
     """Time per image of each part over the number of images."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    rows = pd.DataFrame(row for result in results for row in result["rows"])
-    for (part, some), marker in zip(rows.groupby("part", sort=False), "osD^vP*Xh<>", strict=False):
+    rows = pd.DataFrame(row for result in results if not result["machine"]["gpu"] for row in result["rows"])
+    for (part, some), marker in zip(rows.groupby("part", sort=False), cycle("osD^vP*Xh<>"), strict=False):
         per_image = 1e3 * some["seconds"] / some["images"]
         axes.plot(some["images"], per_image, marker=marker, markersize=5, linewidth=1.2, label=part)
     axes.set_xscale("log")
@@ -261,7 +299,7 @@ def to_accuracy(results: Sequence[Result]) -> Figure:
     """Accuracy on the validation images over seconds of training."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    for result, colour in zip(results, (BLUE, ORANGE, GREEN, VERMILLION, GREY), strict=False):
+    for result, colour in zip(results, cycle((BLUE, ORANGE, GREEN, VERMILLION, GREY)), strict=False):
         for i, row in enumerate(result["rows"]):
             seconds, accuracy = zip(*row["curve"], strict=True)
             label = None if i else f"{row['experiment']}, {result['machine']['gpu'] or result['machine']['processor']}"
@@ -290,10 +328,11 @@ def main() -> None:
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     parts = [HEAD]
     for section in SECTIONS:
-        own = [result for result in results if result["benchmark"] == section.script]
+        own = [result for result in results if result.get("benchmark") == Path(section.script).name]
         parts.append(f"## {section.heading}\n\n{wrapped(section.text)}\n")
         if not own:
-            parts.append(f"`python benchmarks/speed/{section.script}.py`: not yet run.\n")
+            script = (Path("benchmarks/speed") / section.script).as_posix().replace("speed/../", "")
+            parts.append(f"`python {script}.py`: not yet run.\n")
         for result in own:
             parts.append(wrapped(where(result)) + "\n")
             for key, columns in section.tables.items():

@@ -12,7 +12,8 @@ torchvision's transforms, a DataLoader with workers) is written down below. A sa
 network sees: the two FER projects make 5 and 10 crops of an image. This project trains on as many samples, in batches
 of as many. All take turns.
 
-Then seconds from the command to the first batch of the complete data: imports, reading, the first augmentation.
+Then seconds of reading the complete data, without imports, and from the command to the first batch: imports, reading,
+the first augmentation and, here, the network as well. The template has no reader of faces.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +38,7 @@ import measure
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from reading import read
 from torch import nn
 
 from fer_lightning.config import instantiate
@@ -50,6 +53,9 @@ NETWORKS = {
     "laptop": ["experiment=laptop"],
 }
 """Overrides."""
+
+IMAGES = {"small": 6400, "laptop": 1280}
+"""Images of an epoch, many enough for the start of a peer's workers to count for little."""
 
 BATCH = {"lethesec": 128, "usef-kh": 64, "template": 128}
 """Images in a batch: the peers' defaults, the template's raised from 64."""
@@ -218,9 +224,10 @@ def until_first_batch(peer: str, folder: Path, data: Path, temporary: Path) -> d
     """Commands that end when the first batch is ready, of a peer and of this project without and with its cache."""
     module = {"lethesec": "dataset", "usef-kh": "data.fer2013"}[peer]
     theirs = (
-        f"import sys, warnings; warnings.filterwarnings('ignore'); sys.path.insert(0, {str(folder)!r}); "
-        f"from {module} import get_dataloaders; loader = get_dataloaders(path={str(data)!r}, bs={BATCH[peer]})[0]; "
-        "next(iter(loader)); import os; os._exit(0)"
+        f"import sys, time, warnings; warnings.filterwarnings('ignore'); sys.path.insert(0, {str(folder)!r}); "
+        f"from {module} import get_dataloaders; started = time.perf_counter(); "
+        f"loader = get_dataloaders(path={str(data)!r}, bs={BATCH[peer]})[0]; "
+        "print('read', time.perf_counter() - started, flush=True); next(iter(loader)); import os; os._exit(0)"
     )
     job = [
         sys.executable, str(measure.ROOT / "train.py"), *NETWORKS["small"], f"data.path={data}", "logger=none",
@@ -231,15 +238,20 @@ def until_first_batch(peer: str, folder: Path, data: Path, temporary: Path) -> d
 
 
 def start(peer: str, folder: Path, data: Path) -> dict[str, float]:
-    """Seconds from the command to the first batch."""
+    """Seconds of reading, and from the command to the first batch."""
     seconds = {}
     with tempfile.TemporaryDirectory() as temporary:
         for name, command in until_first_batch(peer, folder, data, Path(temporary)).items():
             begun = time.perf_counter()
             here = [str(measure.ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
             path = os.pathsep.join(folder for folder in here if folder)
-            subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+            done = subprocess.run(
+                command, check=True, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+            )
             seconds[name] = time.perf_counter() - begun
+            if name == "peer":
+                seconds["peer reads"] = float(done.stdout.rpartition("read ")[2].split()[0])
+        seconds["ours reads"] = read(data, str(Path(temporary) / "another cache"))[0]
     return seconds
 
 
@@ -250,15 +262,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     for peer in PEERS:
         parser.add_argument(f"--{peer}", type=Path, help="its folder; left out if not given")
-    parser.add_argument("--images", type=int, default=1280, help="a multiple of 640, the samples in a batch")
+    parser.add_argument("--images", type=int, help="a multiple of 640, the samples in a batch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--networks", default="small,laptop")
     arguments = parser.parse_args()
-    rows = []
+    versions = {name: metadata.version(name) for name in ("torchvision", "lightning", "numpy", "pillow")}
+    results = measure.Results(arguments.out, versions=versions)
     with tempfile.TemporaryDirectory() as temporary:
-        data = Path(temporary) / "part.csv"
-        write_part(arguments.data, data, arguments.images)
         for name in arguments.networks.split(","):
+            images = arguments.images or IMAGES[name]
+            data = Path(temporary) / f"{name}.csv"
+            write_part(arguments.data, data, images)
             for peer, make in PEERS.items():
                 folder = getattr(arguments, peer.replace("-", "_"))
                 if folder is None:
@@ -271,10 +285,11 @@ def main() -> None:
                 commit = subprocess.run(
                     ["git", "-C", str(folder), "log", "-1", "--format=%h"], capture_output=True, text=True, check=False
                 ).stdout.strip()
-                rows.append(
+                results.add(
                     {
                         "network": name, "peer": peer, "peer_commit": commit, "crops": CROPS[peer],
-                        "batch": BATCH[peer] * CROPS[peer], "samples": arguments.images * CROPS[peer],
+                        "batch": BATCH[peer] * CROPS[peer], "samples": images * CROPS[peer],
+                        "precision": "fp16" if torch.cuda.is_available() and peer != "template" else "fp32",
                         "peer_seconds": statistics.median(seconds["peer"]),
                         "our_seconds": statistics.median(seconds["ours"]),
                         **measure.ratio(seconds["peer"], seconds["ours"]), "rounds": arguments.rounds,
@@ -284,8 +299,10 @@ def main() -> None:
     for peer in ("lethesec", "usef-kh"):
         if folder := getattr(arguments, peer.replace("-", "_")):
             taken = [start(peer, folder.resolve(), arguments.data.resolve()) for _ in range(arguments.rounds)]
-            starts.append({"peer": peer} | {name: statistics.median(t[name] for t in taken) for name in taken[0]})
-    measure.save(arguments.out, rows, starts=starts)
+            medians = {name: statistics.median(t[name] for t in taken) for name in taken[0]}
+            first = measure.ratio([t["peer"] for t in taken], [t["ours, first"] for t in taken])
+            starts.append({"name": peer, **medians, **first, "rounds": arguments.rounds})
+            results.note(starts=starts)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("paths", type=Path, nargs="+")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    rows = []
+    results = measure.Results(arguments.out)
     for path in arguments.paths:
         kinds: dict[str, list[tuple[float, float, int]]] = {"first": [], "cached": []}
         for _ in range(arguments.rounds):
@@ -47,7 +47,7 @@ def main() -> None:
                     reads.append(read(path, cache))
         for kind, reads in kinds.items():
             seconds, memory, faces = zip(*reads, strict=True)
-            rows.append(
+            results.add(
                 {
                     "source": path.name,
                     "read": kind,
@@ -58,7 +58,6 @@ def main() -> None:
                     "rounds": arguments.rounds,
                 }
             )
-    measure.save(arguments.out, rows)
 
 
 if __name__ == "__main__":

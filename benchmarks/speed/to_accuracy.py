@@ -2,15 +2,16 @@
 
     python benchmarks/speed/to_accuracy.py EXPERIMENT --data fer2013.csv --runs FOLDER [--seeds 0 1 2] [--out FILE]
 
-Each run is a process of its own. The clock includes everything but imports and the first read: training, validation,
-scoring, the report; it is the time of the process less that of one which ends when its first batch is ready, both with
-the cache of the data. Finished runs in FOLDER are not repeated, so that the command can be interrupted.
+Each run is a process of its own. The clock includes everything but imports and the first read: it is the time of the
+process less that of one that imports what a job does and opens the cache of the data. Runs in FOLDER that are finished
+are not repeated, so that the command can be interrupted; others begin again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,14 @@ from omegaconf import OmegaConf
 from fer_lightning.data.readers.sources import load
 from fer_lightning.runs.folder import finished
 
+IMPORTS = """
+import sys
+import fer_lightning.app, fer_lightning.training.worker, fer_lightning.training.job
+from fer_lightning.data.readers.sources import load
+load(sys.argv[1])
+"""
+"""What is not on the clock."""
+
 SECONDS = "seconds.json"
 """In a run folder: of the clock."""
 
@@ -36,22 +45,17 @@ def timed(command: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
+def run(folder: Path, overrides: list[str], data: Path) -> dict[str, Any]:
     """Seconds, scores and the curve of a run."""
-    if finished(folder) is None or not (folder / SECONDS).exists():
-        train = [
-            sys.executable,
-            str(measure.ROOT / "train.py"),
-            *overrides,
-            "trainer.progress_bar=false",
-            "logger=none",
-        ]
-        started = timed(
-            [*train, f"hydra.run.dir={folder}-start", "+callbacks.end._target_=first_batch.EndAtFirstBatch"]
-        )
-        total = timed([*train, f"hydra.run.dir={folder}"])
-        (folder / SECONDS).write_text(json.dumps({"seconds": total - started, "start": started}))
-    metrics, clock = finished(folder), json.loads((folder / SECONDS).read_text())
+    clock = json.loads((folder / SECONDS).read_text()) if (folder / SECONDS).exists() else {}
+    if clock.get("overrides") != overrides or finished(folder) is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        without = timed([sys.executable, "-c", IMPORTS, str(data)])
+        job = [str(measure.ROOT / "train.py"), *overrides, "trainer.progress_bar=false", "logger=none"]
+        seconds = timed([sys.executable, *job, f"data.path={data}", f"hydra.run.dir={folder}"]) - without
+        clock = {"seconds": seconds, "imports": without, "overrides": overrides}
+        (folder / SECONDS).write_text(json.dumps(clock))
+    metrics = finished(folder)
     assert metrics is not None
     return {
         **clock,
@@ -59,6 +63,8 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
         "f1_macro": metrics["test/f1_macro"],
         "training": metrics["train/seconds"],
         "images_per_second": metrics["train/images_per_second"],
+        "precision": OmegaConf.load(folder / "config.yaml").trainer.precision,
+        "commit": metrics["commit"],
         "curve": curve(folder),
     }
 
@@ -79,22 +85,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments, overrides = parser.parse_known_args()
+    arguments, given = parser.parse_known_args()
     load(str(arguments.data))  # into the cache
-    rows = []
+    data = arguments.data.resolve()
+    results = measure.Results(arguments.out)
     for seed in arguments.seeds:
-        own = [f"experiment={arguments.experiment}", f"data.path={arguments.data.resolve()}", f"seed={seed}"]
+        overrides = [f"experiment={arguments.experiment}", f"seed={seed}", *given]
         folder = arguments.runs.resolve() / f"{arguments.experiment}-{seed}"
-        rows.append({"experiment": arguments.experiment, "seed": seed} | run(folder, [*own, *overrides]))
-        print(f"seed {seed}: {rows[-1]['accuracy']:.4f} in {rows[-1]['seconds']:.0f} s", flush=True)
-    accuracies = [row["accuracy"] for row in rows]
-    summary = {
-        "experiment": arguments.experiment,
-        "accuracy": statistics.mean(accuracies),
-        "sd": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "seconds": statistics.mean(row["seconds"] for row in rows),
-    }
-    measure.save(arguments.out, rows, summary=summary)
+        results.add({"experiment": arguments.experiment, "seed": seed} | run(folder, overrides, data))
+        accuracies = [row["accuracy"] for row in results.rows]
+        mean = {key: statistics.mean(row[key] for row in results.rows) for key in ("accuracy", "f1_macro", "seconds")}
+        sd = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+        results.note(summary=[{"experiment": arguments.experiment, "seeds": len(accuracies), **mean, "sd": sd}])
 
 
 if __name__ == "__main__":
