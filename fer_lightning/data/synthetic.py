@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +65,7 @@ NEIGHBOURS = {
 """The classes that an expression may resemble."""
 
 
+@lru_cache(maxsize=1)  # the jobs of a sweep have the same faces
 def synthetic(*, n_train: int, n_val: int, n_test: int, seed: int = 0) -> FaceTable:
     """Drawn faces in the splits `train`, `public` (`n_val`) and `private` (`n_test`), so that every protocol works.
 
@@ -80,9 +82,11 @@ def synthetic(*, n_train: int, n_val: int, n_test: int, seed: int = 0) -> FaceTa
 
     sizes = {"train": n_train, "public": n_val, "private": n_test}
     drawn = [_draw_split(n, seed, SPLITS.index(name)) for name, n in sizes.items()]
+    images, labels = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+    images.flags.writeable = labels.flags.writeable = False
     return FaceTable(
-        images=np.concatenate([images for images, _ in drawn]),
-        labels=np.concatenate([labels for _, labels in drawn]),
+        images=images,
+        labels=labels,
         split=np.repeat(np.array([SPLITS.index(name) for name in sizes], dtype=np.int8), list(sizes.values())),
         ids=np.array([f"synthetic {name} {i}".encode() for name, n in sizes.items() for i in range(n)]),
         classes=FER_CLASSES,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,8 +106,10 @@ def test_scores(test: Scored, classes: tuple[str, ...], calibration: Calibration
     return scores("test", test.logits, labels, classes, calibration) | clean_scores
 
 
+@cache
 def git_commit() -> str:
-    """The commit of this source tree, with "+" where it was changed since; "none" outside a repository."""
+    """The commit of this source tree when it was first asked for, with "+" where it was changed since; "none" outside a
+    repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
