@@ -21,7 +21,8 @@ def conclusions(comparison: Comparison) -> list[str]:
         if len(settings) > 2 and best != comparison.baseline:
             sentences.append(_from_baseline(comparison, metric))
     few = min(len(setting.runs) for setting in settings)
-    source = "test images" if few == 1 else "test images and seeds"
+    with_seeds = max(len(setting.runs) for setting in settings) > 1
+    source = "test images and seeds" if with_seeds else "test images"
     sentences.append(
         "A difference is significant if its confidence interval, from a bootstrap over "
         f"{source}, excludes zero. The {len(TESTED) * len(pairs)} intervals ({len(pairs)} "

@@ -26,7 +26,7 @@ from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.predictor import LoadedModel, pooled
 from fer_lightning.metrics import calibration
 from fer_lightning.report import tables
-from fer_lightning.report.files import write_atomically
+from fer_lightning.report.files import check_writable, folder_name, write_atomically
 from fer_lightning.report.write import write_report
 from fer_lightning.runs import results
 
@@ -98,11 +98,8 @@ def evaluate(
     model_name = loaded[0].name if len(loaded) == 1 else f"{len(loaded)} models"
     if out is None:
         alone = runs[0] if len(loaded) == len(runs) == 1 else None
-        out = alone / "evaluation" / name if alone else Path("evaluation") / f"{model_name.replace(' ', '-')}-{name}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}; choose a writable folder with --out") from error
+        out = alone / "evaluation" / name if alone else Path("evaluation") / folder_name(f"{model_name}-{name}")
+    check_writable(out)
 
     of_members = predictor.of_members(faces.images[rows])
     scored = results.Scored.from_logits(faces, rows, pooled(of_members), clean)

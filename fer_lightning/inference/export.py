@@ -149,21 +149,21 @@ def export(
             modelfile.write(file, description, networks)
         else:
             graph.describe(file, description)
-    report = matrix = clean = None
-    if scored is not None:
-        counts = tables.confusion_of(scored.predictions, predictor.classes)
-        report = tables.classification_report(counts, predictor.classes)
-        matrix = tables.confusion_matrix(counts, predictor.classes)
-        clean = int(scored.predictions["clean"].sum())
-    text = card.render(
-        description.model_dump(),
-        file=to.name,
-        parameters=[sum(parameter.numel() for parameter in network.parameters()) for network in networks],
-        report=report,
-        confusion=matrix,
-        clean=clean,
-    )
-    write_atomically(card_of(to), text.encode())
+        report = matrix = clean = None
+        if scored is not None:
+            counts = tables.confusion_of(scored.predictions, predictor.classes)
+            report = tables.classification_report(counts, predictor.classes)
+            matrix = tables.confusion_matrix(counts, predictor.classes)
+            clean = int(scored.predictions["clean"].sum())
+        text = card.render(
+            description.model_dump(),
+            file=to.name,
+            parameters=[sum(parameter.numel() for parameter in network.parameters()) for network in networks],
+            report=report,
+            confusion=matrix,
+            clean=clean,
+        )
+        write_atomically(card_of(to), text.encode())
     return checks
 
 
@@ -213,11 +213,10 @@ def _labelled(loaded: Sequence[LoadedModel], data: str | None, trust: bool) -> L
         raise UserError("--data and model files do not go with runs, whose own data are read; leave them out")
     if data is None:
         return None
-    first, *others = [(one.description, one.path) for one in files if one.description]
-    found = labelled.of_file(data, *first)
-    for description, path in others:  # otherwise one may have been trained on what another is scored on
-        if any(description.data.get(part) != first[0].data[part] for part in ("val", "test")):
-            raise UserError(f"{path}: it was validated or tested on other images than {first[1]}; export them apart")
+    described = [(one.path, one.description) for one in files if one.description]
+    path, description = described[0]
+    found = labelled.of_file(data, description, path)
+    labelled.check_same(described, "export them apart")
     return found
 
 
@@ -235,7 +234,7 @@ def _judged(description: Description, predictor: Predictor, found: Labelled) -> 
         "calibration": fitted,
         "scores": scores,
         "protocol": dict(found.protocol),
-        "data": {"name": card.FER2013 if is_fer else source, "source": source, **found.digests},
+        "data": {"name": card.FER2013 if is_fer else source, "source": source, "twins": found.twins, **found.digests},
         "notes": NOTES if is_fer else "",
     }
     return description.model_copy(update=changed), scored

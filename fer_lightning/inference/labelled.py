@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from fer_lightning.config.dataset import cache_root, load_parts_of, settings_of
+from fer_lightning.config.dataset import cache_root, load_parts_of, settings_of, with_duplicate_groups
 from fer_lightning.data.protocols import Partition, ProtocolName, Rows, partition
 from fer_lightning.data.readers import sources
 from fer_lightning.data.table import SPLITS, FaceTable
@@ -29,12 +29,14 @@ class Labelled:
         parts: its partition.
         protocol: the config group `protocol`.
         digests: of the images and labels of each part.
+        twins: "exact" or "near", what counts as the same image in the partition.
     """
 
     faces: FaceTable
     parts: Partition
     protocol: Mapping[str, Any]
     digests: Mapping[str, str]
+    twins: str
 
 
 def of_runs(run_dirs: Sequence[Path], *, remedy: str, cleaned: bool = False, trust: bool = False) -> Labelled:
@@ -57,7 +59,7 @@ def of_runs(run_dirs: Sequence[Path], *, remedy: str, cleaned: bool = False, tru
         compare_partition(
             other, loaded.faces.source, same, f"or name only runs of the same data and protocol as {first}"
         )
-    return Labelled(loaded.faces, loaded.parts, settings["protocol"], loaded.digests)
+    return Labelled(loaded.faces, loaded.parts, settings["protocol"], loaded.digests, settings["data"]["twins"])
 
 
 def of_file(data: str, description: Description, path: Path) -> Labelled:
@@ -73,7 +75,7 @@ def of_file(data: str, description: Description, path: Path) -> Labelled:
             f"{data}: its validation and test images are not those that {path} was made with; name the same data, or "
             "leave --data out"
         )
-    return Labelled(faces, parts, description.protocol, parts.digests(faces))
+    return Labelled(faces, parts, description.protocol, parts.digests(faces), _twins(description))
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def split_of(
         UserError: there is no such split, or models or data do not go together.
     """
     runs = [one.path for one in loaded if one.description is None]
-    files = [one.description for one in loaded if one.description is not None]
+    described = [(one.path, one.description) for one in loaded if one.description is not None]
+    files = [description for _, description in described]
     parts = protocol = None
     if data is None:
         if files:
@@ -123,9 +126,19 @@ def split_of(
         faces = sources.load(data, cache_dir=cache_root(own)).as_known_by(loaded[0].classes, own.get("merge"))
         of_files = [_own_partition(faces, description) for description in files]
         if not runs and None not in of_files:
+            check_same(described, "score them apart")
             parts, protocol = of_files[0], cast(ProtocolName, files[0].protocol["name"])
     own_split = parts is not None and split in ("train", "val", "test")
     return Split(faces, getattr(parts, split) if own_split else rows_of(faces, split), parts, protocol)
+
+
+def check_same(described: Sequence[tuple[Path, Description]], remedy: str) -> None:
+    """Raises UserError if model files have other validation or test images than the first one: it may have been trained
+    on those of another."""
+    (first, its), *others = described
+    for path, description in others:
+        if any(description.data.get(part) != its.data.get(part) for part in ("val", "test")):
+            raise UserError(f"{path}: it was validated or tested on other images than {first}; {remedy}")
 
 
 def rows_of(faces: FaceTable, split: str) -> Rows:
@@ -147,9 +160,14 @@ def _own_partition(faces: FaceTable, description: Description) -> Partition | No
     protocol: dict[str, Any] = dict(description.protocol)
     if not protocol:
         return None
+    faces = with_duplicate_groups(faces, {"twins": _twins(description), "cache_dir": None})
     try:
         parts = partition(faces, **protocol)
-    except UserError:  # other data may have no training images
+    except (UserError, TypeError):  # other data may have no training images; a stranger's file may hold anything
         return None
     digests = parts.digests(faces)
     return parts if all(digests[name] == description.data.get(name) for name in ("val", "test")) else None
+
+
+def _twins(description: Description) -> str:
+    return description.data.get("twins", "exact")

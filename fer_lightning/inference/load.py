@@ -19,7 +19,7 @@ from fer_lightning.inference.faces.detector import RULES
 from fer_lightning.inference.faces.frame import CropRule
 from fer_lightning.inference.predictor import BATCH, GPU_BATCH, LoadedModel, Member, NetworkMember, Predictor
 from fer_lightning.inference.tta import check
-from fer_lightning.metrics.calibration import Calibration
+from fer_lightning.metrics.calibration import NEVER_SURE, Calibration
 
 if TYPE_CHECKING:
     from fer_lightning.inference.onnxfile import Session
@@ -102,8 +102,9 @@ def load(
 def together(models: Sequence[LoadedModel], tta: str | None = None) -> Predictor:
     """The predictor of the mean of models.
 
-    The temperature and threshold of several models that were not calibrated together are the means of theirs; those of
-    a model stay where another test-time augmentation is asked for.
+    The temperature and threshold of several models that were not calibrated together are the means of theirs (all
+    predictions are unsure if all of one model are); those of a model stay where another test-time augmentation is asked
+    for.
 
     Raises:
         UserError: their classes differ, or a graph has its own test-time augmentation.
@@ -135,8 +136,10 @@ def together(models: Sequence[LoadedModel], tta: str | None = None) -> Predictor
     if len(known) < len(models):
         calibration = None
     elif len(models) > 1 or wanted != first.tta:  # coverage and accuracy are those of other predictions
+        thresholds = [part.threshold for part in known]
         calibration = Calibration(
-            float(np.mean([part.temperature for part in known])), float(np.mean([part.threshold for part in known]))
+            float(np.mean([part.temperature for part in known])),
+            NEVER_SURE if NEVER_SURE in thresholds else float(np.mean(thresholds)),
         )
     return Predictor(
         [member for one in models for member in one.members],

@@ -46,6 +46,13 @@ class Session:
         if text is None or names != [INPUT, OUTPUT]:
             raise UserError(f"{path}: an ONNX file, but not one that `fer-lightning export` wrote")
         self.description = parse(text, path)
+        size, classes = self.description.size, len(self.description.classes)
+        if [*self._session.get_inputs()[0].shape[1:], *self._session.get_outputs()[0].shape[1:]] != [
+            size,
+            size,
+            classes,
+        ]:
+            raise UserError(f"{path}: its graph is not that of its description; export it again")
 
     def probabilities(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Calibrated probabilities, float32 (N, C), of grey faces, uint8 (N, H, W)."""

@@ -38,7 +38,10 @@ def _as_in_training(path: Path) -> Found | None:
     except (UserError, OSError):
         return None
     with Image.open(BytesIO(content), formats=FORMATS) as image:
-        note = several(image) or ""
+        try:
+            note = several(image) or ""
+        except Exception:  # Pillow raises anything for a file that is cut off at its second frame
+            return None
         if width != height and image.getexif().get(ExifTags.Base.Orientation, 1) > 4:  # a quarter turn
             width, height = height, width
     side = min(width, height)

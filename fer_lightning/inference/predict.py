@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,10 +21,13 @@ from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.media import annotate, video
 from fer_lightning.inference.media.images import read_image
 from fer_lightning.inference.media.inputs import expand, kind
-from fer_lightning.inference.media.table import PredictionTable, Row
+from fer_lightning.inference.media.table import TABLE, PredictionTable, Row
 from fer_lightning.inference.media.tracks import Tracker
 from fer_lightning.inference.output import Output
 from fer_lightning.inference.recognizer import Recognizer, marks
+
+COPIES = "annotated"
+"""Folder of annotated copies in that of the results."""
 
 PHOTOS = 64
 """Photos whose faces are classified together."""
@@ -100,7 +103,9 @@ def predict(
         raise UserError(f"--every {every}: use a number of seconds, or 0 for every frame")
     if camera is not None and (annotated or resume):
         raise UserError(f"--{'annotate' if annotated else 'resume'} does not go with --camera; record a video first")
-    paths = expand(inputs)
+    if camera is not None and out is not None and (out / TABLE).exists():
+        raise UserError(f"{printable(out / TABLE)} exists: choose another folder with --out")
+    paths = expand(inputs, None if out is None else out / COPIES)
     photo_detector, hint = load_detector(detector)
     video_detector, _ = load_detector(detector, fast=True)
     models = as_list(model)
@@ -112,7 +117,7 @@ def predict(
     options = {
         "models": [_digest(one.path) for one in loaded],
         "tta": predictor.tta,
-        "detector": photo_detector.name if detector in NAMES else _digest(Path(detector)),
+        "detector": photo_detector.name if detector in NAMES else _digest(Path(detector).expanduser()),
         "every": every,
         "annotate": annotated,
     }
@@ -138,14 +143,15 @@ def predict(
                 _files(job, paths)
         except KeyboardInterrupt:
             if table is not None:
-                print(f"{table.path} has the results so far; --resume continues", file=sys.stderr)
+                more = "; --resume continues" if camera is None else ""
+                print(f"{table.path} has the results so far{more}", file=sys.stderr)
             raise
         output.finish(photo_detector.name)
         return int(bool(output.failures))
 
 
 def _folder_of_copies(out: Path) -> Path:
-    folder = out / "annotated"
+    folder = out / COPIES
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -190,10 +196,11 @@ def _video(job: Job, path: Path, index: int, stem: str) -> None:
     tracker = Tracker(lost_after=_lost_after(job))
     pending: list[Row] = []
     failures: list[str] = []
+    unreadable = False
     # An unfinished copy cannot be continued: with one, the rows wait for it, and the job resumes at its first frame.
     if job.annotated is None and job.output.tracks is not None:
         tracker.restore(job.output.tracks)
-    with ExitStack() as stack:
+    with _noting(failures), ExitStack() as stack:
         writer = None
         try:
             header = video.properties(path)
@@ -219,9 +226,19 @@ def _video(job: Job, path: Path, index: int, stem: str) -> None:
                 job.output.within(index, (batch[-1].number + 1) / (header.n_frames or math.inf))
         except UserError as error:
             failures.append(str(error))
+            unreadable = True
     if tracker.state()["next"] == 1:  # no face in any frame, those before the job was resumed included
-        pending.append(Row(str(path), note="unreadable" if failures else "no face"))
+        pending.append(Row(str(path), note="unreadable" if unreadable else "no face"))
     job.output.add(pending, next_input=index + 1, failures=failures)
+
+
+@contextmanager
+def _noting(failures: list[str]) -> Iterator[None]:
+    """A copy of a video that cannot be completed is a failure, and its rows are kept."""
+    try:
+        yield
+    except UserError as error:
+        failures.append(str(error))
 
 
 def _frames(

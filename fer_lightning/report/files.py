@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +24,21 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def folder_name(name: str) -> str:
+    """What is left of a model's name, which a stranger may have chosen, as the name of a folder."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "model"
+
+
+def check_writable(out: Path) -> None:
+    """Create the folder given by `--out`, and see that files can be written there, before the work that fills it.
+
+    Raises:
+        UserError: they cannot.
+    """
+    write_folder(out, {".probe": b""})
+    (out / ".probe").unlink(missing_ok=True)
 
 
 def write_folder(out: Path, files: Mapping[str, bytes]) -> None:

@@ -157,6 +157,55 @@ def test_own_data_are_split_as_in_training(train: Callable[..., Any], tmp_path: 
     assert sum(float(of_all[key]) for key in of_all if key.startswith("test/support")) == 133
 
 
+def near_twins_csv(path: Path) -> Path:
+    """Faces of which some are near-duplicates: the same, a little brighter."""
+    faces = synthetic(n_train=140, n_val=14, n_test=35)
+    names = {"train": "Training", "public": "PublicTest", "private": "PrivateTest"}
+    images = np.concatenate([faces.images, np.clip(faces.images[:70].astype(int) + 9, 0, 255)])
+    labels = np.concatenate([faces.labels, faces.labels[:70]])
+    usage = [names[SPLITS[split]] for split in faces.split] + ["Training"] * 70
+    pixels = [" ".join(map(str, image.ravel().tolist())) for image in images]
+    pd.DataFrame({"emotion": labels, "pixels": pixels, "Usage": usage}).to_csv(path, index=False)
+    return path
+
+
+def test_files_of_other_partitions_are_not_scored_together(train: Callable[..., Any], tmp_path: Path) -> None:
+    """One may have been trained on what another is scored on. Near-duplicates are part of a partition."""
+    from fer_lightning.inference.evaluate import evaluate
+
+    csv = near_twins_csv(tmp_path / "faces.csv")
+    files = []
+    for name, protocol in {"near": ["protocol=report", "data.twins=near"], "kaggle": ["protocol=kaggle"]}.items():
+        fast = ("model=resnet18", "model.width=8", "trainer.max_epochs=1", "logger=none")
+        own = train(f"data.path={csv}", "data=fer2013", *fast, *protocol)
+        assert own.code == 0, own.err
+        files.append(tmp_path / f"{name}.safetensors")
+        export([own.folder], files[-1])
+    again = export([files[0]], tmp_path / "again.safetensors", data=str(csv))  # "not those that it was made with"
+    assert again
+    metrics = evaluate([files[0]], data=csv, split="val", out=tmp_path / "val")
+    n = sum(float(metrics[key]) for key in metrics if key.startswith("test/support/"))
+    assert 14 < n < 60  # the hold-out, not PublicTest
+    with pytest.raises(UserError, match=r"kaggle\.safetensors: .* than .*near\.safetensors; score them apart"):
+        evaluate(files, data=csv, out=tmp_path / "both")
+
+
+def test_a_strangers_name_leads_to_no_other_folder(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fer_lightning.inference.evaluate import evaluate
+
+    folder = tmp_path / "here/below"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    hostile = rewritten(model_file, tmp_path / "hostile.safetensors", lambda d: d.update(name="../../../out"))
+    csv = near_twins_csv(tmp_path / "faces.csv")
+    evaluate([hostile], data=csv)
+    assert [path.name for path in (folder / "evaluation").iterdir()] == ["out-faces.csv-test"]
+    assert {path.name for path in tmp_path.iterdir()} >= {"here", "hostile.safetensors"}
+    assert not (tmp_path / "out-faces.csv-test").exists() and not (tmp_path / "here/out-faces.csv-test").exists()
+
+
 def test_card_names_the_command_that_trains_again(run: Path, tmp_path: Path) -> None:
     own = Path(shutil.copytree(run, tmp_path / "run"))
     recorded = own / ".hydra/overrides.yaml"
@@ -224,6 +273,8 @@ def newer(description: dict[str, Any]) -> None:
         (lambda d: d["members"][0]["model"].update(_target_="fer_lightning.models.build.build"), "not a network"),
         (lambda d: d["members"][0]["model"].update(preprocessing={"size": 10**6}), "preprocessing.size"),
         (lambda d: d["members"][0]["model"].update(depth={"_target_": "pathlib.Path.touch"}), "cannot be built"),
+        (lambda d: d["crop"]["haar"].update(side=0), "a frame of 0.0 times the box"),
+        (lambda d: d["crop"]["haar"].update(side=1e5), "a frame of 100000.0 times the box"),
     ],
 )
 def test_hostile_description_is_refused(change: Change, message: str, model_file: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fer_lightning import load_model
 from fer_lightning.errors import UserError
 from fer_lightning.inference import graph
+from fer_lightning.inference.demo.command import show
 from fer_lightning.inference.description import KEY
 from fer_lightning.inference.export import export
 from tests.conftest import Command
@@ -119,6 +120,20 @@ def test_file_that_answers_differently_is_not_written(
     with pytest.raises(UserError, match=r"differ from PyTorch's by up to .*: not written"):
         export(model_file, tmp_path / "wrong.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_graph_of_another_description_is_refused(onnx_file: Path, tmp_path: Path) -> None:
+    graph_of, file = onnx.load(onnx_file), tmp_path / "other.onnx"
+    for entry in graph_of.metadata_props:
+        entry.value = json.dumps(json.loads(entry.value) | {"size": 96})
+    onnx.save(graph_of, file)
+    with pytest.raises(UserError, match="its graph is not that of its description"):
+        load_model(file)
+
+
+def test_a_finished_run_becomes_a_page(run: Path, tmp_path: Path) -> None:
+    show([str(run)], build=tmp_path / "site")
+    assert (tmp_path / "site/index.html").is_file() and (tmp_path / "site/model.onnx").is_file()
 
 
 def test_file_of_another_project_is_one_line(tmp_path: Path, command: Command) -> None:

@@ -401,6 +401,24 @@ def test_job_of_other_inputs_is_not_resumed(predict: Predict, faces: Path, tmp_p
     assert (tmp_path / "out/predictions.csv").read_bytes() == before
 
 
+def test_results_below_the_inputs_are_no_inputs(predict: Predict, faces: Path, tmp_path: Path) -> None:
+    settings = ("--detector=none", "--out=faces/results", "--annotate")
+    assert predict("faces", *settings).code == 0
+    assert (faces / "results/annotated/0.png").is_file()
+    again = predict("faces", *settings, "--resume")
+    assert again.code == 0 and "nothing to do" in again.err
+    assert len(rows_of(faces / "results")) == 10
+
+
+def test_detector_of_ones_own_may_lie_at_home(
+    predict: Predict, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(cv2.data.haarcascades) / "haarcascade_frontalface_alt2.xml"
+    (tmp_path / "own.xml").write_bytes(own.read_bytes())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert predict("faces/1.png", "--detector=~/own.xml", "--out=out").code == 0
+
+
 # ---------------------------------------------------------------- bad input
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fer_lightning import Predictor, load_model
 from fer_lightning.errors import UserError
 from fer_lightning.inference.evaluate import evaluate
 from fer_lightning.inference.load import load, together
+from fer_lightning.metrics.calibration import NEVER_SURE, Calibration
 
 
 @pytest.fixture
@@ -51,6 +53,14 @@ def test_prediction_of_an_image_does_not_depend_on_the_others(run: Path, test_im
 
 def test_no_images_give_no_probabilities(run: Path, test_images: NDArray[np.uint8]) -> None:
     assert load_model(run, accelerator="cpu").probabilities(test_images[:0]).shape == (0, 7)
+
+
+def test_a_mean_with_a_model_that_is_never_sure_is_never_sure(run: Path) -> None:
+    sure = load(run, accelerator="cpu")
+    models = [replace(sure, calibration=Calibration(2.0, threshold)) for threshold in (0.5, 0.7, NEVER_SURE)]
+    for chosen, expected in ((models[:2], 0.6), (models, NEVER_SURE)):
+        calibration = together(chosen).calibration
+        assert calibration is not None and calibration.threshold == pytest.approx(expected)
 
 
 def test_posthoc_adjustment_can_be_changed(run: Path, test_images: NDArray[np.uint8]) -> None:
@@ -125,5 +135,5 @@ def test_folder_that_evaluate_cannot_write_is_reported_before_scoring(
 ) -> None:
     monkeypatch.setattr(Predictor, "of_members", lambda *_: pytest.fail("scored"))
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="choose a writable folder with --out"):
+    with pytest.raises(UserError, match="choose another folder with --out"):
         evaluate([run], out=tmp_path / "file" / "out", accelerator="cpu")

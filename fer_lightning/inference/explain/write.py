@@ -20,7 +20,7 @@ from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.predictor import LoadedModel, NetworkMember
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.report import html, tables
-from fer_lightning.report.files import write_folder
+from fer_lightning.report.files import check_writable, folder_name, write_folder
 from fer_lightning.report.style import png
 
 SANITY_IMAGES = 128
@@ -72,7 +72,7 @@ def explain(
     faces, labels = np.asarray(table.images[rows]), table.labels[rows]
     model_name = loaded[0].name if len(loaded) == 1 else f"{len(loaded)} models"
     out = out or _default_folder(loaded, model_name, f"{source_name(data)}-{split}" if data else split)
-    _check_writable(out)
+    check_writable(out)
 
     predictions = tables.predictions(
         [name.decode() for name in table.ids[rows].tolist()],
@@ -224,9 +224,4 @@ def _card(outcomes: Sequence[Outcome]) -> pd.DataFrame:
 def _default_folder(loaded: Sequence[LoadedModel], model_name: str, name: str) -> Path:
     if len(loaded) == 1 and loaded[0].description is None:
         return loaded[0].path / "explain" / name
-    return Path("explain") / f"{model_name.replace(' ', '-')}-{name}"
-
-
-def _check_writable(out: Path) -> None:
-    """Before the minutes that an explanation takes."""
-    write_folder(out, {})
+    return Path("explain") / folder_name(f"{model_name}-{name}")

@@ -49,10 +49,17 @@ class CropRule:
     Attributes:
         side: side of the frame as a factor of the mean of the box's width and height.
         shift: how far the frame's centre lies below that of the box, as a fraction of the box's height.
+
+    Raises:
+        ValueError: a side that is not above 0 and at most 10, or a shift of more than 10.
     """
 
     side: float = 1.0
     shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.side <= 10 and abs(self.shift) <= 10):
+            raise ValueError(f"a frame of {self.side} times the box, shifted by {self.shift}, is out of range")
 
 
 def frame(face: Face, rule: CropRule) -> tuple[float, float, float]:

@@ -17,12 +17,16 @@ _VIDEOS = ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .mts .m2ts .wmv .asf .flv .
 IMAGE_SUFFIXES, VIDEO_SUFFIXES = frozenset(_PHOTOS.split()), frozenset(_VIDEOS.split())
 
 
-def expand(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
+def expand(inputs: Iterable[str | os.PathLike[str]], beside: Path | None = None) -> list[Path]:
     """The files that the inputs name, each once.
 
     A file is taken as it is. Of a folder, images and videos are taken by their suffixes, those in folders below it
     included and hidden ones excluded, sorted by path. A pattern (`*`, `?`, `[…]`, `**` for any folders) stands for
     the files and folders that match it.
+
+    Args:
+        inputs: files, folders and patterns.
+        beside: a folder that is left out wherever it is found in another one, such as that of the results.
 
     Raises:
         UserError: a path does not exist or cannot be read; a folder holds, or a pattern matches, no image or video.
@@ -35,12 +39,12 @@ def expand(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
         if _is_file(path):
             files[path] = None
         elif path.is_dir():
-            below = list(_media_below(path))
+            below = list(_media_below(path, beside))
             if not below:
                 raise UserError(f"{printable(text)}: no image or video in this folder; name single files by their path")
             files |= dict.fromkeys(below)
         elif glob.has_magic(text):
-            files |= dict.fromkeys(_matches(text))
+            files |= dict.fromkeys(_matches(text, beside))
         else:
             raise UserError(f"{printable(text)}: no such file or folder")
     return list(files)
@@ -79,26 +83,31 @@ def _is_file(path: Path) -> bool:
     return False
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(pattern: str, beside: Path | None) -> list[Path]:
     found: list[Path] = []
     for match in map(Path, glob.iglob(pattern, recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute patterns
         if match.is_dir():
-            found += _media_below(match)
-        elif _looks_like_media(match) and match.is_file():
+            found += _media_below(match, beside)
+        elif _looks_like_media(match) and os.path.isfile(match):  # noqa: PTH113 - of what may not be read, False
             found.append(match)
     if not found:
         raise UserError(f"{printable(pattern)}: no image or video matches this pattern")
     return sorted(found)
 
 
-def _media_below(folder: Path) -> Iterator[Path]:
+def _media_below(folder: Path, beside: Path | None) -> Iterator[Path]:
     def fail(error: OSError) -> None:
         raise UserError(f"{printable(error.filename)} cannot be read ({error.strerror})") from error
 
     found: list[Path] = []
+    left_out = None if beside is None else beside.resolve()
     for parent, folders, names in os.walk(folder, onerror=fail):
+        if left_out is not None and Path(parent).resolve() == left_out:
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [path for name in names if _looks_like_media(path := Path(parent, name)) and path.is_file()]
+        media = [path for name in names if _looks_like_media(path := Path(parent, name))]
+        found += [path for path in media if os.path.isfile(path)]  # noqa: PTH113
     yield from sorted(found)
 
 

@@ -167,6 +167,10 @@ def silent_cv2() -> ModuleType:
     return cv2
 
 
+_OPENING = threading.Lock()
+"""Held while the environment has the options of one call: threads open videos side by side."""
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[VideoCapture]:
     where, cv2 = printable(path), silent_cv2()
@@ -179,7 +183,7 @@ def _open(path: Path) -> Iterator[VideoCapture]:
                 name.encode()
             except UnicodeEncodeError:  # OpenCV crashes
                 name = f"/dev/fd/{file.fileno()}"
-            with _options(_SAFE):
+            with _OPENING, _options(_SAFE):
                 capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
             try:
                 if not capture.isOpened():

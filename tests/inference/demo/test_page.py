@@ -62,6 +62,22 @@ def test_pictures_without_a_face_and_other_files_are_reported(page: Any) -> None
     assert page.text_content("#problem") == ""
 
 
+def test_the_photo_chosen_last_is_shown(page: Any, portrait: Image.Image) -> None:
+    page.evaluate("""() => {
+        const decode = window.createImageBitmap;
+        window.createImageBitmap = async (file) => {
+          if (file.name === "slow.png") await new Promise((resolve) => { setTimeout(resolve, 800); });
+          return decode(file);
+        };
+    }""")
+    choose(page, png(portrait), "slow.png")
+    choose(page, png(Image.new("RGB", (300, 200), "green")), "fast.png")
+    page.wait_for_selector("#status:text('No face was found.')")
+    page.wait_for_timeout(1500)
+    assert page.text_content("#status") == "No face was found."
+    assert page.evaluate("() => document.getElementById('photo').width") == 300
+
+
 def test_photo_chosen_while_the_networks_load_is_kept(
     browser: Any, serving: Callable[..., str], network: Path, assets: Path, portrait: Image.Image
 ) -> None:

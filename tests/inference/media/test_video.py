@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -31,6 +32,17 @@ def test_all_frames_in_order(tmp_path: Path, name: str) -> None:
     red, green, blue = read[9].image[4, 4]
     assert red > 200 and green < 60 and blue < 60
     assert properties(path) == (30, 10.0)
+
+
+def test_threads_open_videos_with_the_same_options(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.mp4" for i in range(40)]
+    for path in paths:
+        path.write_bytes(b"no video")
+    is_video(paths[0])
+    before = dict(os.environ)
+    with ThreadPoolExecutor(8) as pool:
+        assert not any(pool.map(is_video, paths))
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize("every", [0.05, 0.1, 0.2, 0.25, 0.3, 1.0, 7.0])

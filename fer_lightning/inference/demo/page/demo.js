@@ -17,7 +17,8 @@ const frame = document.createElement("canvas").getContext("2d", { willReadFreque
 let networks; // see load.js
 let early; // a photo dropped, pasted or chosen before they are there
 let stream = null; // of the webcam, while it is on
-let turn = 0; // counts pictures chosen and cameras switched on: what is older is dropped
+let turn = 0; // counts pictures shown and cameras switched on: what is older is dropped
+let choice = 0; // counts pictures chosen, which take time to decode, and cameras
 
 const status = (text) => { if (byId("status").textContent !== text) byId("status").textContent = text; };
 const problem = (text) => { byId("problem").textContent = text; };
@@ -61,12 +62,17 @@ function openPhoto(chosen) {
     early = chosen;
     return;
   }
+  const mine = ++choice;
   guarded(async () => {
     let bitmap;
     try {
       bitmap = await createImageBitmap(chosen); // upright, as its EXIF tag says
     } catch {
       throw new Problem(`${chosen.name} is no picture that this browser can read. Save it as JPEG or PNG.`);
+    }
+    if (mine !== choice) {
+      bitmap.close();
+      return;
     }
     stopCamera();
     const own = ++turn;
@@ -98,6 +104,7 @@ async function startCamera() {
       + "instead.");
   }
   const own = ++turn;
+  choice++;
   webcam.disabled = true;
   try {
     const size = { width: { ideal: 640 }, height: { ideal: 480 } };
