@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
@@ -18,6 +19,7 @@ from omegaconf.errors import InterpolationKeyError
 from PIL import Image
 
 from fer_lightning.errors import UserError
+from fer_lightning.runs.folder import load_settings
 from tests.conftest import TINY, Command, Run
 from tests.processes import apart
 
@@ -126,6 +128,13 @@ def write_csv(path: Path, rows: int = 4) -> Path:
             "augment.first_side=24 depends on the share of trainer.max_epochs",
         ),
         (["mix=mixup", "mix.until=0.5", "trainer.max_steps=5"], "mix.until=0.5 depends on the share of"),
+        (["seed=0,1"], r"seed=0,1: several values; add -m for a job with each of them, or write a list, 'seed=\[0,1\]'"),
+        (["+optimizer.lr=0.1"], "An item is already at 'optimizer.lr'.; leave out the +"),
+        (["protocol.fold=2"], "protocol.fold=2 has no effect on protocol=kaggle: add protocol=kfold"),
+        (
+            ["callbacks=none", "+callbacks.ema.decay=0.9"],
+            "callbacks.ema: has settings and no _target_; choose an option .* or remove it: ~callbacks.ema",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -136,6 +145,12 @@ def test_bad_option_is_one_line(train: Train, overrides: list[str], message: str
     assert re.search(f"^error: .*{message}", last), run.err
     assert "Traceback" not in run.err
     assert not (run.folder / "metrics.csv").exists()
+
+
+def test_no_augmentation_whatever_an_experiment_sets_of_it(train: Train) -> None:
+    run = train("experiment=report_weighted", *TINY, "augment=none", "trainer.max_epochs=1")
+    assert run.code == 0, run.err
+    assert load_settings(run.folder)["augment"] == {}
 
 
 def test_unknown_key_in_a_config_file_is_named(tmp_path: Path) -> None:
@@ -212,6 +227,17 @@ class TestDefects:
         assert "Traceback" in ended.err
         assert "faces.csv" in ended.err
         assert "hydra.run.dir=<folder>" not in ended.err
+
+    @pytest.mark.parametrize("error", [KeyError, AssertionError])
+    def test_defect_of_a_target_keeps_its_traceback(
+        self, train: Train, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    ) -> None:
+        def broken(**_: Any) -> None:
+            raise error("a defect")
+
+        monkeypatch.setattr("fer_lightning.data.synthetic.synthetic", broken)
+        with pytest.raises(error, match="a defect"):
+            train(*TINY)
 
     def test_user_error_inside_the_job_is_one_line(self, train: Train) -> None:
         run = train(*TINY, self.RAISES % "UserError")

@@ -111,6 +111,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
+OWN = "fer_lightning."
+"""Prefix of this project's targets."""
+
+DEFECTS = (AssertionError, AttributeError, LookupError, NameError)
+"""Errors that this project's own targets raise through no fault of the user."""
+
+
 def network(node: Mapping[str, Any], num_classes: int, cosine_scale: float | None = None) -> FaceNetwork:
     """The network of the config group `model`, see `fer_lightning.models.build.build`.
 
@@ -145,11 +152,15 @@ def call(key: str, node: Mapping[str, Any], *arguments: Any) -> Any:
 
 
 def _instantiate(key: str, node: Mapping[str, Any], **extra: Any) -> Any:
+    if TARGET not in node:
+        raise UserError(
+            f"{key}: has settings and no {TARGET}; choose an option that it belongs to, or remove it: ~{key}"
+        )
     try:
         return instantiate(dict(node), **extra, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, UserError):
+        if isinstance(cause, UserError) or (isinstance(cause, DEFECTS) and str(node[TARGET]).startswith(OWN)):
             raise cause from error
         reason = str(cause) if isinstance(cause, ValueError | TypeError) else str(error).replace("\n", " ")
         raise UserError(f"{key}: {reason}") from error

@@ -44,7 +44,14 @@ def value_error(error: OmegaConfBaseException) -> str:
         return _flat(match[1])  # by a resolver of this project
     if match := re.match(r"(In '.*'): \w+ raised while composing config:\n(.*)", str(error)):
         return f"{match[1]}: {_flat(match[2])}"
+    if match := re.match(r"Ambiguous value for argument '([^=']+)=(.*)'", str(error)):
+        key, values = match[1], match[2]
+        return (
+            f"{key}={values}: several values; add -m for a job with each of them, or write a list, '{key}=[{values}]'"
+        )
     reason = _flat(str(error).strip().splitlines()[0])
+    if reason.startswith("Could not append to config. An item is already at"):
+        reason += "; leave out the +"
     key = getattr(error, "full_key", None)
     return f"{key}: {reason}" if key else reason
 

@@ -32,6 +32,8 @@ def resolve(cfg: DictConfig, resumed: Mapping[str, Any] | None = None) -> dict[s
     except OmegaConfBaseException as error:
         raise UserError(value_error(error)) from error
     data, trainer = settings["data"], settings["trainer"]
+    if settings["augment"] and settings["augment"].get("_target_", "") is None:
+        settings["augment"] = {}
     for key in ("path", "votes", "relabel", "cache_dir"):
         if data[key] and not is_url(data[key]):  # so that the run can be evaluated from another folder
             data[key] = os.path.abspath(os.path.expanduser(data[key]))  # noqa: PTH111 (Path's raises without a home)

@@ -54,6 +54,11 @@ def check(settings: Mapping[str, Any], started: Started | None = None) -> None:
         UserError: the first problem found.
     """
     _check_seeds(settings)
+    protocol = settings["protocol"]
+    if protocol["fold"] and protocol["name"] != "kfold":
+        raise UserError(
+            f"protocol.fold={protocol['fold']} has no effect on protocol={protocol['name']}: add protocol=kfold"
+        )
     _check_data(settings["data"])
     _check_training(settings)
     _check_devices(settings, started)

@@ -113,10 +113,14 @@ def partition(
     val = val[labelled[val]]
 
     need_every_class(faces, train)
-    if not len(val):
-        raise UserError(
-            f"{faces.source}: {len(pool)} training images are too few for protocol.holdout={holdout:g}; raise it"
-        )
+    for what, rows in (("validation", val), ("test", test)):
+        if not len(rows):
+            key = "folds" if what == "validation" and name == "kfold" else "holdout"
+            value, remedy = (folds, "lower it") if key == "folds" else (holdout, "raise it")
+            raise UserError(
+                f"{faces.source}: {len(pool)} training images are too few for {what} images by "
+                f"protocol.{key}={value:g}; {remedy}, or add {what} images"
+            )
 
     test = np.union1d(test, unlabelled_test)
     return Partition(

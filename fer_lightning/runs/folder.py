@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.json", "checkpoints"
 PARTITION = "partition.json"  # digests of the training, validation and test images and their labels
 PARTS = {"train": "training", "cleaned": "cleaned training", "val": "validation", "test": "test"}
+OVERRIDES = ".hydra/overrides.yaml"
+"""The command line that a run was started or, with accepted changes, resumed with."""
+
 ALLOWED = "changes_allowed"  # key of partition.json: whether the command that resumes the run accepts other data
 PIXELS = "data/test_pixels"  # key of metrics.json: a digest of the test images
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
@@ -86,15 +89,26 @@ def enter(run_dir: Path, settings: Mapping[str, Any]) -> Iterator[None]:
         try:
             (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
             _acquire(lock, run_dir)
-            _compare(run_dir, settings, wanted)
+            before = _compare(run_dir, settings, wanted)
             content = OmegaConf.to_yaml(OmegaConf.create(_moved(wanted, str(run_dir.absolute()), HERE))).encode()
             if not (run_dir / CONFIG).exists() or (run_dir / CONFIG).read_bytes() != content:
                 write_atomically(run_dir / CONFIG, content)
         except OSError as error:
             raise UserError(f"{run_dir}: {error.strerror}; choose another with hydra.run.dir=<folder>") from error
-        yield
+        begun = _written(run_dir / PARTITION)
+        try:
+            yield
+        except UserError:
+            if _written(run_dir / PARTITION) == begun:  # no training has begun with the changes
+                for path, old in before.items():
+                    write_atomically(path, old)
+            raise
     finally:
         lock.release()
+
+
+def _written(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _acquire(lock: FileLock, run_dir: Path) -> None:
@@ -108,9 +122,10 @@ def _acquire(lock: FileLock, run_dir: Path) -> None:
         log.info("%s: not locked, as its file system has no locks (%s)", run_dir, error)
 
 
-def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[Path, bytes]:
+    """Accept or refuse changes of the config; returns the files that change with it, as they were."""
     if not (run_dir / CONFIG).exists() or not has_trained(run_dir):
-        return
+        return {}
     if settings["resume"] is None:
         raise UserError(
             f"{run_dir} holds a run already; resume it with resume={run_dir}, or choose another folder with "
@@ -123,6 +138,8 @@ def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, An
             f"{f' and {len(changes) - 6} more' if len(changes) > 6 else ''}; leave these as they were, or accept that "
             "with allow_changes=true"
         )
+    files = [run_dir / name for name in (CONFIG, METRICS, OVERRIDES)]
+    before = {path: path.read_bytes() for path in files if path.exists()} if changes else {}
     if changes:  # the run is no longer finished
         (run_dir / METRICS).unlink(missing_ok=True)
     # For the process that reads the data, which may be another one.
@@ -130,6 +147,7 @@ def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, An
         _write_partition(run_dir, noted | {ALLOWED: settings["allow_changes"]})
     for change in changes:
         log.warning("resumed with another config: %s", change)
+    return before
 
 
 def keep_partition(run_dir: Path, source: str, digests: Mapping[str, str], *, resumed: bool) -> None:

@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from fer_lightning.config.instantiate import targets_in
 from fer_lightning.config.saved import read_yaml
 from fer_lightning.errors import UserError
-from fer_lightning.runs.folder import has_trained
+from fer_lightning.report.files import write_atomically
+from fer_lightning.runs.folder import OVERRIDES, has_trained
 from fer_lightning.runs.overrides import check_overrides, parse, values_of
 
 AUTO = "auto"
@@ -73,13 +74,17 @@ def expand(arguments: Sequence[str]) -> list[str]:
 
 
 def keep_command(run_dir: Path, cfg: DictConfig) -> None:
-    """Write `.hydra/` into a run folder: what Hydra would write, but never over what the run was started with.
+    """Write `.hydra/` into a run folder: what Hydra would write. Of a resumed run only the overrides are written, if it
+    accepts changes: it is then resumed with them.
 
     Raises:
         UserError: it cannot be written.
     """
     folder = run_dir / HYDRA
-    if (folder / "overrides.yaml").exists() and has_trained(run_dir):
+    overrides = [o for o in HydraConfig.get().overrides.task if o.lstrip("+").partition("=")[0] not in ITS_OWN]
+    if (run_dir / OVERRIDES).exists() and has_trained(run_dir):
+        if cfg.allow_changes:
+            write_atomically(run_dir / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)).encode())
         return
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     hydra = OmegaConf.create({"hydra": HydraConfig.get()})
@@ -87,7 +92,7 @@ def keep_command(run_dir: Path, cfg: DictConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(own, folder / "config.yaml")
         OmegaConf.save(hydra, folder / "hydra.yaml")
-        OmegaConf.save(HydraConfig.get().overrides.task, folder / "overrides.yaml")
+        OmegaConf.save(OmegaConf.create(overrides), run_dir / OVERRIDES)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}; choose another folder with hydra.run.dir=<folder>") from error
 

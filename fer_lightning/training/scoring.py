@@ -66,6 +66,7 @@ def write(
 
     def score(rows: Rows) -> results.Scored:
         """Pass the images through the network once, over all ranks."""
+        classifier.predictions.reset()  # Lightning leaves out what has no images
         trainer.test(classifier, dataloaders=data.evaluation_loader(rows), verbose=False)
         scored, _, logits = classifier.predictions.compute()
         return results.Scored.from_logits(faces, scored.numpy(), logits, parts.clean)

@@ -119,3 +119,9 @@ def test_class_without_training_images_is_named() -> None:
 def test_no_training_images() -> None:
     with pytest.raises(UserError, match="no training images"):
         partition(table(private=10))
+
+
+def test_too_few_images_for_a_part_are_reported() -> None:
+    few = table(train=28, val=14)
+    with pytest.raises(UserError, match=r"28 training images are too few for test images by protocol.holdout=0.01"):
+        partition(few, "kaggle", holdout=0.01)

@@ -234,6 +234,25 @@ def test_resume_with_another_config_is_accepted_with_allow_changes(copy: Path, t
     assert [row["epoch"] for row in table(copy / "metrics.csv")] == ["0", "1", "2", "3"]
 
 
+def test_a_failed_resume_leaves_the_run_as_it_was(copy: Path, train: Callable[..., Run]) -> None:
+    names = ("config.yaml", "metrics.json", ".hydra/overrides.yaml", "metrics.csv", "checkpoints/best.ckpt")
+    before = {name: (copy / name).read_bytes() for name in names}
+    run = train(*resumed(copy, "data.classes=[happy,nobody]", "allow_changes=true"), folder=copy)
+    assert run.code == 1 and "nobody" in run.err
+    assert {name: (copy / name).read_bytes() for name in names} == before
+    assert "is finished" in train(*resumed(copy), folder=copy).out
+
+
+def test_accepted_changes_last(copy: Path, train: Callable[..., Run], tmp_path: Path) -> None:
+    """A run that is resumed with changes and interrupted is resumed with them by the command that it prints."""
+    end = ending("on_train_batch_start", 2, "SIGTERM", tmp_path / "once")
+    first = apart(tmp_path, *resumed(copy, "trainer.max_epochs=4", "allow_changes=true", *end))
+    assert first.code == 143, first.err
+    second = train(*resumed(copy), folder=copy)
+    assert second.code == 0, second.err
+    assert [row["epoch"] for row in table(copy / "metrics.csv")] == ["0", "1", "2", "3"]
+
+
 def test_resume_of_a_moved_run_is_bitwise_equal(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
     end = ending("on_train_batch_start", 6, "SIGTERM", tmp_path / "once")
     assert apart(tmp_path, *SETTINGS, *end, f"hydra.run.dir={tmp_path}/run").code == 143

@@ -121,9 +121,12 @@ class Archive:
             return any(_identity((self.path / name).stat()) != _identity(old) for name, old in stats.items())
 
     def digest(self, names: Collection[str]) -> str:
-        """sha256 of the content, in hex: of the `names` in a directory, otherwise of the file."""
+        """sha256 of the content, in hex: of the `names` in a directory, otherwise of the file. Of a single CSV the name
+        counts where the split of its rows follows from it."""
         if not self.is_directory:
-            return _sha256(self.path, self.label)
+            content = _sha256(self.path, self.label)
+            is_test = self.path.name.lower().partition(".")[0] == "test"
+            return hashlib.sha256(f"{content} test\n".encode()).hexdigest() if is_test else content
         lines = [f"{_sha256(self.path / name, self.where(name))} {name}\n" for name in sorted(names)]
         return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
@@ -190,6 +193,9 @@ class _Contents:
                 raise UserError(f"{where} is a link, which may lead out of the archive: pack the files themselves")
             if info.flag_bits & 0x1:
                 raise UserError(f"{where} is protected by a password: unpack it, and set data.path to the folder")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # Of the others zipfile decompresses what it has read at once, however large the result is.
+                raise UserError(f"{where} is compressed by an unusual method: pack it again by the usual one, Deflate")
             check_ratio(info.file_size, info.compress_size, where)
             self._add(info.orig_filename, where, None if info.filename.endswith("/") else partial(archive.open, info))
         assert archive.fp is not None

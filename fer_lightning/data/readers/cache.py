@@ -23,7 +23,7 @@ from fer_lightning.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Increase this whenever a reader or the file format changes, so that older entries are ignored."""
 
 _UNTRUSTED_NS = 1_000_000_000  # a file may change again unnoticed within the resolution of its time stamps

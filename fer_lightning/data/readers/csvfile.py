@@ -82,8 +82,8 @@ def find_layout(archive: Archive, *, sole: bool) -> Layout | None:
     for train in labelled:
         if train.stem == "train":
             folder = PurePosixPath(train.name).parent
-            beside = [m for m in members if m.stem == "test" and PurePosixPath(m.name).parent == folder]
-            return Layout([train, *beside[:1]])
+            beside = [m for m in members if PurePosixPath(m.name).parent == folder]
+            return Layout([train, *(m for split in ("val", "test") for m in beside if SPLIT_OF.get(m.stem) == split)])
     if not labelled:
         raise _missing("emotion", archive, members[0].name, members[0].columns)
     if len(labelled) > 1:
@@ -92,9 +92,13 @@ def find_layout(archive: Archive, *, sole: bool) -> Layout | None:
     return Layout(labelled)
 
 
+SPLIT_OF = {"val": "val", "validation": "val", "test": "test"}
+"""The split of a CSV without Usage, by its name."""
+
+
 @dataclass(frozen=True)
 class Layout:
-    """One CSV file with all faces, or train.csv and test.csv."""
+    """One CSV file with all faces, or train.csv and, beside it, val.csv or validation.csv, and test.csv."""
 
     members: list[CsvMember]
 
@@ -121,7 +125,7 @@ class Layout:
         numeric: bool | None = None  # whether emotions are numbers, as in the first row that has a valid one
         for member in self.members:
             where = archive.where(member.name)
-            default_split = SPLITS.index("test" if member.stem == "test" else "train")
+            default_split = SPLITS.index(SPLIT_OF.get(member.stem, "train"))
             prefix = "" if member is self.members[0] else f"{PurePosixPath(member.name).name} "
             before = len(ids)
             for _, stream in archive.members([member.name]):

@@ -67,7 +67,7 @@ def download(url: str, cache_root: Path) -> Path:
         info = files.info(remote_path)
         version = json.dumps({key: str(info[key]) for key in _VERSION if info.get(key) is not None})
         with suppress(OSError):
-            if copy.is_file() and note.read_text(encoding="utf-8") == version:
+            if copy.is_file() and version != "{}" and note.read_text(encoding="utf-8") == version:
                 return copy
         if info.get("type") == "directory":
             raise UserError(f"{where} is a folder: pack it into a .zip or .tar, or download it and give its local path")
@@ -83,7 +83,8 @@ def download(url: str, cache_root: Path) -> Path:
         raise UserError(
             f"{where} cannot be downloaded ({reason}): check address, network and credentials, or give a local path"
         ) from error
-    note.write_text(version, encoding="utf-8")
+    with suppress(OSError):  # without it, the file is downloaded again the next time
+        note.write_text(version, encoding="utf-8")
     return copy
 
 

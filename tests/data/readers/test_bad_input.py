@@ -163,6 +163,15 @@ def test_several_csv_files_to_choose_from(tmp_path: Path) -> None:
     refused(write_folder(tmp_path / "both", {"a.csv": data, "b.csv": data}), "a.csv, b.csv", "data.path")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_by_unusual_methods(tmp_path: Path, method: int) -> None:
+    """zipfile decompresses a block of them at once, however large it becomes."""
+    path = tmp_path / "faces.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("faces.csv", csv_bytes(GOOD))
+    refused(path, "faces.zip", "faces.csv", "unusual method", "Deflate")
+
+
 # ---------------------------------------------------------------- class folders
 
 

@@ -16,6 +16,7 @@ import pytest
 from fer_lightning.data.readers import archive, csvfile, folder
 from fer_lightning.data.readers import cache as cache_module
 from fer_lightning.data.readers.sources import load
+from fer_lightning.data.table import SPLITS
 from fer_lightning.errors import UserError
 from tests.data.conftest import csv_bytes, faces, fer_rows, folder_files, write_folder, write_zip
 
@@ -103,6 +104,12 @@ def test_same_content_at_another_path_shares_the_entry(
     assert parsed == ["fer2013.csv"]
     assert first.fingerprint == second.fingerprint
     assert (first.source, second.source) == (str(csv), str(copy))
+
+
+def test_a_name_that_gives_the_split_is_part_of_the_entry(root: Path, tmp_path: Path) -> None:
+    for name, split in (("test.csv", "test"), ("mine.csv", "train"), ("Test.csv.gz", "test")):
+        (tmp_path / name).write_bytes(csv_bytes(fer_rows(7), "emotion,pixels"))
+        assert {SPLITS[i] for i in load(tmp_path / name, cache_dir=root).split} == {split}, name
 
 
 @pytest.mark.usefixtures("settled")

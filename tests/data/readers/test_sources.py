@@ -108,6 +108,16 @@ def test_train_csv_includes_unlabelled_test_csv_beside_it(tmp_path: Path, given:
     assert table.ids[[6, 7]].tolist() == [b"row 6", b"test.csv row 0"]
 
 
+@pytest.mark.parametrize("name", ["val.csv", "validation.csv"])
+def test_train_csv_includes_val_csv_beside_it(tmp_path: Path, name: str) -> None:
+    rows = fer_rows(21)
+    parts = {"train.csv": rows[:7], name: rows[7:14], "test.csv": rows[14:]}
+    files = {file: csv_bytes(part, "emotion,pixels") for file, part in parts.items()}
+    table = load(write_folder(tmp_path / "three", files))
+    np.testing.assert_array_equal(table.images, faces(21))
+    assert splits_of(table) == 7 * ["train"] + 7 * ["val"] + 7 * ["test"]
+
+
 def test_csv_without_usage_is_all_for_training(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_bytes(csv_bytes(fer_rows(7), "emotion,pixels"))
