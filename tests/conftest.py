@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -46,13 +47,20 @@ def fer2013_dir() -> Path:
     return Path(folder)
 
 
+_homes = itertools.count()
+
+
 @pytest.fixture(autouse=True)
 def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing that a test does touches the caches and settings of whoever runs it."""
-    home = tmp_path_factory.mktemp("home")
+    home = tmp_path_factory.getbasetemp() / f"home{next(_homes)}"  # made by what needs it
     for name in ("FER_LIGHTNING_CACHE", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(home / name.lower()))
     monkeypatch.setenv("NETRC", str(home / "netrc"))
+
+
+QUICK_DPI = 50
+"""Of the figures of trainings in tests, which would otherwise take longer than their epochs."""
 
 
 class Run:
@@ -72,6 +80,7 @@ def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
 
         from fer_lightning.app import main
 
+        monkeypatch.setattr("fer_lightning.report.style.DPI", QUICK_DPI)
         folder = folder or tmp_path / f"run{next(runs)}"
         monkeypatch.setattr(sys, "argv", ["train.py", *overrides, f"hydra.run.dir={folder}"])
         capsys.readouterr()

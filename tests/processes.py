@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.conftest import QUICK_DPI
+
 REPOSITORY = Path(__file__).parents[1]
 
 _context = multiprocessing.get_context("forkserver")
@@ -74,7 +76,9 @@ def _train(overrides: tuple[str, ...], files: tuple[Path, Path], cwd: Path, envi
         os.dup2(handle, stream.fileno())
     os.chdir(cwd)
     from fer_lightning.app import main
+    from fer_lightning.report import style
 
+    style.DPI = QUICK_DPI
     sys.argv = [str(REPOSITORY / "train.py"), *overrides]
     try:
         main()

@@ -128,7 +128,10 @@ def write_csv(path: Path, rows: int = 4) -> Path:
             "augment.first_side=24 depends on the share of trainer.max_epochs",
         ),
         (["mix=mixup", "mix.until=0.5", "trainer.max_steps=5"], "mix.until=0.5 depends on the share of"),
-        (["seed=0,1"], r"seed=0,1: several values; add -m for a job with each of them, or write a list, 'seed=\[0,1\]'"),
+        (
+            ["seed=0,1"],
+            r"seed=0,1: several values; add -m for a job with each of them, or write a list, 'seed=\[0,1\]'",
+        ),
         (["+optimizer.lr=0.1"], "An item is already at 'optimizer.lr'.; leave out the +"),
         (["protocol.fold=2"], "protocol.fold=2 has no effect on protocol=kaggle: add protocol=kfold"),
         (
@@ -311,7 +314,7 @@ def imported(arguments: list[str]) -> set[str]:
         command, capture_output=True, text=True, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, check=False
     )
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
-    assert lines, done.stderr
+    assert lines and "Traceback" not in done.stderr, done.stderr
     return {line.rpartition("|")[2].strip() for line in lines}
 
 

@@ -442,7 +442,8 @@ class TestResume:
         path = folder / "checkpoints/last.ckpt"
         path.write_bytes(forged(path, "pickle", marker))
         (folder / "metrics.json").unlink()
-        train(f"resume={folder}", folder=folder)
+        run = train(f"resume={folder}", folder=folder)
+        assert run.code == 0 and "is damaged" in (folder / "train.log").read_text(), run.err
         assert not marker.exists()
 
     @pytest.mark.parametrize(

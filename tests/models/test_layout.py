@@ -30,13 +30,14 @@ from fer_lightning.config import instantiate
 
 register()
 torch.set_num_threads(int(sys.argv[1]))
-configs = [(path.stem, {}) for path in sorted((CONF / "model").glob("*.yaml")) if path.stem != "timm"]
+same = ("timm", "resnet101", "resnet152")  # the last two have the layers of resnet50
+configs = [(path.stem, {}) for path in sorted((CONF / "model").glob("*.yaml")) if path.stem not in same]
 for stem in ("report", "small"):
     configs += [("resnet18", {"width": width, "stem": stem}) for width in (4, 2, 6, 1, 7, 8)]
 with initialize_config_dir(str(CONF), version_base="1.3"):
+    nodes = {name: OmegaConf.to_container(compose("config", [f"model={name}"]).model) for name in dict(configs)}
     for name, changes in configs:
-        node = OmegaConf.to_container(compose("config", [f"model={name}"]).model) | changes
-        network = instantiate.network(node, 7)
+        network = instantiate.network(nodes[name] | changes, 7)
         network.arrange(torch.device("cpu"), channels_last=True)
         network(torch.rand(32 if changes else 2, 1, 48, 48)).square().mean().backward()
         print(name, changes, flush=True)
@@ -69,4 +70,4 @@ def test_no_shipped_network_corrupts_the_heap(threads: int) -> None:
     command = [sys.executable, "-c", TRAIN, str(threads)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 11 + len(list((CONF / "model").glob("*.yaml")))
+    assert len(done.stdout.splitlines()) == 12 - 3 + len(list((CONF / "model").glob("*.yaml")))

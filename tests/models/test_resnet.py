@@ -112,7 +112,7 @@ def test_width_sets_the_channels_of_every_layer(depth: int) -> None:
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("stem", ["report", "small"])
 def test_every_parameter_gets_a_gradient(depth: int, stem: str) -> None:
-    ours = network(depth, stem=stem, zero_init_last=False)
+    ours = network(depth, stem=stem, width=16, zero_init_last=False)
     ours(torch.rand(4, 1, 48, 48)).square().mean().backward()
     for name, parameter in ours.named_parameters():
         assert parameter.grad is not None, name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +16,14 @@ from torch import nn
 from fer_lightning.inference.export import export
 from fer_lightning.inference.predictor import NetworkMember
 from fer_lightning.models.network import FaceNetwork
+from fer_lightning.runs.folder import load_settings
 from fer_lightning.training.distillation import Distillation
 from tests.conftest import TINY, Run
+from tests.inference.demo.conftest import write_network
 from tests.processes import apart
 
 Train = Callable[..., Run]
-LEAN = ("model.stem=small", "precision=fp32", "trainer.max_epochs=1")
+LEAN = ("precision=fp32", "trainer.max_epochs=1")
 
 
 class Fixed(nn.Module):
@@ -74,7 +75,7 @@ def test_teachers_predict_in_evaluation_mode_and_with_their_adjustment() -> None
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("teacher")
-    ended = apart(folder, *TINY, *LEAN, "trainer.max_epochs=4", f"hydra.run.dir={folder}/run")
+    ended = apart(folder, *TINY, *LEAN, "model.stem=small", "trainer.max_epochs=4", f"hydra.run.dir={folder}/run")
     assert ended.code == 0, ended.err
     return folder / "run"
 
@@ -86,7 +87,15 @@ def probabilities(run: Path) -> np.ndarray:
 
 def test_distilled_network_follows_its_teacher(taught: Path, train: Train) -> None:
     own, distilled = (
-        train(*TINY, *LEAN, "seed=3", "trainer.max_epochs=4", f"distill.teachers=[{teachers}]", "distill.alpha=1")
+        train(
+            *TINY,
+            *LEAN,
+            "model.stem=small",
+            "seed=3",
+            "trainer.max_epochs=4",
+            f"distill.teachers=[{teachers}]",
+            "distill.alpha=1",
+        )
         for teachers in ("", taught)
     )
     assert (own.code, distilled.code) == (0, 0), distilled.err
@@ -109,7 +118,7 @@ def test_model_files_and_runs_teach_together(taught: Path, train: Train, tmp_pat
     export([taught], file)
     ended = train(*TINY, *LEAN, f"distill.teachers=[{taught},{file}]")
     assert ended.code == 0, ended.err
-    assert len(json.loads((taught / "partition.json").read_text())) >= 3
+    assert len(load_settings(ended.folder)["distill"]["digests"]) == 2
 
 
 def test_teachers_that_may_have_seen_the_test_images_are_refused(taught: Path, train: Train, tmp_path: Path) -> None:
@@ -141,10 +150,9 @@ def test_bad_teachers_end_in_one_line(taught: Path, train: Train, options: tuple
     assert ended.err.count("\n") == 1
 
 
-def test_graphs_do_not_teach(taught: Path, train: Train, tmp_path: Path) -> None:
+def test_graphs_do_not_teach(train: Train, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    file = tmp_path / "one.onnx"
-    export([taught], file)
+    file = write_network(tmp_path / "one.onnx")
     ended = train(*TINY, *LEAN, f"distill.teachers=[{file}]")
     assert ended.code == 1
     assert "an ONNX graph cannot teach" in ended.err

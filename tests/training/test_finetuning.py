@@ -28,7 +28,7 @@ FROZEN_START = ("trainer.max_epochs=1", "optimizer.lr=1e-12", "precision=fp32", 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
-    ended = apart(folder, *TINY, "model.stem=small", "precision=fp32", f"hydra.run.dir={folder}/run")
+    ended = apart(folder, *TINY, "model.width=4", "precision=fp32", f"hydra.run.dir={folder}/run")
     assert ended.code == 0, ended.err
     return folder / "run"
 

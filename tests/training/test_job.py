@@ -132,9 +132,8 @@ def test_only_training_images_are_resampled(finished: Path) -> None:
 
 def test_evaluate_reproduces_the_scores_of_the_run(finished: Path, tmp_path: Path) -> None:
     again, metrics = evaluate(finished, out=tmp_path / "again"), metrics_of(finished)
-    for name, value in again.items():
-        if name.startswith("test/"):
-            assert value == pytest.approx(metrics[name], abs=1e-6), name
+    names = [name for name in metrics if name.startswith("test/")]
+    assert {name: again[name] for name in names} == pytest.approx({name: metrics[name] for name in names}, abs=1e-6)
     pd.testing.assert_frame_equal(
         pd.read_csv(tmp_path / "again/report/predictions.csv"), pd.read_csv(finished / "report/predictions.csv")
     )
@@ -406,7 +405,17 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("experiment", sorted(EXPERIMENTS - {"pretrained"}))  # needs timm: tests/models/test_timm.py
+VARIANTS = ("narrow", "report_balanced", "speed_65", "speed_70", "strong")
+"""Of other experiments, with no parts of their own."""
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ())
+        for name in sorted(EXPERIMENTS - {"pretrained"})  # which needs timm: tests/models/test_timm.py
+    ],
+)
 def test_every_experiment_trains(train: Train, experiment: str) -> None:
     small = [option for option in TINY if not option.startswith(("model", "optimizer"))]
     size = SIZES.get(experiment, ["model.depth=18", "model.width=8", "trainer.max_epochs=1"])

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import fer_lightning
+from fer_lightning.app import CONF, register
+from fer_lightning.config.resolve import resolve
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.runs.folder import load_settings
 from fer_lightning.training.imbalance import Stage, Strategy
@@ -74,16 +77,21 @@ def trained_by(run: Run) -> nn.Module:
     return network
 
 
-def data_of(run: Run) -> FERDataModule:
-    settings = load_settings(run.folder)
+def data_of(settings: dict[str, Any]) -> FERDataModule:
     return make_data(settings, Strategy.from_config(settings["imbalance"]))
+
+
+def settings_of(*overrides: str) -> dict[str, Any]:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return resolve(compose("config", [*TINY, *overrides, "callbacks=none"]))
 
 
 @pytest.mark.parametrize("callbacks", ["default", "ema"])
 def test_the_best_checkpoint_has_those_of_unaugmented_windows(train: Callable[..., Run], callbacks: str) -> None:
     run = train(*TINY, "augment=window", "augment.brightness=0.5", f"callbacks={callbacks}", "imbalance=balanced")
     assert run.code == 0, run.err
-    data = data_of(run)
+    data = data_of(load_settings(run.folder))
     images = list(data.unaugmented())
     assert [batch.shape for batch in images] == [(32, 1, 40, 40)] * 4  # of 140; all batches have one size
     trained = trained_by(run)
@@ -102,7 +110,7 @@ def test_they_can_be_left_as_they_are(train: Callable[..., Run]) -> None:
     of = {n: trained_by(run) for n, run in runs.items()}
     for name, value in of[0].named_parameters():
         assert torch.equal(value, of[64].get_parameter(name)), name  # training itself does not depend on them
-    assert list(data_of(runs[0]).unaugmented()) == []
+    assert list(data_of(load_settings(runs[0].folder)).unaugmented()) == []
     assert of[0].get_buffer("backbone.bn1.num_batches_tracked") == 4  # steps, of augmented images
     assert of[64].get_buffer("backbone.bn1.num_batches_tracked") == 2  # batches of 32
 
@@ -123,18 +131,16 @@ def test_half_precision_takes_images_of_its_type(train: Callable[..., Run]) -> N
     assert run.code == 0, run.err
 
 
-def test_copies_of_a_classifier_leave_the_data_alone(train: Callable[..., Run]) -> None:
-    run = train(*TINY, "augment=light", "trainer.max_epochs=1")
-    settings = load_settings(run.folder)
+def test_copies_of_a_classifier_leave_the_data_alone() -> None:
+    settings = settings_of("augment=light")
     strategy = Strategy.from_config(settings["imbalance"])
     classifier = make_classifier(settings, strategy, make_data(settings, strategy), Stage(0, 1))
     assert classifier.unaugmented is not None
     assert copy.deepcopy(classifier).unaugmented is None
 
 
-def test_windows_are_parts_of_training_images(train: Callable[..., Run]) -> None:
-    run = train(*TINY, "augment=window", "trainer.max_epochs=1", "imbalance=balanced")
-    data = data_of(run)
+def test_windows_are_parts_of_training_images() -> None:
+    data = data_of(settings_of("augment=window", "imbalance=balanced"))
     first, again = (torch.cat(list(data.unaugmented())) for _ in range(2))
     assert torch.equal(first, again)
     training = torch.from_numpy(np.array(data.faces.images[data.parts.train])).float() / 255
