@@ -40,7 +40,7 @@ def test_every_precision_trains(train: Train, precision: str) -> None:
         ["experiment=strong_cpu", "model.width=8"],
         ["imbalance=balanced_softmax", "mix=cutmix", "augment=strong", "callbacks=ema"],
         ["imbalance=two_stage"],
-        ["distill.teachers=[fer2013-small]", "model=vgg", "model.width=8"],
+        ["distill.teachers=[fer2013-small]", "distill.other_data=true", "model=vgg", "model.width=8"],
     ],
     ids=lambda overrides: overrides[0],
 )

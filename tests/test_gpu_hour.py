@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fer_lightning.comparison.write import compare_runs
 from fer_lightning.data.readers import sources
 
 GPU = Path(__file__).parents[1] / "benchmarks" / "gpu"
@@ -68,11 +70,13 @@ def test_networks_are_trained_scored_and_sent_in_parts(faces: Path, tmp_path: Pa
     assert sorted(results["runs"]) == ["seed 0", "seed 1"]
     for seed in (0, 1):
         assert results["runs"][f"seed {seed}"]["images_per_second"] > 0
-        assert (tmp_path / f"out/strong-seed{seed}.safetensors").exists()
+    assert results["parts"].keys() == {"seed 1"} and (tmp_path / "out/strong-seed1.safetensors").exists()
+    assert not (tmp_path / "out/strong-seed0.safetensors").exists()  # few files come back
     assert 0 <= results["together"]["test/accuracy"] <= 1
     began = (tmp_path / "work/seed0/metrics.json").stat().st_mtime_ns
-    call("networks.py", *arguments, OUT=str(tmp_path / "out"))  # goes on, and does not train again
+    call("networks.py", *arguments, "--send", "0", OUT=str(tmp_path / "again"))  # goes on, and does not train again
     assert (tmp_path / "work/seed0/metrics.json").stat().st_mtime_ns == began
+    assert (tmp_path / "again/strong-seed0.safetensors").exists()
 
 
 @pytest.mark.slow
@@ -86,6 +90,8 @@ def test_a_study_that_is_cut_off_is_resumed(faces: Path, tmp_path: Path) -> None
     assert second["complete"]
     assert second["finished"] == 42
     assert list((tmp_path / "out").glob("*.csv"))
+    shutil.unpack_archive(tmp_path / "out/study.tar.gz", tmp_path / "back", filter="data")
+    compare_runs([tmp_path / "back"], out=tmp_path / "comparison")
 
 
 def test_a_large_file_is_sent_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from fer_lightning.models.network import FaceNetwork
 from fer_lightning.runs.folder import finished
 from fer_lightning.runs.results import git_commit
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 
 PART = 15 * 2**20
 """Bytes of a part of a large file."""
@@ -30,7 +30,7 @@ SAVING = 20.0
 """Seconds that a command has to save and end, before it is killed."""
 
 SCORING = 60.0
-"""Seconds kept for what follows training: export, scores, tables."""
+"""Seconds kept for what follows training: scores, export, tables."""
 
 
 class Call:
@@ -88,7 +88,8 @@ class Call:
     def run(self, command: list[str], *, keep: float = 0.0, **options: Any) -> bool:
         """Run a command, ended with all that it started by SIGTERM shortly before the deadline, or `keep` seconds
         earlier; whether it succeeded."""
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # as that of other packages
+        environment = os.environ | {"PYTHONPATH": path}
         process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **options)
         try:
             process.wait(max(0.0, self.left - SAVING - keep))

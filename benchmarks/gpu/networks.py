@@ -4,7 +4,8 @@
 
 Trains on Training, selects on PublicTest and scores PrivateTest once; seeds one after the other, until the time is up,
 when the run is saved. The same command goes on where the last one ended, as long as WORK is there. Writes networks.json
-(scores, images per second, their share of the device's own rate in bf16 matrix products), and the weights in 16 bits.
+(scores, images per second, their share of the device's own rate in bf16 matrix products; of a run that is cut off its
+curve), and in 16 bits, in parts, the weights of the seeds given by --send, by default of the last one that finished.
 """
 
 from __future__ import annotations
@@ -23,12 +24,28 @@ from fer_lightning.runs.folder import load_settings
 
 RECIPE = ("experiment=strong", "protocol=kaggle", "logger=csv", "model=resnet50", "model.stem=small", "model.width=64")
 
+EXPORT = """
+import sys
+from pathlib import Path
+from fer_lightning.inference.export import export
+export([sys.argv[1]], Path(sys.argv[2]), tta="flip", measure=False)
+"""
+"""Without scoring again, which takes the CPU minutes for this network."""
+
 
 def images_per_second(run: Path) -> float:
     """Of training, the median of the epochs after the first."""
     with (run / "metrics.csv").open() as file:
         speeds = [float(row["train/images_per_second"]) for row in csv.DictReader(file)]
     return statistics.median(speeds[1:] or speeds)
+
+
+def curve(run: Path) -> list[list[str]]:
+    """Epoch and accuracy on the validation images, as far as a run has come."""
+    if not (run / "metrics.csv").exists():
+        return []
+    with (run / "metrics.csv").open() as file:
+        return [[row["epoch"], row.get("val/accuracy", "")] for row in csv.DictReader(file)]
 
 
 def operations(run: Path) -> int:
@@ -48,29 +65,30 @@ def together(call: Call, files: list[Path]) -> dict[str, Any] | None:
 def main() -> None:
     call = Call(__doc__ or "")
     call.parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    call.parser.add_argument("--send", type=int, nargs="*", help="seeds whose weights are written to OUT")
     arguments = call.start()
     rate = matrix_rate()
     call.note(bf16_matrix_operations_per_second=rate, runs={})
-    files: list[Path] = []
+    files: dict[int, Path] = {}
     for seed in arguments.seeds:
         run, file = call.work / f"seed{seed}", call.work / f"strong-seed{seed}.safetensors"
         metrics = call.train(run, *RECIPE, f"seed={seed}")
+        result: dict[str, Any] = metrics or {"curve": curve(run)}
+        if metrics or result["curve"]:
+            speed, cost = images_per_second(run), operations(run)
+            share = speed * cost / rate
+            result |= {"images_per_second": speed, "operations_per_image": cost, "share_of_matrix_rate": share}
+        call.note(runs=call.results["runs"] | {f"seed {seed}": result})
         if metrics is None:
             print(f"seed {seed}: the time is up; the same command goes on", file=sys.stderr)
             break
-        speed = images_per_second(run)
-        cost = operations(run)
-        result = metrics | {
-            "images_per_second": speed,
-            "operations_per_image": cost,
-            "share_of_matrix_rate": speed * cost / rate,
-        }
-        if file.exists() or call.run(cli("export", str(run), "--tta", "flip", "--to", str(file))):
-            files.append(file)
-            result["parts"] = in_parts(file, call.out)
-        call.note(runs=call.results["runs"] | {f"seed {seed}": result})
+        if file.exists() or call.run([sys.executable, "-c", EXPORT, str(run), str(file)]):
+            files[seed] = file
+    for seed in list(files)[-1:] if arguments.send is None else arguments.send:
+        if seed in files:
+            call.note(parts=call.results.get("parts", {}) | {f"seed {seed}": in_parts(files[seed], call.out)})
     if len(files) > 1:
-        call.note(together=together(call, files))
+        call.note(together=together(call, list(files.values())))
 
 
 if __name__ == "__main__":

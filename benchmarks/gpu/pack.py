@@ -1,7 +1,8 @@
-"""FER-2013 in 52 MiB without loss, and wheels, to be carried to a machine without a network.
+"""FER-2013 in 55 MiB without loss, and wheels, to be carried to a machine without a network.
 
     python benchmarks/gpu/pack.py pack fer2013.csv.gz PACK     # here
     pip install --no-index --no-deps PACK/wheels/*.whl         # there, Python 3.12 on x86_64 by default
+    export PYTHONPATH=$PWD:$PYTHONPATH                         # fer-lightning itself is not installed
     python benchmarks/gpu/pack.py unpack PACK fer2013.csv
 
 Each different face once, side by side in a few images of JPEG 2000. No method gets far below, since the noise of the

@@ -94,7 +94,11 @@ def limits(call: Call, results: Any, batches: list[int], steps: int) -> None:
             if call.left < 60:
                 return
             steps_of = Steps(overrides, mode, batch)
-            speed = steps_of.images_per_second(steps)
+            try:
+                speed = steps_of.images_per_second(steps)
+            except RuntimeError as error:  # of the compiler, or of memory; the other parts go on
+                print(f"compiled: {mode}, batch {batch}: {error}", file=sys.stderr)
+                continue
             results.add({"compile": mode, "batch": batch, "images_per_second": speed, "share": speed * cost / rate})
             if mode is None or speed > fastest:
                 with (call.out / "hotspots.txt").open("a") as file:

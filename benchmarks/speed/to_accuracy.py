@@ -39,7 +39,7 @@ SECONDS = "seconds.json"
 
 
 def timed(command: list[str]) -> float:
-    path = os.pathsep.join([str(measure.ROOT), str(Path(__file__).parent)])
+    path = os.pathsep.join(filter(None, [str(measure.ROOT), os.environ.get("PYTHONPATH")]))
     started = time.perf_counter()
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started

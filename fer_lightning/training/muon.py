@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration: chosen for speed, singular values end between about 0.7 and 1.2."""
 
+GRAM_FROM = 1.5
+"""Columns over rows from which products of square matrices cost less."""
+
 HEAD = "head"
 """Key of a parameter group that marks the head."""
 
@@ -86,44 +89,86 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    (self._muon if group["muon"] else self._adamw)(parameter, parameter.grad, group)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                gradients = [parameter.grad for parameter in parameters]
+                (self._muon if group["muon"] else self._adamw)(parameters, gradients, group)
         return loss
 
-    def _muon(self, parameter: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
-        state, lr, momentum = self.state[parameter], group["lr"], group["momentum"]
-        average = state.setdefault("momentum", torch.zeros_like(gradient))
-        average.lerp_(gradient, 1 - momentum)
-        update = orthogonalised(gradient.lerp(average, momentum).flatten(1), group["steps"])
-        rows, columns = update.shape
-        parameter.mul_(1 - lr * group["weight_decay"])
-        parameter.add_(update.view_as(parameter), alpha=-lr * max(1.0, rows / columns) ** 0.5)
+    def _muon(self, parameters: list[Tensor], gradients: list[Tensor], group: Mapping[str, Any]) -> None:
+        lr, momentum = group["lr"], group["momentum"]
+        averages = self._averages("momentum", parameters, gradients)
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        updates = torch._foreach_lerp(gradients, averages, momentum)
+        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        of_shape: dict[torch.Size, list[int]] = {}  # matrices of one shape are multiplied together, for GPUs
+        for i, parameter in enumerate(parameters):
+            of_shape.setdefault(parameter.shape, []).append(i)
+        for indices in of_shape.values():
+            matrices = orthogonalised(torch.stack([updates[i].flatten(1) for i in indices]), group["steps"])
+            rows, columns = matrices.shape[1:]
+            for i, matrix in zip(indices, matrices, strict=True):
+                parameters[i].add_(matrix.view_as(parameters[i]), alpha=-lr * max(1.0, rows / columns) ** 0.5)
 
-    def _adamw(self, parameter: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
-        state, lr, (beta1, beta2) = self.state[parameter], group["lr"], group["betas"]
-        first = state.setdefault("first", torch.zeros_like(gradient))
-        second = state.setdefault("second", torch.zeros_like(gradient))
-        step = state.setdefault("step", torch.tensor(0.0)).add_(1).item()
-        first.lerp_(gradient, 1 - beta1)
-        second.lerp_(gradient.square(), 1 - beta2)
-        scale = (second / (1 - beta2**step)).sqrt_().add_(group["eps"])
-        parameter.mul_(1 - lr * group["weight_decay"])
-        parameter.addcdiv_(first, scale, value=-lr / (1 - beta1**step))
+    def _adamw(self, parameters: list[Tensor], gradients: list[Tensor], group: Mapping[str, Any]) -> None:
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        first, second = (self._averages(name, parameters, gradients) for name in ("first", "second"))
+        steps = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            steps.append(float(state.get("step", 0.0)) + 1)
+            state["step"] = steps[-1]  # a number, since Lightning would move a tensor to the GPU
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_lerp_(second, torch._foreach_mul(gradients, gradients), 1 - beta2)
+        scale = torch._foreach_div(second, [1 - beta2**step for step in steps])
+        torch._foreach_sqrt_(scale)
+        torch._foreach_add_(scale, group["eps"])
+        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        torch._foreach_addcdiv_(parameters, first, scale, [-lr / (1 - beta1**step) for step in steps])
+
+    def _averages(self, name: str, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """Of the state, zero at first."""
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if name not in self.state[parameter]:
+                self.state[parameter][name] = torch.zeros_like(gradient)
+        return [self.state[parameter][name] for parameter in parameters]
 
 
-def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The orthogonal matrix nearest to a matrix (M, N), approximately: the same singular vectors, and values near 1.
+def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The orthogonal matrices nearest to some (…, M, N), approximately: the same singular vectors, and values near 1.
 
-    In bfloat16 on a GPU, which is accurate enough, and in the matrix's own type elsewhere.
+    In bfloat16 on a GPU, which is accurate enough, and in the matrices' own type elsewhere.
     """
-    a, b, c = COEFFICIENTS
-    x: Tensor = matrix.bfloat16() if matrix.is_cuda else matrix
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / (x.norm() + 1e-7)
+    x: Tensor = matrices.bfloat16() if matrices.is_cuda else matrices
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    # Squares of singular values need more digits than bfloat16 has.
+    x = _by_gram(x, steps) if not x.is_cuda and x.shape[-1] > GRAM_FROM * x.shape[-2] else _iterated(x, steps)
+    x = x.mT if tall else x
+    return x.to(matrices.dtype)
+
+
+def _iterated(x: Tensor, steps: int) -> Tensor:
+    """x ← (a + b·xxᵀ + c·(xxᵀ)²)·x, so often."""
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    x = x.T if tall else x
-    return x.to(matrix.dtype)
+        x = _factor(x @ x.mT) @ x
+    return x
+
+
+def _by_gram(x: Tensor, steps: int) -> Tensor:
+    """The same with square matrices alone: the factors of x are polynomials of xxᵀ, which commute."""
+    gram = x @ x.mT
+    product = factor = _factor(gram)
+    for _ in range(steps - 1):
+        gram = factor @ gram @ factor
+        factor = _factor(gram)
+        product = factor @ product
+    return product @ x
+
+
+def _factor(gram: Tensor) -> Tensor:
+    a, b, c = COEFFICIENTS
+    factor = b * gram + c * gram @ gram
+    factor.diagonal(dim1=-2, dim2=-1).add_(a)
+    return factor

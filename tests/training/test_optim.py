@@ -11,7 +11,7 @@ from fer_lightning.config import instantiate
 from fer_lightning.errors import UserError
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.models.resnet import ResNet
-from fer_lightning.training.muon import Muon, orthogonalised
+from fer_lightning.training.muon import COEFFICIENTS, Muon, orthogonalised
 from fer_lightning.training.optim import layers_of, parameter_groups
 
 ROOM = "fer_lightning.training.optim."
@@ -86,6 +86,18 @@ def test_bad_fractions_and_arguments_name_their_key() -> None:
         rates("cosine", warmup=1.5)
     with pytest.raises(UserError, match="schedule"):
         rates("cosine", wormup=0.5)
+
+
+@pytest.mark.parametrize("rank", [3, 24])
+def test_products_of_square_matrices_are_the_same_iteration(rank: int) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(2, 24, rank) @ torch.randn(2, rank, 90)
+    for one, both in zip(matrices, orthogonalised(matrices), strict=True):
+        x = one.double() / one.double().norm()
+        for _ in range(5):
+            gram = x @ x.T
+            x = COEFFICIENTS[0] * x + (COEFFICIENTS[1] * gram + COEFFICIENTS[2] * gram @ gram) @ x
+        torch.testing.assert_close(both.double(), x, rtol=1e-3, atol=1e-4)
 
 
 def test_newton_schulz_gives_the_nearest_orthogonal_matrix() -> None:
