@@ -34,6 +34,11 @@ SETTINGS = {
     "mixup": ["mix=mixup", "mix.until=0.85"],
     "cutmix": ["mix=cutmix", "mix.until=0.85"],
     "dropout": ["model.dropout=0.3"],
+    "stochastic depth": ["model.drop_path=0.2"],
+    "no erasing": ["augment.erase=0"],
+    "no scaling": ["augment.scale=0"],
+    "no rotation": ["augment.rotate=0"],
+    "no warm-up": ["schedule.warmup=0"],
     "weight decay": ["optimizer.weight_decay=0.2"],
     "whole images": ["augment.crop=null"],
 }

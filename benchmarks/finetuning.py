@@ -3,9 +3,10 @@
     python benchmarks/finetuning.py --data fer2013.csv.gz --folder FOLDER [--sizes 200 1000 5000] [--seeds 0 1 2]
 
 5,000 of the Training images, with the classes' shares, are set aside: they stand for the faces of a user. A network is
-trained on the other 23,709 (`experiment=laptop protocol=kaggle`, or the experiment given by --source) and fine-tuned on
-the first of those set aside (`experiment=finetune`). From scratch (--scratch), as many images are learnt for 25 epochs,
-or for as many as make --at-least images. All are selected on PublicTest and scored on PrivateTest.
+trained on the others (`experiment=laptop protocol=kaggle`, or the experiment given by --source), less those of the same
+photographs, and fine-tuned on the first of those set aside (`experiment=finetune`, its own number of epochs). From
+scratch (--scratch), as many images are learnt for 25 epochs, or for as many as make --at-least images, which is more
+than fine-tuning is given. All are selected on PublicTest and scored on PrivateTest. Seeds differ in training alone.
 
 There are two tasks: the seven classes, whose head is taken over, and four classes of one's own, which need a new head.
 Finished runs in FOLDER are not repeated, so that the command can be interrupted.
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_lightning.config.dataset import with_duplicate_groups
 from fer_lightning.data.readers import sources
 from fer_lightning.data.table import FaceTable
 from fer_lightning.runs.folder import finished
@@ -88,15 +90,20 @@ def main() -> None:
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    faces = sources.load(arguments.data)
+    faces = with_duplicate_groups(sources.load(arguments.data), {"twins": "near", "cache_dir": None})
     training = faces.rows("train")
     aside = set_aside(faces.labels[training], ASIDE)
+    groups = faces.duplicate_groups
+    others = training[~np.isin(groups[training], groups[training[aside]])]
     tests = {"PublicTest": faces.rows("public"), "PrivateTest": faces.rows("private")}
-    write(folder / "others.csv", faces, {"Training": np.delete(training, aside)} | tests)
+    write(folder / "others.csv", faces, {"Training": others} | tests)
     source = folder / "source"
     common = ["protocol=kaggle", *arguments.overrides]
     scores = run(source, f"experiment={arguments.source}", f"data.path={folder}/others.csv", *common)
-    print(f"source, on the other images: accuracy {scores['test/accuracy']:.3f}, F1 {scores['test/f1_macro']:.3f}")
+    print(
+        f"source, on {len(others):,} other images: accuracy {scores['test/accuracy']:.3f}, "
+        f"F1 {scores['test/f1_macro']:.3f}"
+    )
     rows = []
     for size in arguments.sizes:
         data = folder / f"{size}.csv"

@@ -11,6 +11,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from fer_lightning.models.depth import DropPath, drop_rates
+
 Stem = Literal["report", "small"]
 
 
@@ -27,7 +29,9 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, downsample: nn.Module | None, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, width, stride)
         self.bn1 = nn.BatchNorm2d(width)
@@ -35,12 +39,13 @@ class BasicBlock(nn.Module):
         self.conv2 = conv3x3(width, width)
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = downsample
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
-        out: Tensor = self.relu(x + shortcut)
+        out: Tensor = self.relu(self.drop_path(x) + shortcut)
         return out
 
 
@@ -49,7 +54,9 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, downsample: nn.Module | None, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         self.conv1 = conv1x1(in_channels, width)
         self.bn1 = nn.BatchNorm2d(width)
@@ -59,13 +66,14 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.bn3(self.conv3(x))
-        out: Tensor = self.relu(x + shortcut)
+        out: Tensor = self.relu(self.drop_path(x) + shortcut)
         return out
 
 
@@ -91,6 +99,8 @@ class ResNet(nn.Module):
             `small` is a 3×3/1 convolution without pooling, which leaves 6×6 at about 15 times the arithmetic.
         zero_init_last: start every block as an identity by a zero scale in its last norm (Goyal et al. 2017,
             arXiv:1706.02677, section 5.1).
+        drop_path: probability of skipping the last block in training, growing linearly from 0 for the first one (Huang
+            et al. 2016, arXiv:1603.09382).
 
     Attributes:
         num_features: 8 × width × the expansion of the blocks (1 up to depth 34, then 4).
@@ -109,6 +119,7 @@ class ResNet(nn.Module):
         stem: Stem = "report",
         zero_init_last: bool = True,
         width: int = 64,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         if depth not in DEPTHS:
@@ -125,7 +136,7 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if large else nn.Identity()
-        self.layer1, self.layer2, self.layer3, self.layer4 = self._stages(block, blocks, width)
+        self.layer1, self.layer2, self.layer3, self.layer4 = self._stages(block, blocks, width, drop_path)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.num_features = 8 * width * block.expansion
         for module in self.modules():
@@ -137,9 +148,9 @@ class ResNet(nn.Module):
 
     @staticmethod
     def _stages(
-        block: type[BasicBlock] | type[Bottleneck], blocks: Sequence[int], first_width: int
+        block: type[BasicBlock] | type[Bottleneck], blocks: Sequence[int], first_width: int, drop_path: float
     ) -> list[nn.Sequential]:
-        stages, in_channels = [], first_width
+        stages, in_channels, rates = [], first_width, iter(drop_rates(drop_path, sum(blocks)))
         for stage, n_blocks in enumerate(blocks):
             width = first_width * 2**stage
             out_channels = width * block.expansion
@@ -149,7 +160,7 @@ class ResNet(nn.Module):
                 downsample = None
                 if stride != 1 or in_channels != out_channels:
                     downsample = nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
-                layers.append(block(in_channels, width, stride, downsample))
+                layers.append(block(in_channels, width, stride, downsample, next(rates)))
                 in_channels = out_channels
             stages.append(nn.Sequential(*layers))
         return stages

@@ -11,6 +11,7 @@ from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
+from fer_lightning.models.depth import DropPath, drop_rates
 from fer_lightning.models.resnet import conv3x3
 
 
@@ -20,9 +21,10 @@ class Stage(nn.Module):
     Args:
         in_channels, width: channels.
         convs: number of convolutions; the shortcut leads around those after the first.
+        drop_path: probability of taking the shortcut alone in training.
     """
 
-    def __init__(self, in_channels: int, width: int, convs: int) -> None:
+    def __init__(self, in_channels: int, width: int, convs: int, drop_path: float = 0.0) -> None:
         super().__init__()
         self.conv1, self.bn1 = conv3x3(in_channels, width), nn.BatchNorm2d(width)
         self.pool = nn.MaxPool2d(2, ceil_mode=True)
@@ -32,10 +34,11 @@ class Stage(nn.Module):
             branch += [nn.ReLU(inplace=True)] if i else []
             branch += [conv3x3(width, width), nn.BatchNorm2d(width)]
         self.branch = nn.Sequential(*branch)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.pool(self.conv1(x))))
-        return cast(Tensor, self.relu(x + self.branch(x))) if len(self.branch) else x
+        return cast(Tensor, self.relu(x + self.drop_path(self.branch(x)))) if len(self.branch) else x
 
 
 class VGG(nn.Module):
@@ -45,6 +48,8 @@ class VGG(nn.Module):
         in_channels: 1 for grey faces.
         width: channels of the first stage, doubled by each later stage.
         convs: convolutions of each stage.
+        drop_path: probability of skipping the branch of the last stage in training, growing linearly from 0 for the
+            first one (Huang et al. 2016, arXiv:1603.09382).
 
     Attributes:
         num_features: channels of the last stage.
@@ -56,14 +61,17 @@ class VGG(nn.Module):
 
     saliency_layers: ClassVar[dict[str, str]] = {"Stage 3": "stages.2", "Stage 4": "stages.3"}
 
-    def __init__(self, in_channels: int = 1, width: int = 32, convs: Sequence[int] = (1, 3, 3, 2)) -> None:
+    def __init__(
+        self, in_channels: int = 1, width: int = 32, convs: Sequence[int] = (1, 3, 3, 2), drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be 1 or more, not {width}")
         if not convs or min(convs) < 1:
             raise ValueError(f"convs holds a number of convolutions, 1 or more, for each stage, not {list(convs)}")
         channels = [in_channels, *(width * 2**i for i in range(len(convs)))]
-        self.stages = nn.Sequential(*(Stage(a, b, n) for a, b, n in zip(channels, channels[1:], convs, strict=False)))
+        stages = zip(channels, channels[1:], convs, drop_rates(drop_path, len(convs)), strict=False)
+        self.stages = nn.Sequential(*(Stage(*of_one) for of_one in stages))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.num_features = channels[-1]
         for module in self.modules():

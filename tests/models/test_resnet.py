@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fer_lightning.models.depth import DropPath
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.models.preprocessing import Preprocessing
 from fer_lightning.models.resnet import ResNet
+from fer_lightning.models.vgg import VGG
 
 PARAMETERS = {18: 11_173_831, 34: 21_281_991, 50: 23_516_103, 101: 42_508_231, 152: 58_151_879}
 """One input channel, seven classes: torchvision's published counts less two input channels and 993 classes."""
@@ -129,3 +132,23 @@ def test_blocks_start_as_identities() -> None:
 def test_unknown_networks_are_refused(arguments: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must be"):
         ResNet(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [partial(ResNet, 18, width=8), partial(ResNet, 50, width=8), partial(VGG, width=8)])
+def test_stochastic_depth_skips_branches_in_training_alone(make: Callable[..., torch.nn.Module]) -> None:
+    torch.manual_seed(0)
+    plain, deep = make(), make(drop_path=0.9)
+    deep.load_state_dict(plain.state_dict())
+    images = torch.rand(16, 1, 48, 48)
+    torch.testing.assert_close(deep.eval()(images), plain.eval()(images), rtol=0, atol=0)
+    branches = [module for module in deep.modules() if isinstance(module, DropPath) and module.p > 0]
+    assert max(module.p for module in branches) == pytest.approx(0.9)
+    seen: list[torch.Tensor] = []
+    branches[-1].register_forward_hook(lambda _, inputs, output: seen.append(output / inputs[0]))
+    if isinstance(deep, ResNet):  # whose branches are zero at first
+        for module in deep.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.ones_(module.weight)
+    deep.train()(images)
+    kept = [factor[factor.isfinite()].mean().item() for factor in seen[0]]
+    assert {round(k) for k in kept} == {0, 10}  # skipped, or scaled so that the mean stays
