@@ -1,4 +1,4 @@
-"""FER-2013 in 55 MiB without loss, and wheels, to be carried to a machine without a network.
+"""FER-2013 in 52 MiB without loss, and wheels, to be carried to a machine without a network.
 
     python benchmarks/gpu/pack.py pack fer2013.csv.gz PACK     # here
     pip install --no-index --no-deps PACK/wheels/*.whl         # there, Python 3.12 on x86_64 by default

@@ -76,7 +76,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--network", choices=NETWORKS, default="laptop")
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="beside the default")
     parser.add_argument("--child", action="store_true", help="measure once, in this process")
     arguments, overrides = parser.parse_known_args()
     if arguments.child:
@@ -86,8 +85,6 @@ def main() -> None:
     options = variants()
     if arguments.network == "strong_cpu":  # Muon has no fused form
         del options["optimizer not fused"]
-    if arguments.only:
-        options = {name: option for name, option in options.items() if name in ("default", *arguments.only)}
     runs: dict[str, Callable[[], float]] = {
         name: partial(speed, [*given, *own], environment, arguments.steps)
         for name, (own, environment) in options.items()

@@ -89,7 +89,7 @@ SECTIONS = [
         "validation and test, of forward passes: the same network, precision and layout on one fixed batch in memory. "
         "Validation in training first estimates the statistics of batch norm from 2,048 training images, which the "
         "ratio counts against it. Median of the ratios within rounds, lowest and highest.",
-        "loop",
+        "speed/loop",
         {
             "rows": [
                 Column("case", text("case"), right=False),
@@ -110,7 +110,7 @@ SECTIONS = [
         "[lightning-hydra-template](https://github.com/ashleve/lightning-hydra-template) with a DataLoader of two "
         "workers. The second table: seconds of reading all of FER-2013, without imports, and from the command to the "
         "first batch, of the peer and of this project without and with its cache.",
-        "peers",
+        "speed/peers",
         {
             "rows": [
                 Column("network", text("network"), right=False),
@@ -136,7 +136,7 @@ SECTIONS = [
         "Settings",
         "Training speed over that of the defaults. `trainer.compile=true` compiles the network in place for training "
         "alone: names in checkpoints, resuming and exporting stay as they are.",
-        "options",
+        "speed/options",
         {
             "rows": [
                 Column("network", text("network"), right=False),
@@ -149,7 +149,7 @@ SECTIONS = [
     Section(
         "Time to accuracy",
         "The clock includes everything but imports and the first read: training, validation, scoring, the report.",
-        "to_accuracy",
+        "speed/to_accuracy",
         {
             "rows": [
                 Column("experiment", text("experiment"), right=False),
@@ -178,7 +178,7 @@ SECTIONS = [
         "depend on the number of images, such as the figures of the report, counts for most at a thousand of them; the "
         "second table leaves it out. Images beyond "
         "`data.resident_gib` are not copied to the device: batches are read from the memory map of the cache.",
-        "growth",
+        "speed/growth",
         {
             "rows": by_size,
             "streamed": [
@@ -197,7 +197,7 @@ SECTIONS = [
         "Limits of a GPU",
         "Training steps of a ResNet-50 with the small stem on one batch, in bf16, and their arithmetic as a share of "
         "the device's own rate of bf16 matrix products.",
-        "../gpu/speed",
+        "gpu/speed",
         {
             "rows": [
                 Column("compiled", lambda row: row["compile"] or "no", right=False),
@@ -211,7 +211,7 @@ SECTIONS = [
         "Sweeps",
         "Short jobs of one thread each: the share of the time that is not training or validation, and what the joblib "
         "launcher gains.",
-        "sweeps",
+        "speed/sweeps",
         {
             "rows": [
                 Column("launcher", text("launcher"), right=False),
@@ -226,7 +226,7 @@ SECTIONS = [
     Section(
         "Reading",
         "Each read is a process of its own; imports are not counted. Each first read has a new cache.",
-        "reading",
+        "speed/reading",
         {
             "rows": [
                 Column("source", text("source"), right=False),
@@ -240,7 +240,7 @@ SECTIONS = [
     Section(
         "Networks",
         "Forward and backward of a batch of 128; the step of Muon that follows has a column of its own.",
-        "candidates",
+        "speed/candidates",
         {
             "rows": [
                 Column("network", text("network"), right=False),
@@ -332,8 +332,7 @@ def main() -> None:
         own = [result for result in results if result.get("benchmark") == Path(section.script).name]
         parts.append(f"## {section.heading}\n\n{wrapped(section.text)}\n")
         if not own:
-            script = (Path("benchmarks/speed") / section.script).as_posix().replace("speed/../", "")
-            parts.append(f"`python {script}.py`: not yet run.\n")
+            parts.append(f"`python benchmarks/{section.script}.py`: not yet run.\n")
         for result in own:
             parts.append(wrapped(where(result)) + "\n")
             for key, columns in section.tables.items():

@@ -98,7 +98,7 @@ def enter(run_dir: Path, settings: Mapping[str, Any]) -> Iterator[None]:
         begun = _written(run_dir / PARTITION)
         try:
             yield
-        except UserError:
+        except BaseException:
             if _written(run_dir / PARTITION) == begun:  # no training has begun with the changes
                 for path, old in before.items():
                     write_atomically(path, old)

@@ -82,17 +82,17 @@ def keep_command(run_dir: Path, cfg: DictConfig) -> None:
     """
     folder = run_dir / HYDRA
     overrides = [o for o in HydraConfig.get().overrides.task if o.lstrip("+").partition("=")[0] not in ITS_OWN]
-    if (run_dir / OVERRIDES).exists() and has_trained(run_dir):
-        if cfg.allow_changes:
-            write_atomically(run_dir / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)).encode())
+    resumed = (run_dir / OVERRIDES).exists() and has_trained(run_dir)
+    if resumed and not cfg.allow_changes:
         return
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     hydra = OmegaConf.create({"hydra": HydraConfig.get()})
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(own, folder / "config.yaml")
-        OmegaConf.save(hydra, folder / "hydra.yaml")
-        OmegaConf.save(OmegaConf.create(overrides), run_dir / OVERRIDES)
+        if not resumed:
+            OmegaConf.save(own, folder / "config.yaml")
+            OmegaConf.save(hydra, folder / "hydra.yaml")
+        write_atomically(run_dir / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)).encode())
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}; choose another folder with hydra.run.dir=<folder>") from error
 

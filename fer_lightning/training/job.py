@@ -20,7 +20,6 @@ from fer_lightning.config.validation import check_monitor
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.loader import Augment
 from fer_lightning.data.seeding import stream_seed
-from fer_lightning.data.table import SIDE
 from fer_lightning.data.transforms.augment import BatchAugment
 from fer_lightning.distributed import ranks
 from fer_lightning.distributed.signals import handled
@@ -258,7 +257,7 @@ def make_classifier(settings: Settings, strategy: Strategy, data: FERDataModule,
 
 def _check_sides(augment: Augment | None, classifier: FERClassifier, distillation: Distillation | None) -> None:
     """Raises UserError if augmented images have sizes that the network or a teacher cannot take."""
-    sides = augment.sides() if isinstance(augment, BatchAugment) else [SIDE]
+    sides = augment.sides() if isinstance(augment, BatchAugment) else []
     networks = [("model", classifier.network)]
     networks += [("a teacher", teacher.network) for teacher in (distillation.teachers if distillation else ())]
     for name, network in networks:

@@ -26,8 +26,16 @@ from fer_lightning.errors import UserError, printable
 MAX_MEMBERS = 1_000_000
 """More files than this are a mistake (a home directory) or an attack, not a data set."""
 
+SPLIT_OF = {"val": "val", "validation": "val", "test": "test"}
+"""The split of a CSV without Usage, by the `stem` of its name."""
+
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _JUNK = {"__macosx", "thumbs.db", "desktop.ini"}
+
+
+def stem(name: str) -> str:
+    """The name of a file in lower case up to its first dot."""
+    return posixpath.basename(name).lower().split(".")[0]
 
 
 class Stamp(NamedTuple):
@@ -124,9 +132,8 @@ class Archive:
         """sha256 of the content, in hex: of the `names` in a directory, otherwise of the file. Of a single CSV the name
         counts where the split of its rows follows from it."""
         if not self.is_directory:
-            content = _sha256(self.path, self.label)
-            is_test = self.path.name.lower().partition(".")[0] == "test"
-            return hashlib.sha256(f"{content} test\n".encode()).hexdigest() if is_test else content
+            content, split = _sha256(self.path, self.label), SPLIT_OF.get(stem(self.path.name))
+            return content if split is None else hashlib.sha256(f"{content} {split}\n".encode()).hexdigest()
         lines = [f"{_sha256(self.path / name, self.where(name))} {name}\n" for name in sorted(names)]
         return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 

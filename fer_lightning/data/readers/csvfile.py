@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_lightning.data.labels import class_order, decoded, emotion_name, is_number, split_index
-from fer_lightning.data.readers.archive import Archive
+from fer_lightning.data.readers.archive import SPLIT_OF, Archive, stem
 from fer_lightning.data.readers.flaws import Flaws, noted
 from fer_lightning.data.readers.streams import decompressed
 from fer_lightning.data.table import FER_CLASSES, SIDE, SPLITS, UNLABELLED, FaceTable
@@ -40,8 +40,7 @@ class CsvMember(NamedTuple):
 
     @property
     def stem(self) -> str:
-        """The file's name in lower case up to its first dot."""
-        return PurePosixPath(self.name).name.lower().split(".")[0]
+        return stem(self.name)
 
 
 def find_layout(archive: Archive, *, sole: bool) -> Layout | None:
@@ -90,10 +89,6 @@ def find_layout(archive: Archive, *, sole: bool) -> Layout | None:
         several = ", ".join(printable(m.name) for m in labelled)
         raise UserError(f"{archive.label} holds several CSV files with faces ({several}): set data.path to one of them")
     return Layout(labelled)
-
-
-SPLIT_OF = {"val": "val", "validation": "val", "test": "test"}
-"""The split of a CSV without Usage, by its name."""
 
 
 @dataclass(frozen=True)

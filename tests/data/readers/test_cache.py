@@ -107,7 +107,7 @@ def test_same_content_at_another_path_shares_the_entry(
 
 
 def test_a_name_that_gives_the_split_is_part_of_the_entry(root: Path, tmp_path: Path) -> None:
-    for name, split in (("test.csv", "test"), ("mine.csv", "train"), ("Test.csv.gz", "test")):
+    for name, split in (("test.csv", "test"), ("mine.csv", "train"), ("Test.csv.gz", "test"), ("val.csv", "val")):
         (tmp_path / name).write_bytes(csv_bytes(fer_rows(7), "emotion,pixels"))
         assert {SPLITS[i] for i in load(tmp_path / name, cache_dir=root).split} == {split}, name
 
