@@ -94,6 +94,19 @@ def test_a_study_that_is_cut_off_is_resumed(faces: Path, tmp_path: Path) -> None
     compare_runs([tmp_path / "back"], out=tmp_path / "comparison")
 
 
+@pytest.mark.slow
+def test_checks_resume_and_score_a_run(faces: Path, tmp_path: Path) -> None:
+    short = [*TOY[:3], "trainer.max_epochs=40", "data.batch_size=4", "trainer.progress_bar=false"]
+    call("checks.py", "--data", str(faces), "--work", str(tmp_path / "work"), "--overrides", *short, OUT=str(tmp_path))
+    results = json.loads((tmp_path / "checks.json").read_text())
+    assert set(results["checks"].values()) == {"passed"}, results
+    assert results["checks"].keys() == {"tests", "resume", "resume-deterministic", "one-rank"}
+    resumed = json.loads((tmp_path / "work/deterministic/resume.json").read_text())
+    assert resumed["whole and resumed"]["predictions"] == 0
+    assert results["ranks"].keys() == {"one"}
+    assert " skipped" in results["tests"] or " passed" in results["tests"]
+
+
 def test_a_large_file_is_sent_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(GPU))
     import common
