@@ -42,9 +42,8 @@ def main() -> None:
         with (call.out / f"{name}.txt").open("w") as log:
             succeeded = call.run(command, stdout=log, stderr=subprocess.STDOUT)
         call.note(checks=call.results["checks"] | {name: "passed" if succeeded else "failed or out of time"})
-    *_, call.results["tests"] = (
-        (call.out / "tests.txt").read_text().strip().splitlines()
-    )  # such as how many were skipped
+    said = (call.out / "tests.txt").read_text().strip().splitlines()
+    call.note(tests=said[-1:])  # such as how many were skipped
     ranks = {}
     for name in ("one", "two"):
         metrics = call.work / name / "metrics.json"
