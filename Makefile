@@ -15,8 +15,10 @@ train: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
-# The tests of docs/cluster.md: as root, with SLURM and munge installed (Debian: apt-get install slurm-wlm munge).
+# The tests of docs/cluster.md and of full disks: as root, with SLURM and munge installed (Debian: apt-get install
+# slurm-wlm munge).
 test-cluster: .venv/installed-dev
+	$(BIN)/python -m pytest -m 'slow or not slow' -rs tests/distributed/test_faults.py -k 'disk or read_only'
 	$(BIN)/python -m pytest -m slow -rs tests/distributed/test_slurm.py tests/distributed/test_machines.py $(ARGS)
 
 lint: .venv/installed-dev

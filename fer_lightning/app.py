@@ -142,7 +142,11 @@ def _run(rank: int) -> None:
         from fer_lightning.distributed import ranks
         from fer_lightning.training import worker
 
-        if ranks.started_outside():  # the first rank composes the config for all
+        try:
+            others = ranks.started_outside()
+        except UserError as error:
+            _fail(str(error))
+        if others:  # the first rank composes the config for all
             worker.follow()
             return
     before = os.environ.get(TRACEBACK)

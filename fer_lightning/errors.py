@@ -25,6 +25,6 @@ def quoted(value: str | bytes) -> str:
     return ascii(text if len(text) <= 40 else text[:37] + "...")
 
 
-def flat(error: BaseException) -> str:
-    """The text of an exception on one line, or its type if there is none."""
-    return printable((" ".join(str(error).split()) or type(error).__name__)[:120])
+def flat(error: BaseException, length: int = 120) -> str:
+    """The text of an exception on one line of at most `length` characters, or its type if there is none."""
+    return printable((" ".join(str(error).split()) or type(error).__name__)[:length])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,14 @@ def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
         return Run(code, out, err, folder)
 
     return train
+
+
+def assert_refused_in_one_line(run: Run, message: str) -> None:
+    """A user's error: one line that matches `message`, exit code 1, and nothing was trained."""
+    assert run.code == 1
+    assert re.fullmatch(f"error: .*{message}.*\n", run.err), run.err
+    assert "epoch 1/" not in run.out
+    assert not list(run.folder.rglob("*.ckpt"))
 
 
 Command = Callable[..., tuple[int, str]]

@@ -5,6 +5,7 @@ Imported by the runs themselves, and therefore without `tests.conftest`, which c
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -88,14 +89,14 @@ class LongBatch(L.Callback):
             time.sleep(600)
 
 
-class RecordSeed(L.Callback):
-    """Writes the seed that each rank runs with into a folder."""
+class RecordSettings(L.Callback):
+    """Writes the settings that each rank runs with into a folder."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        (self.folder / f"seed{trainer.global_rank}").write_text(str(pl_module.hparams["seed"]))
+        (self.folder / f"settings{trainer.global_rank}").write_text(json.dumps(dict(pl_module.hparams), default=str))
 
 
 class SmallNetwork(nn.Module):

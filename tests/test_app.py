@@ -20,7 +20,7 @@ from PIL import Image
 
 from fer_lightning.errors import UserError
 from fer_lightning.runs.folder import load_settings
-from tests.conftest import TINY, Command, Run
+from tests.conftest import TINY, Command, Run, assert_refused_in_one_line
 from tests.processes import apart
 
 Train = Callable[..., Run]
@@ -142,18 +142,26 @@ def write_csv(path: Path, rows: int = 4) -> Path:
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_bad_option_is_one_line(train: Train, overrides: list[str], message: str) -> None:
-    run = train(*TINY, *overrides)
-    assert run.code == 1
-    last = run.err.strip().splitlines()[-1]
-    assert re.search(f"^error: .*{message}", last), run.err
-    assert "Traceback" not in run.err
-    assert not (run.folder / "metrics.csv").exists()
+    assert_refused_in_one_line(train(*TINY, *overrides), message)
 
 
 def test_no_augmentation_whatever_an_experiment_sets_of_it(train: Train) -> None:
     run = train("experiment=report_weighted", *TINY, "augment=none", "trainer.max_epochs=1")
     assert run.code == 0, run.err
     assert load_settings(run.folder)["augment"] == {}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_are_spread_unevenly_are_refused_in_one_line(rank: int, tmp_path: Path) -> None:
+    layout = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 2}
+    env = os.environ | {key: str(value) for key, value in layout.items()}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    command = [sys.executable, "train.py", *TINY, f"hydra.run.dir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=env, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: 3 ranks with 2 here: every machine needs the same number\n",
+    )
 
 
 def test_unknown_key_in_a_config_file_is_named(tmp_path: Path) -> None:
@@ -182,17 +190,12 @@ def test_bad_row_is_named(train: Train, tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     lines[6] = lines[6].replace(" 7", " 777", 1)
     path.write_text("\n".join(lines))
-    run = train(f"data.path={path}")
-    assert run.code == 1
-    assert re.search(r"^error: .*fer2013.csv.*row 5.*777", run.err.strip().splitlines()[-1]), run.err
+    assert_refused_in_one_line(train(f"data.path={path}"), "fer2013.csv.*row 5.*777")
 
 
 def test_unwritable_run_folder_is_one_line(train: Train, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    run = train(*TINY, folder=tmp_path / "file" / "run")
-    assert run.code == 1
-    assert "hydra.run.dir" in run.err
-    assert "Traceback" not in run.err
+    assert_refused_in_one_line(train(*TINY, folder=tmp_path / "file" / "run"), "hydra.run.dir")
 
 
 def test_non_finite_loss_stops_the_run_and_names_the_step(train: Train) -> None:

@@ -73,14 +73,26 @@ def test_the_page_has_a_table_for_each_result(tmp_path: Path) -> None:
         for n, seconds in ((1000, 1.0), (10_000, 3.7))
         for part in ("reading", "scores")
     ]
+    near = [
+        {"part": "near-duplicates", "images": n, "seconds": n / 1000, "memory_mib": 9, "pairs": n // 10,
+         "found_of_all": found}
+        for n, found in ((2000, 0.995), (20_000, None))
+    ]  # fmt: skip
+    near.append({"part": "all pairs", "images": 2000, "seconds": 4.0, "memory_mib": 9, "pairs": 201, "found_of_all": 1})
     runs = [
         {"experiment": "speed_65", "seed": seed, "accuracy": 0.65, "f1_macro": 0.6, "seconds": 900.0,
          "images_per_second": 400.0, "precision": "32-true", "commit": "abc",
          "curve": [[10.0, 0.3], [20.0, 0.5 + seed / 10]]}
         for seed in (0, 1)
     ]  # fmt: skip
-    for name, rows in (("growth", growth), ("to_accuracy", runs)):
-        content = {"benchmark": name, "command": f"python {name}.py", "commit": "abc", "machine": machine, "rows": rows}
+    for name, rows in (("growth", growth), ("growth-near", near), ("to_accuracy", runs)):
+        content = {
+            "benchmark": name.removesuffix("-near"),
+            "command": f"python {name}.py",
+            "commit": "abc",
+            "machine": machine,
+            "rows": rows,
+        }
         (folder / f"{name}-cpu.json").write_text(json.dumps(content))
     script("page", str(folder))
     page = (tmp_path / "performance.md").read_text()
@@ -88,6 +100,8 @@ def test_the_page_has_a_table_for_each_result(tmp_path: Path) -> None:
     assert "| ms per further image | 1,000 to 10,000 |" in page
     assert "| reading | 0.3000 |" in page
     assert "| peak memory, MiB | 1,000 | 10,000 |" in page
+    assert "| all pairs | 2.0000 |  |" in page
+    assert "| near-duplicates | 2,000 | 200 | 0.9950 |\n| near-duplicates | 20,000 | 2,000 |  |" in page
     assert "| speed_65 | 1 | 0.6500 | 0.6000 | 15.0 | 400 | 32-true | abc |" in page
     assert "`python growth.py`, commit abc: A CPU, 1 of 2 cores, without native bf16, torch 2.13.0." in page
     assert "`python benchmarks/speed/sweeps.py`: not yet run." in page

@@ -192,7 +192,7 @@ def child(arguments: argparse.Namespace) -> None:
     n = arguments.child
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        os.environ["FER_LIGHTNING_CACHE"] = str(folder / "cache")  # of `audit`, which takes no cache
+        os.environ["FER_LIGHTNING_CACHE"] = str(folder / "cache")  # of `audit` and `survey`
         if arguments.near:
             found = near(load(str(arguments.data), cache_dir=folder / "source"), n)
         else:

@@ -1,6 +1,6 @@
 """Images per second of a complete training job against a bare PyTorch loop over the same network and one fixed batch.
 
-    python benchmarks/speed/loop.py [--cases report,laptop,…] [--rounds 5] [--steps 30] [--out FILE] [overrides …]
+    python benchmarks/speed/loop.py [--cases report laptop …] [--rounds 5] [--steps 30] [--out FILE] [overrides …]
 
 The job has its default augmentation, metrics and a CSV logger, and strong_cpu its average of the weights; the bare loop
 nothing of these. For validation and test, the job gathers every answer and computes the scores, and the bare loop is a

@@ -65,7 +65,8 @@ def by_size(rows: Rows) -> str:
     sizes = sorted({row["images"] for row in rows})
     seconds = {(row["part"], row["images"]): row["seconds"] for row in rows}
     parts = list(dict.fromkeys(row["part"] for row in rows))
-    per_image = [{"part": part} | {str(n): 1e3 * seconds[part, n] / n for n in sizes} for part in parts]
+    measured = {part: [n for n in sizes if (part, n) in seconds] for part in parts}
+    per_image = [{"part": part} | {str(n): 1e3 * seconds[part, n] / n for n in measured[part]} for part in parts]
     columns = [Column(f"{n:,} images", number(str(n), ".4f")) for n in sizes]
     most = [f"{max(row['memory_mib'] for row in rows if row['images'] == n):,.0f}" for n in sizes]
     tables = [
@@ -74,11 +75,24 @@ def by_size(rows: Rows) -> str:
     ]  # fmt: skip
     if steps := list(pairwise(sizes)):
         further = [
-            {"part": part} | {f"{a}": 1e3 * (seconds[part, b] - seconds[part, a]) / (b - a) for a, b in steps}
+            {"part": part}
+            | {
+                f"{a}": 1e3 * (seconds[part, b] - seconds[part, a]) / (b - a)
+                for a, b in steps
+                if {a, b} <= set(measured[part])
+            }
             for part in parts
         ]
         columns = [Column(f"{a:,} to {b:,}", number(f"{a}", ".4f")) for a, b in steps]
         tables.append(table([Column("ms per further image", text("part"), right=False), *columns], further))
+    if pairs := [row for row in rows if "pairs" in row]:
+        columns = [
+            Column("part", text("part"), right=False),
+            Column("images", number("images", ",")),
+            Column("pairs found", number("pairs", ",")),
+            Column("of all", number("found_of_all", ".4f")),
+        ]
+        tables.append(table(columns, pairs))
     return "\n\n".join(tables)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from fer_lightning.data.ferplus import VOTES, nonface
-from fer_lightning.data.quality.blank import BLANK, flat_share, is_blank, is_near_blank
+from fer_lightning.data.quality.blank import BLANK, flat_share, is_blank, is_near_blank, spread
 from fer_lightning.data.quality.duplicates import NearPairs
 from fer_lightning.data.table import SPLITS, UNLABELLED, FaceTable
 
@@ -120,13 +120,17 @@ def near(faces: FaceTable, group: NDArray[np.int64], pairs: NearPairs) -> pd.Dat
 def looks(faces: FaceTable) -> pd.DataFrame:
     """Blank and near-blank images, then outliers of brightness and contrast among the others."""
     pixels = faces.images.reshape(len(faces), -1)
-    mean, spread = pixels.mean(1), pixels.std(1)
+    mean, contrasts = pixels.mean(1), spread(faces.images)
     flat, blank, near_blank = flat_share(faces.images), is_blank(faces.images), is_near_blank(faces.images)
     others = np.flatnonzero(~blank & ~near_blank)
-    found = {"blank": (np.flatnonzero(blank), spread), "near_blank": (np.flatnonzero(near_blank), flat)}
+    found = {"blank": (np.flatnonzero(blank), contrasts), "near_blank": (np.flatnonzero(near_blank), flat)}
     if len(others):
-        contrast = np.log(np.maximum(spread, BLANK))
-        for fault, measure, value in (("dark", mean, mean), ("bright", mean, mean), ("low_contrast", contrast, spread)):
+        contrast = np.log(np.maximum(contrasts, BLANK))
+        for fault, measure, value in (
+            ("dark", mean, mean),
+            ("bright", mean, mean),
+            ("low_contrast", contrast, contrasts),
+        ):
             deviation = measure[others] - np.median(measure[others])
             unit = max(1.4826 * float(np.median(np.abs(deviation))), _LEAST_SPREAD[fault])
             limit = OUTLIER[fault]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,8 @@ def out_of_sample(
         float64 (N, C), all 0 for an image without such runs, and the number of runs for each image, int64 (N,).
 
     Raises:
-        UserError: a run is not finished, or was trained on other images or classes, or on data that have changed since.
+        UserError: a run is not finished, or was trained on other images or classes, on data that have changed since, or
+            from weights or by teachers that may know any of the images.
     """
     row_of = {name: row for row, name in enumerate(faces.ids.tolist())}
     total = np.zeros((len(faces), len(faces.classes)))
@@ -39,6 +41,7 @@ def out_of_sample(
         settings = settings_of(run_dir, trust=trust)
         if finished(run_dir) is None:
             raise UserError(f"--run {run_dir}: not finished; resume it with `python train.py resume={run_dir}`")
+        _check_start(run_dir, settings)
         predictor = load_model(run_dir, trust=trust)
         if predictor.classes != faces.classes:
             raise UserError(
@@ -58,3 +61,14 @@ def out_of_sample(
         total[here[rows]] += predictor.logits(own.images[rows]).double().softmax(1).numpy()
         number[here[rows]] += 1
     return total / np.maximum(number, 1)[:, None], number
+
+
+def _check_start(run_dir: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a run that others had trained before, on nobody knows which images."""
+    teachers = settings["distill"]["teachers"] and settings["distill"]["other_data"]
+    for key, used in (("init_from", settings["init_from"]), ("distill.other_data", teachers)):
+        if used:
+            raise UserError(
+                f"--run {run_dir}: it was trained with {key}={used}, whose network may know these images; name a run "
+                "without"
+            )

@@ -108,6 +108,7 @@ def audit(
         galleries=gallery.galleries(faces, found),
     )
     as_text = json.dumps(as_json, indent=1) + "\n"
+    _check_not_edited(out)  # nor meanwhile
     write_folder(out, {FILES[0]: csv, FILES[1]: as_text.encode(), "index.html": page.encode()})
     print_frame(formatted["counts"], f"{faces.source}: images")
     print_frame(formatted["findings"], "findings")

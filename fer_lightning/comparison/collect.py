@@ -17,7 +17,7 @@ from fer_lightning.errors import UserError, flat, quoted
 from fer_lightning.report.tables import classes_of, confusion_of, labels_of, probabilities_of
 from fer_lightning.runs.folder import CONFIG, PIXELS, finished, load_settings
 
-IGNORED = ("seed", "resume", "allow_changes", "logger", "data.cache_dir", "trainer.progress_bar")
+IGNORED = ("seed", "logger", "data.cache_dir", "trainer.progress_bar")
 """Keys that do not belong to a setting; `seed` distinguishes the runs of one."""
 
 PATHS = ("dirpath", "save_dir")
@@ -26,6 +26,9 @@ PATHS = ("dirpath", "save_dir")
 SOURCES = ("data.path", "data.votes", "data.relabel")
 """Keys of input files, which may have another path in another run of the same setting: they distinguish settings only
 if runs of the same seed differ in nothing else."""
+
+CONTENTS = {"data.relabel_digest": "data.relabel", "distill.digests": "distill.teachers"}
+"""Keys of the digests of files and the keys of these files, by which settings are named if they say the same."""
 
 PREDICTIONS = "report/predictions.csv"
 
@@ -132,7 +135,7 @@ def _folders(paths: Sequence[Path]) -> Iterator[Path]:
 
 def _order(folder: Path) -> list[tuple[int, str]]:
     """Sort key that puts job 10 after job 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in folder.parts]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in folder.parts]
 
 
 def _read(folder: Path, pixels: str, clean: bool) -> FinishedRun:
@@ -217,19 +220,21 @@ def _settings(runs: Sequence[FinishedRun]) -> list[Setting]:
     for key in used:
         if (n := len(table[[*named, key]].drop_duplicates())) > distinct:
             named, distinct = [*named, key], n
-    beside = tuple(sorted(key for key in differing if not any(_implied(key, name) for name in named)))
+    shown = [_readable(table, key) for key in named]
+    beside = tuple(sorted(key for key in differing if not any(_implied(key, name) for name in {*named, *shown})))
     groups: dict[tuple[str, ...], list[FinishedRun]] = {}
     for run, row in zip(runs, table[named].to_numpy().tolist(), strict=True):
         groups.setdefault(tuple(row), []).append(run)
     settings = []
-    for values, members in groups.items():
+    for members in groups.values():
         members.sort(key=lambda run: run.seed)
         for one, other in pairwise(members):
             if one.seed == other.seed:
                 raise UserError(
                     f"{one.folder} and {other.folder} have the same setting and seed: name only one of them"
                 )
-        words = [v if key.endswith(".name") else f"{key}={v}" for key, v in zip(named, values, strict=True)]
+        texts = [members[0].keys.get(key, "None") for key in shown]
+        words = [v if key.endswith(".name") else f"{key}={v}" for key, v in zip(shown, texts, strict=True)]
         settings.append(Setting(", ".join(words) or "all runs", tuple(members), beside))
     return settings
 
@@ -249,6 +254,13 @@ def _differing(table: pd.DataFrame) -> list[str]:
         if table[key].fillna("None").nunique() > 1 and not follows_seed:
             found.append(key)
     return sorted(found, key=lambda key: (not key.endswith(".name"), key.count("."), key))
+
+
+def _readable(table: pd.DataFrame, key: str) -> str:
+    """The key itself, or that of the files which it has the digest of, if both distinguish the same runs."""
+    other = CONTENTS.get(key, key)
+    both = table[[key, other]].drop_duplicates() if other in table else table[[key]]
+    return other if len(both) == table[key].nunique() == table[other].nunique() else key
 
 
 def _implied(key: str, name: str) -> bool:

@@ -57,7 +57,8 @@ def class_scores(table: pd.DataFrame, metric: Metric, classes: Sequence[str]) ->
 def accuracy_f1(comparison: Comparison) -> Figure:
     """Accuracy and macro-F1 of each setting with individual 95 % confidence intervals."""
     table, intervals = comparison.table, comparison.intervals
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    height = max(4.4, 0.7 + 0.18 * len(table))  # inches: a line of the legend takes 0.18
+    figure = Figure(figsize=(6.4, height), layout="constrained")
     axes = figure.add_subplot()
     x, y = table["accuracy"].to_numpy(), table["f1_macro"].to_numpy()
     errors = [

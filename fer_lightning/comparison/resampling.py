@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,19 +26,22 @@ def resampled(settings: Sequence[Setting], resamples: int, seed: int = 0) -> dic
     Returns:
         Float (settings, resamples) for each tested score.
     """
+    from scipy.sparse import csr_array
+
     rng = np.random.default_rng(seed)
     runs = [run for setting in settings for run in setting.runs]
     n_classes, n_images = len(runs[0].classes), len(runs[0].predictions)
-    # One column for each cell of each run's confusion matrix: a weighted sum over images fills all of them at once.
-    cells = np.zeros((n_images, len(runs), n_classes**2), dtype=np.float32)
-    for i, run in enumerate(runs):
-        cells[np.arange(n_images), i, run.labels * n_classes + run.guesses] = 1
-    flat = cells.reshape(n_images, -1)
+    # A column for each image, a row for each cell of each run's confusion matrix, most of them 0: a weighted sum over
+    # images fills all cells at once.
+    cell = np.stack([i * n_classes**2 + run.labels * n_classes + run.guesses for i, run in enumerate(runs)])
+    image = np.broadcast_to(np.arange(n_images), cell.shape)
+    shape = (len(runs) * n_classes**2, n_images)
+    cells = csr_array((np.ones(cell.size), (cell.ravel(), image.ravel())), shape=shape)
 
     def tested(weights: NDArray[np.int64]) -> Floats:
         """Scores (S, B, runs) if image n counts weights[b, n] times."""
-        matrices = (weights.astype(np.float32) @ flat).reshape(-1, len(runs), n_classes, n_classes)
-        sums = Sums(matrices.astype(np.float64))
+        matrices = (cells @ weights.T.astype(np.float64)).T.reshape(-1, len(runs), n_classes, n_classes)
+        sums = Sums(matrices)
         return np.stack([metric.compute(sums) for metric in TESTED])
 
     observed = tested(np.ones((1, n_images), dtype=np.int64))[:, 0].T
@@ -79,7 +82,7 @@ def seed_noise(rng: np.random.Generator, values: Floats, groups: NDArray[np.int6
     return np.stack([rng.choice(residuals, (resamples, size)).mean(1) * scale for size in sizes])
 
 
-def simultaneous(observed: Floats, resampled: Floats) -> tuple[Floats, Floats]:
+def simultaneous(observed: Floats, resampled: Iterable[Floats]) -> tuple[Floats, Floats]:
     """Simultaneous 95 % confidence intervals: in about 95 % of cases all of them cover.
 
     Each is the difference ± q standard errors. q is the 95 % quantile of the largest standardised deviation among all
@@ -87,9 +90,13 @@ def simultaneous(observed: Floats, resampled: Floats) -> tuple[Floats, Floats]:
 
     Args:
         observed: differences (D,).
-        resampled: the same in each resample (D, B).
+        resampled: the same in each resample, as parts (D₁, B), (D₂, B), …, of which one is in memory at a time.
     """
-    error = resampled.std(1)
-    deviation = np.abs(resampled - resampled.mean(1, keepdims=True)) / np.where(error > 0, error, 1)[:, None]
-    q = np.quantile(deviation.max(0), LEVEL)
+    errors, largest = [], np.zeros(1)
+    for part in resampled:
+        of_part = part.std(1)
+        deviation = np.abs(part - part.mean(1, keepdims=True)) / np.where(of_part > 0, of_part, 1)[:, None]
+        largest = np.maximum(largest, deviation.max(0))
+        errors.append(of_part)
+    error, q = np.concatenate(errors), np.quantile(largest, LEVEL)
     return observed - q * error, observed + q * error

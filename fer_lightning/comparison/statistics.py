@@ -95,7 +95,8 @@ def _pairs(settings: Sequence[Setting], table: pd.DataFrame, drawn: dict[str, Fl
     first, second = np.triu_indices(len(settings), 1)
     means, names = table[list(drawn)].to_numpy().T, table["setting"].to_numpy()
     observed = means[:, first] - means[:, second]
-    draws = np.concatenate([values[first] - values[second] for values in drawn.values()])
+    # For each score and setting its differences from the settings after it, in the order of `first` and `second`.
+    draws = (values[i] - values[i + 1 :] for values in drawn.values() for i in range(len(settings) - 1))
     low, high = (side.reshape(observed.shape) for side in simultaneous(observed.ravel(), draws))
     pairs = pd.DataFrame({"a": names[first], "b": names[second]})
     for k, score in enumerate(drawn):

@@ -66,7 +66,7 @@ def compare_runs(
 
 
 def _write(comparison: Comparison, out: Path, unfinished: Sequence[Path], clean: bool) -> Path:
-    classes = comparison.settings[0].runs[0].classes
+    classes, several = comparison.settings[0].runs[0].classes, len(comparison.settings) > 1
     images = f"{len(comparison.settings[0].runs[0].predictions):,} {'clean ' if clean else ''}test images"
     summary, pairs = tables.summary(comparison), tables.pairwise(comparison)
     per_class = {metric.title: tables.per_class(comparison, metric.name) for metric in CLASS_HEADLINES}
@@ -74,20 +74,22 @@ def _write(comparison: Comparison, out: Path, unfinished: Sequence[Path], clean:
     latex = [
         tables.latex(summary, caption),
         *(tables.latex(table, f"{title} per class. {caption}") for title, table in per_class.items()),
-        *([tables.latex(pairs, f"Differences on {images}. {PAIRS}")] if len(pairs) else []),
+        *([tables.latex(pairs, f"Differences on {images}. {PAIRS}")] if several else []),
     ]
     files = {
         "table.csv": as_csv(comparison.table),
         "runs.csv": as_csv(comparison.runs),
-        "pairs.csv": as_csv(comparison.pairs),
-        "table.md": "\n".join(map(tables.markdown, [summary, *per_class.values(), pairs])).encode(),
+        "table.md": "\n".join(
+            map(tables.markdown, [summary, *per_class.values(), *([pairs] if several else [])])
+        ).encode(),
         "table.tex": "\n".join(latex).encode(),
     }
     plots = {
         f"{metric.name}_by_class": figures.class_scores(comparison.table, metric, classes) for metric in CLASS_HEADLINES
     }
     plots["accuracy_f1"] = figures.accuracy_f1(comparison)
-    if len(comparison.settings) > 1:
+    if several:
+        files["pairs.csv"] = as_csv(comparison.pairs)
         plots["confusion_differences"] = figures.confusion_differences(comparison)
     pngs = {name: png(figure) for name, figure in plots.items()}
     files |= {f"{name}.png": content for name, content in pngs.items()}
@@ -110,6 +112,8 @@ def _write(comparison: Comparison, out: Path, unfinished: Sequence[Path], clean:
     )
     files["index.html"] = page.encode()
     write_folder(out, files)
+    for name in {"pairs.csv", "confusion_differences.png"} - files.keys():  # of an earlier comparison
+        (out / name).unlink(missing_ok=True)
     return out / "index.html"
 
 

@@ -16,16 +16,13 @@ from fer_lightning.report import tables
 from fer_lightning.runs.results import sums_of
 
 
-def members_table(
-    names: Sequence[str], logits: Sequence[Tensor], labels: NDArray[np.int64], classes: Sequence[str]
-) -> pd.DataFrame:
+def members_table(names: Sequence[str], logits: Sequence[Tensor], labels: NDArray[np.int64]) -> pd.DataFrame:
     """The headline metrics of each member.
 
     Args:
         names: (M,), of the members.
         logits: M of them, float (N, C).
         labels: int64 (N,).
-        classes: (C,), class names in label order.
 
     Returns:
         Columns model and the names of the metrics, a row for each member.

@@ -118,7 +118,7 @@ def evaluate(
     if not any(name.startswith("test/") for name in metrics):
         raise UserError(f"{faces.source}: no image of the split '{split}' has a label to score it by")
     if len(of_members) > 1:
-        table = ensembles.members_table(_member_names(loaded), of_members, faces.labels[rows], classes)
+        table = ensembles.members_table(_member_names(loaded), of_members, faces.labels[rows])
         metrics |= ensembles.summary(table, of_members, faces.labels[rows], float(metrics["test/accuracy"]))
         write_atomically(out / "members.csv", tables.as_csv(table))
         ensembles.show(table, metrics)

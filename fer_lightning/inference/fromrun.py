@@ -16,7 +16,7 @@ from fer_lightning.inference.predictor import LoadedModel, NetworkMember
 from fer_lightning.metrics.calibration import PREFIX, Calibration
 from fer_lightning.runs.checkpoints import read_checkpoint
 from fer_lightning.runs.folder import BEST, CHECKPOINTS, CONFIG, METRICS, finished
-from fer_lightning.runs.resume import HYDRA
+from fer_lightning.runs.resume import HYDRA, ONE_RUN
 
 NETWORK = "network."
 """Prefix of the network's parameters and buffers in a checkpoint's state dict."""
@@ -57,8 +57,7 @@ def load_run(
             channels_last=own["channels_last"],
         )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path}: damaged, or not a checkpoint of this project ({reason})") from error
+        raise UserError(f"{path}: damaged, or not a checkpoint of this project ({flat(error, 300)})") from error
     metrics = finished(run_dir) or {}
     config = MemberConfig(
         model=own["model"],
@@ -93,7 +92,8 @@ def _overrides(run_dir: Path) -> list[str]:
     if not file.is_file():
         return []
     named = (str(override).partition("=") for override in read_yaml(file, list))
-    return [key + equals + (_basename(value) if key.lstrip("+") in PATHS else value) for key, equals, value in named]
+    own = [key + equals + (_basename(value) if key.lstrip("+") in PATHS else value) for key, equals, value in named]
+    return [*own, ONE_RUN] if any(override.lstrip("+").startswith("sweep=") for override in own) else own
 
 
 def _basename(path: str) -> str:

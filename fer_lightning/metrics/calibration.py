@@ -55,16 +55,15 @@ def entries(calibration: Calibration | None) -> dict[str, float]:
     return {f"{PREFIX}{name}": value for name, value in values.items() if value is not None}
 
 
-def fit(logits: NDArray[Any], labels: NDArray[np.int64], sure_accuracy: float = SURE_ACCURACY) -> Calibration:
+def fit(logits: NDArray[Any], labels: NDArray[np.int64]) -> Calibration:
     """The temperature of the lowest cross-entropy, and the lowest threshold from which on predictions are accurate.
 
     Args:
         logits: float (N, C), of labelled images that the network was not trained on.
         labels: int64 (N,).
-        sure_accuracy: accuracy that the predictions above the threshold have together.
     """
     temperature = fit_temperature(logits, labels)
-    return Calibration(temperature, *choose_threshold(calibrated(logits, temperature), labels, sure_accuracy))
+    return Calibration(temperature, *choose_threshold(calibrated(logits, temperature), labels))
 
 
 def calibrated(logits: NDArray[Any], temperature: float) -> NDArray[np.float64]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -73,10 +75,11 @@ def calibration_bins(probabilities: NDArray[Any], labels: NDArray[Any]) -> NDArr
 
 
 def accuracy_interval(hits: int, n: int) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the accuracy over the test images.
+    """95 % score interval of the accuracy over the test images (Wilson 1927, doi:10.1080/01621459.1927.10502953).
 
-    The number of hits among n images drawn with replacement is binomial, so it is drawn directly.
+    It has a width for 0 and n hits as well, where a bootstrap has none.
     """
-    accuracies = np.random.default_rng(0).binomial(n, hits / n, 10_000) / n
-    low, high = np.percentile(accuracies, [2.5, 97.5])
-    return float(low), float(high)
+    z = NormalDist().inv_cdf(0.975)
+    centre = (hits + z**2 / 2) / (n + z**2)
+    half = z * math.sqrt(hits * (n - hits) / n + z**2 / 4) / (n + z**2)
+    return max(centre - half, 0.0), min(centre + half, 1.0)

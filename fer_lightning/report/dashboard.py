@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, flat
 from fer_lightning.metrics.scores import CLASS_HEADLINES, HEADLINES
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def save(entity: str, project: str, classes: Sequence[str], keys: Sequence[str] 
     try:
         view.save()
     except Exception as error:  # W&B's own errors have no common base
-        reason = " ".join(str(error).split())
+        reason = flat(error, 300)
         raise UserError(
             f"{entity}/{project}: cannot save the dashboard in W&B ({reason}); check project, API key and network"
         ) from error

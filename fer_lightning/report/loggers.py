@@ -21,7 +21,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, flat
 from fer_lightning.report.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class Wandb(OnceMixin, WandbLogger):
             try:
                 return super().experiment
             except (wandb.Error, TimeoutError) as error:
-                reason = " ".join(str(error).split())
+                reason = flat(error, 300)
                 if not self.may_go_offline:
                     raise UserError(
                         f"logger.wandb.mode=online: {reason}; use logger.wandb.mode=auto to log offline"
@@ -178,7 +178,7 @@ class Wandb(OnceMixin, WandbLogger):
                 return
             self.failed = True
             log.info("W&B", exc_info=error)
-            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            reason = flat(error, 300).rstrip(".")
             folder = self._experiment.settings.sync_dir if self._experiment is not None else self.save_dir
             log.warning(
                 "W&B did not receive the complete run (%s); `wandb sync --include-online %s` sends it later",

@@ -25,7 +25,7 @@ SWEPT = "hydra.sweeper.params"
 """Keys below it are keys of overrides themselves."""
 
 HYDRA_KEYS = re.compile(
-    r"hydra\.(sweeper\.(n_trials|n_jobs|direction|study_name|max_batch_size|sampler\.seed)"
+    r"hydra\.(sweeper\.(n_trials|n_jobs|direction|study_name|max_batch_size|max_failure_rate|sampler\.seed)"
     r"|launcher\.(n_jobs|timeout_min|nodes|tasks_per_node|cpus_per_task|gpus_per_node|gpus_per_task|mem_gb"
     r"|mem_per_cpu|mem_per_gpu|partition|qos|account|gres|constraint|exclude|array_parallelism|signal_delay_s"
     r"|max_num_timeout))"

@@ -61,7 +61,7 @@ def scores(
     classes: tuple[str, ...],
     calibration: Calibration | None = None,
 ) -> Metrics:
-    """Scores of labelled images with the bootstrap interval of their accuracy; empty where there are none.
+    """Scores of labelled images with the confidence interval of their accuracy; empty where there are none.
 
     With a calibration, also "ece_calibrated" and, of the predictions that are not unsure, "coverage", their share, and
     "accuracy_sure".
@@ -109,9 +109,16 @@ def test_scores(test: Scored, classes: tuple[str, ...], calibration: Calibration
 @cache
 def git_commit() -> str:
     """The commit of this source tree when it was first asked for, with "+" where it was changed since; "none" outside a
-    repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    repository of its own: an installed package may lie in that of another project."""
+    tree = Path(__file__).resolve().parents[2]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        if not Path(_git(tree, "rev-parse", "--show-toplevel")).samefile(tree):
+            return "none"
+        return _git(tree, "describe", "--always", "--dirty=+", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return "none"
+
+
+def _git(tree: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(tree), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -26,12 +26,14 @@ from fer_lightning.errors import UserError
 from fer_lightning.report.files import write_atomically
 from fer_lightning.runs.folder import OVERRIDES, has_trained
 from fer_lightning.runs.overrides import check_overrides, parse, values_of
+from fer_lightning.runs.sweeps import SWEEP
 
 AUTO = "auto"
 HYDRA = ".hydra"
-SWEEP = "multirun.yaml"
 ITS_OWN = ("hydra.sweep.dir", "hydra.run.dir", "hydra.mode", "resume", "allow_changes", "trust")
 """Overrides of the first start that do not carry over to the next one."""
+ONE_RUN = "hydra.mode=RUN"
+"""Ends a command line that may have `sweep=…` in it, if it is that of one job."""
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
@@ -66,11 +68,12 @@ def expand(arguments: Sequence[str]) -> list[str]:
         os.environ["PYTHONSAFEPATH"] = "1"  # ranks are started by `python -m`, which imports from where it is
     if home and Path(home).is_dir():
         os.chdir(home)
-    mode, key = (["--multirun"], "hydra.sweep.dir") if file.name == SWEEP else ([], "hydra.run.dir")
+    # sweep=… of a sweep that one job is resumed of would sweep again.
+    mode, key, own = (["--multirun"], "hydra.sweep.dir", []) if file.name == SWEEP else ([], "hydra.run.dir", [ONE_RUN])
     flags += [a for a in typed if a not in options.overrides]  # Hydra takes options before all overrides only
     overrides = [*(str(o.input_line) for o in carried), *options.overrides]
     quoted = QuotedString(str(folder), Quote.single).with_quotes()
-    return [*mode, *flags, *overrides, f"{key}={quoted}", f"resume={AUTO}"]
+    return [*mode, *flags, *overrides, *own, f"{key}={quoted}", f"resume={AUTO}"]
 
 
 def keep_command(run_dir: Path, cfg: DictConfig) -> None:

@@ -11,6 +11,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+SWEEP = "multirun.yaml"
+"""How a sweep was started, in its folder."""
+
 FAILURE = "failure.txt"
 """The reason, in the folder of a job that failed; removed when the job is resumed."""
 
@@ -21,11 +24,13 @@ _sweep_dir: Path | None = None
 
 
 class NoteSweep(Callback):
-    """Records the folder of the sweep for the summary at its end."""
+    """Records the folder of the sweep for the summary at its end, and in it how it was started, to resume it."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         global _sweep_dir
         _sweep_dir = Path(config.hydra.sweep.dir).absolute()
+        _sweep_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, _sweep_dir / SWEEP)  # Hydra's own sweeper does it, Optuna's does not
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         (Path(config.hydra.runtime.output_dir) / FAILURE).unlink(missing_ok=True)
@@ -34,7 +39,7 @@ class NoteSweep(Callback):
 def swept() -> list[str]:
     """The overrides of this job that differ between the jobs of the sweep, `seed=…` last; none outside of sweeps."""
     hydra = HydraConfig.get()
-    path = Path(hydra.sweep.dir) / "multirun.yaml"
+    path = Path(hydra.sweep.dir) / SWEEP
     if hydra.mode is not RunMode.MULTIRUN or not path.is_file():
         return []
     of_all = set(OmegaConf.load(path).hydra.overrides.task)

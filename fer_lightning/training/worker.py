@@ -59,8 +59,8 @@ def dismiss(code: int) -> None:
     """End the other ranks with this exit code if they still wait for `lead`: there is nothing to run."""
     from fer_lightning.distributed import ranks
 
-    if not _led and ranks.started_outside():
-        with suppress(UserError):  # they cannot be reached
+    with suppress(UserError):  # they cannot be reached
+        if not _led and ranks.started_outside():
             ranks.connect()
             ranks.broadcast(code)
             ranks.disconnect()

@@ -73,6 +73,18 @@ def test_labels_are_judged_by_runs_that_did_not_train_on_the_image(
     refused = audit(other, *options)
     assert refused.code == 1
     assert "has images that" in refused.err
+    config = (run.folder / "config.yaml").read_text()
+    for before, after, named in (
+        ("init_from: null", "init_from: fer2013-small", "init_from=fer2013-small"),
+        ("teachers: []\n  ", "teachers: [a]\n  ", "distill.other_data=True"),
+    ):
+        changed = config.replace(before, after).replace("other_data: false", "other_data: true")
+        assert changed != config
+        (run.folder / "config.yaml").write_text(changed)
+        refused = audit(csv[0], *options)
+        assert refused.code == 1
+        assert f"was trained with {named}, whose network may know these images" in refused.err
+    (run.folder / "config.yaml").write_text(config)
     (run.folder / "metrics.json").unlink()
     refused = audit(csv[0], *options)
     assert refused.code == 1

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from fer_lightning.cli import cli
 from fer_lightning.comparison.collect import collect
 from fer_lightning.comparison.conclusions import conclusions
+from fer_lightning.comparison.figures import accuracy_f1
 from fer_lightning.comparison.resampling import resampled, seed_noise, simultaneous
 from fer_lightning.comparison.statistics import Comparison, compare, mcnemar_p, mean_shares
 from fer_lightning.comparison.tables import latex, markdown, pairwise, summary
@@ -148,6 +149,21 @@ def test_differences_not_in_the_names_are_reported(tmp_path: Path) -> None:
     assert "Besides name and seed, the runs differ in model.depth and optimizer.lr" in text
 
 
+def test_digests_name_settings_by_their_files(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.5, data__relabel=None, data__relabel_digest=None)
+    make_run(tmp_path / "b", 0.6, data__relabel="new.csv", data__relabel_digest="9f3c77aa")
+    make_run(tmp_path / "c", 0.6, 1, data__relabel="moved/new.csv", data__relabel_digest="9f3c77aa")
+    settings, _ = collect([tmp_path / "a", tmp_path / "b"])
+    assert [(s.name, s.beside) for s in settings] == [("data.relabel=None", ()), ("data.relabel=new.csv", ())]
+    settings, _ = collect([tmp_path])
+    assert [s.name for s in settings] == ["data.relabel_digest=None", "data.relabel_digest=9f3c77aa"]
+
+
+def test_a_folder_of_any_name_is_read(tmp_path: Path) -> None:
+    make_run(tmp_path / "²" / "0", 0.5)
+    assert len(collect([tmp_path])[0]) == 1
+
+
 def test_config_files_of_hydra_and_wandb_are_not_runs(tmp_path: Path) -> None:
     run = make_run(tmp_path / "0", 0.5)
     for folder in (".hydra", "wandb/run-x/files"):
@@ -196,10 +212,24 @@ def test_interval_of_one_difference_equals_scipy(sweep: Path) -> None:
         right, lambda a, b, axis: a.mean(axis) - b.mean(axis), paired=True, n_resamples=20_000, method="basic"
     ).confidence_interval
     drawn = resampled(settings, 20_000)["accuracy"]
-    low, high = simultaneous(right[0].mean() - right[1].mean(), (drawn[0] - drawn[1])[None])
+    low, high = simultaneous(right[0].mean() - right[1].mean(), [(drawn[0] - drawn[1])[None]])
     assert (low[0], high[0]) == pytest.approx(tuple(expected), abs=0.006)
     pair = compare(settings, resamples=20_000).pairs.iloc[0]  # wider: it holds for three scores at once
     assert low[0] - 0.02 < pair["accuracy_low"] < low[0] and high[0] < pair["accuracy_high"] < high[0] + 0.02
+
+
+def test_many_settings_fit_into_the_figure(recwarn: pytest.WarningsRecorder) -> None:
+    n = 60
+    table = pd.DataFrame({"setting": [f"setting {i}" for i in range(n)], "accuracy": np.linspace(0.5, 0.7, n)})
+    table["f1_macro"] = table["accuracy"] - 0.02
+    intervals = pd.DataFrame({f"{k}_{side}": table[k] for k in ("accuracy", "f1_macro") for side in ("low", "high")})
+    comparison = Comparison((), "setting 0", table[["accuracy", "f1_macro"]], table, intervals, pd.DataFrame())
+    figure = accuracy_f1(comparison)
+    figure.draw_without_rendering()
+    assert not [w for w in recwarn if "constrained_layout" in str(w.message)]
+    (axes,) = figure.axes
+    bottom = min(text.get_window_extent().y0 for text in axes.texts if "setting 59" in text.get_text())
+    assert bottom >= 0 and axes.get_window_extent().width > 0.3 * figure.bbox.width
 
 
 def test_simultaneous_intervals_cover_all_differences_together() -> None:
@@ -208,7 +238,7 @@ def test_simultaneous_intervals_cover_all_differences_together() -> None:
         # Means of 5 groups of 50 numbers, all equal in truth; differences from the first, which are correlated.
         x = rng.normal(size=(5, 50))
         means = rng.normal(x.mean(1)[:, None], x.std(1)[:, None] / 50**0.5, (5, 500))
-        low, high = simultaneous(x.mean(1)[1:] - x.mean(1)[0], means[1:] - means[:1])
+        low, high = simultaneous(x.mean(1)[1:] - x.mean(1)[0], [means[1:3] - means[:1], means[3:] - means[:1]])
         covered += bool(((low <= 0) & (high >= 0)).all())
     assert covered / 400 == pytest.approx(0.95, abs=0.035)
 
@@ -225,7 +255,7 @@ def test_equal_settings_rarely_differ_significantly(n_settings: int, n_seeds: in
         means = runs.reshape(n_settings, n_seeds).mean(1)
         noise = seed_noise(rng, runs[:, None], groups, 500)[..., 0]
         drawn = means[:, None] + noise + images * rng.normal(size=(n_settings, 500))
-        low, high = simultaneous(means[first] - means[second], drawn[first] - drawn[second])
+        low, high = simultaneous(means[first] - means[second], [drawn[first] - drawn[second]])
         wrong += bool(((low > 0) | (high < 0)).any())
     assert wrong / repetitions < 0.10
 

@@ -19,6 +19,7 @@ import torch
 from fer_lightning.data.readers.cache import FORMAT
 from fer_lightning.distributed.signals import INSIST
 from fer_lightning.report import tracking
+from tests.cluster import skip
 from tests.data.conftest import csv_bytes, fer_rows
 from tests.processes import REPOSITORY, Command, apart
 from tests.report.test_wandb import records
@@ -94,7 +95,7 @@ def test_failure_of_wandb_during_a_run_costs_one_line_and_a_few_seconds(
     continue_(command)
     ended = command.wait()
     assert ended.code == 0, ended.err
-    assert time.monotonic() - since < 20
+    assert time.monotonic() - since < 60  # W&B itself would go on for longer
     (line,) = [line for line in (ended.out + ended.err).splitlines() if "`wandb sync --" in line]
     (folder,) = run.glob("wandb/run-*")
     assert f"`wandb sync --include-online {folder}`" in line
@@ -131,7 +132,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], capture_output=True, text=True)
     if mount.returncode:
-        pytest.skip(f"only root may mount: {mount.stderr}")
+        skip(f"only root may mount: {mount.stderr}")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 

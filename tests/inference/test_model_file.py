@@ -209,7 +209,7 @@ def test_a_strangers_name_leads_to_no_other_folder(
 def test_card_names_the_command_that_trains_again(run: Path, tmp_path: Path) -> None:
     own = Path(shutil.copytree(run, tmp_path / "run"))
     recorded = own / ".hydra/overrides.yaml"
-    overrides = [*yaml.safe_load(recorded.read_text()), "data.votes=/home/someone/my votes.csv"]
+    overrides = [*yaml.safe_load(recorded.read_text()), "sweep=cleaning", "data.votes=/home/someone/my votes.csv"]
     recorded.write_text(yaml.safe_dump(overrides))
     export([own], tmp_path / "model.safetensors", tta="flip")
     train, exported = (
@@ -217,7 +217,14 @@ def test_card_names_the_command_that_trains_again(run: Path, tmp_path: Path) -> 
         for line in (tmp_path / "model.md").read_text().splitlines()
         if line.startswith(("python train.py", "fer-lightning export"))
     )
-    assert train == ["python", "train.py", *overrides[:-1], "data.votes=my votes.csv", "hydra.run.dir=outputs/member1"]
+    assert train == [
+        "python",
+        "train.py",
+        *overrides[:-1],
+        "data.votes=my votes.csv",
+        "hydra.mode=RUN",
+        "hydra.run.dir=outputs/member1",
+    ]
     assert exported[2:] == ["outputs/member1", "--tta", "flip", "--to", "model.safetensors"]
     recorded.unlink()
     export([own], tmp_path / "model.safetensors")

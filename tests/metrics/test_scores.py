@@ -92,14 +92,11 @@ def test_names_are_those_of_the_scores_and_titles_are_unique() -> None:
     assert (phrases["f1_macro"], phrases["f1"], phrases["balanced_accuracy"]) == ("macro-F1", "F1", "balanced accuracy")
 
 
-def test_bootstrap_interval_is_that_of_resampled_images() -> None:
-    rng = np.random.default_rng(1)
-    right = rng.random(400) < 0.7
-    resampled = right[rng.integers(0, 400, (4000, 400))].mean(1)
-    low, high = accuracy_interval(int(right.sum()), 400)
-    assert (low, high) == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])), abs=0.006)
-    assert low < right.mean() < high
-    assert accuracy_interval(5, 5) == (1.0, 1.0)
+@pytest.mark.parametrize(("hits", "n"), [(280, 400), (0, 7), (5, 5), (1, 1), (2_467, 3_589)])
+def test_accuracy_interval_equals_that_of_statsmodels(hits: int, n: int) -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
+    assert accuracy_interval(hits, n) == pytest.approx(proportion_confint(hits, n, method="wilson"), abs=1e-12)
 
 
 @pytest.mark.parametrize("module", ["metrics.scores", "report.figures", "comparison.write", "audit.write"])

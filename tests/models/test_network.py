@@ -57,8 +57,10 @@ def test_backbone_gets_the_channels_of_its_preprocessing() -> None:
 def test_cosine_head_replaces_the_linear_one() -> None:
     network = instantiate.network(RESNET, 7, cosine_scale=20.0)
     assert isinstance(network.head, CosineHead)
-    logits = network.eval()(torch.rand(4, 1, 48, 48))
-    assert logits.abs().max() <= 20
+    images = torch.rand(4, 1, 48, 48)
+    features = network.eval().backbone(network.preprocessing(images))
+    cosines = nn.functional.cosine_similarity(features[:, None], network.head.weight, dim=-1)
+    torch.testing.assert_close(network(images), 20 * cosines)
 
 
 def test_a_backbone_without_a_number_of_features_is_refused() -> None:

@@ -98,6 +98,29 @@ print("equal")
     assert done.stdout == "equal\n", done.stderr
 
 
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_resnets_equal_torchvisions_with_the_same_weights(python: Python, depth: int) -> None:
+    done = python(
+        "-c",
+        f"""
+import torch, torchvision
+from fer_lightning.models.network import FaceNetwork
+from fer_lightning.models.preprocessing import Preprocessing
+from fer_lightning.models.resnet import ResNet
+torch.manual_seed(0)
+theirs = getattr(torchvision.models, "resnet{depth}")(num_classes=7).eval()
+theirs.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+ours = FaceNetwork(ResNet({depth}), 7, Preprocessing(mean=(0.0,), std=(1.0,))).eval()
+names = {{n.removeprefix("backbone.").replace("head.", "fc."): n for n in ours.state_dict()}}
+ours.load_state_dict({{names[name]: value for name, value in theirs.state_dict().items()}})
+faces = torch.rand(2, 1, 48, 48)
+torch.testing.assert_close(ours(faces), theirs(faces), rtol=1e-4, atol=1e-4)
+print("equal")
+""",
+    )
+    assert done.stdout == "equal\n", done.stderr
+
+
 def test_pretrained_weights_give_timms_features(python: Python, lite0: Path, tmp_path: Path) -> None:
     done = python(
         "-c",

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import logging
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fer_lightning.errors import UserError
-from fer_lightning.runs import folder
+from fer_lightning.runs import folder, results
 
 SETTINGS: dict[str, Any] = {"seed": 0, "data": {"path": None}, "resume": None, "allow_changes": False}
 
@@ -118,3 +119,19 @@ def test_resume_with_other_data_is_refused_unless_changes_are_allowed(tmp_path: 
     with folder.enter(tmp_path, SETTINGS | {"resume": "auto", "allow_changes": True}):
         folder.keep_partition(tmp_path, "faces.csv", other, resumed=True)
     assert json.loads((tmp_path / folder.PARTITION).read_text()) == other
+
+
+def test_the_commit_is_not_that_of_a_repository_around_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(folder: Path) -> None:
+        for command in (["init"], ["-c", "user.name=a", "-c", "user.email=b", "commit", "--allow-empty", "-m", "c"]):
+            subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
+
+    package = tmp_path / "site-packages/fer_lightning/runs"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(results, "__file__", str(package / "results.py"))
+    git(tmp_path)
+    assert results.git_commit.__wrapped__() == "none"
+    git(package.parents[1])
+    assert len(results.git_commit.__wrapped__()) >= 7

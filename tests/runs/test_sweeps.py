@@ -105,7 +105,7 @@ def test_an_interrupted_sweep_resumes_without_repeating_finished_jobs(tmp_path: 
 def test_every_rank_of_a_sweep_runs_the_saved_config_of_its_job(tmp_path: Path) -> None:
     """Jobs on one and on two devices; the seed is the time, another one whenever a command line is read."""
     sweep = tmp_path / "sweep"
-    record = {"_target_": "tests.interruptions.RecordSeed", "folder": "${hydra:runtime.output_dir}"}
+    record = {"_target_": "tests.interruptions.RecordSettings", "folder": "${hydra:runtime.output_dir}"}
     callback = [f"+callbacks.record.{key}={value}" for key, value in record.items()]
     choices = ["trainer.devices=1,2", "imbalance=weighted", "seed=${now:1%f}", f"hydra.sweep.dir={sweep}"]
     ended = apart(tmp_path, *SMALL, *callback, *choices)
@@ -113,8 +113,13 @@ def test_every_rank_of_a_sweep_runs_the_saved_config_of_its_job(tmp_path: Path) 
     logs = {name: sorted(p.name for p in job.glob("rank*.log")) for name, job in jobs(sweep).items()}
     assert logs == {"0": [], "1": ["rank0.log", "rank1.log"]}
     for name, ranks in (("0", 1), ("1", 2)):
-        seeds = [path.read_text() for path in sorted((sweep / name).glob("seed*"))]
-        assert seeds == [str(settings(sweep / name).seed)] * ranks
+        recorded = [json.loads(path.read_text()) for path in sorted((sweep / name).glob("settings*"))]
+        assert len(recorded) == ranks
+        saved: Any = OmegaConf.to_container(settings(sweep / name))
+        assert all(one == recorded[0] for one in recorded)
+        assert {key: recorded[0][key] for key in ("seed", "optimizer", "monitor")} == {
+            key: saved[key] for key in ("seed", "optimizer", "monitor")
+        }
 
 
 @pytest.mark.ddp
@@ -135,6 +140,29 @@ def test_optuna_receives_the_score_of_its_own_trial(devices: int, tmp_path: Path
     best = OmegaConf.load(sweep / "optimization_results.yaml")
     assert best.best_value == pytest.approx(max(scores.values()))
     assert best.best_params["optimizer.lr"] in rates
+
+
+def test_an_optuna_sweep_goes_on_after_a_failed_job_and_is_resumed(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    sweep = tmp_path / "sweep"
+    small = [*without(SMALL[1:], "data.batch_size", "trainer.max_epochs"), "trainer.max_epochs=1"]
+    options = ["sweep=optuna", "hydra.sweeper.n_trials=3", "data.batch_size=choice(1,32)", f"hydra.sweep.dir={sweep}"]
+    first = apart(tmp_path, *small, *options)
+    assert first.code == 1
+    succeeded = {name: settings(job) for name, job in jobs(sweep).items()}
+    assert 0 < len(succeeded) < 3
+    assert f"{len(succeeded)} of 3 jobs finished" in first.out
+    assert "data.batch_size=1: batch norm needs at least 2 images" in first.err
+    (again, *_) = jobs(sweep).values()
+    (again / "metrics.json").unlink()
+    second = apart(tmp_path, *resumed(sweep))
+    assert second.code == 1
+    assert {name: settings(job) for name, job in jobs(sweep).items()} == succeeded
+    # One of its jobs alone is not another sweep.
+    one = apart(tmp_path, *resumed(again))
+    assert one.code == 0, one.err
+    assert f"{again} is finished" in one.out
+    assert [path.name for path in sweep.parent.iterdir() if path.is_dir()] == ["sweep"]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -112,9 +113,14 @@ def test_metrics_csv_has_one_row_per_epoch(finished: Path) -> None:
     assert all(float(row["train/loss"]) > 0 and "val/recall/disgust" in row for row in rows)
 
 
-def test_checkpoints_hold_tensors_and_plain_values_only(finished: Path) -> None:
-    for name in ("best", "last"):
-        state = torch.load(finished / f"checkpoints/{name}.ckpt", weights_only=True)
+def test_checkpoints_hold_tensors_and_plain_values_only(finished: Path, train: Train) -> None:
+    stages = train(*TINY, "imbalance=two_stage", "optimizer=muon", "callbacks=ema")
+    assert stages.code == 0, stages.err
+    checkpoints = {path for folder in (finished, stages.folder) for path in folder.rglob("*.ckpt")}
+    assert {path.name for path in checkpoints} == {"best.ckpt", "last.ckpt", "previous.ckpt", "start.ckpt"}
+    assert len({path.parent for path in checkpoints}) == 3
+    for path in checkpoints:
+        state = torch.load(path, weights_only=True)
         assert state["hyper_parameters"]["classes"] == list(FER_CLASSES)
 
 
@@ -141,7 +147,10 @@ def test_evaluate_reproduces_the_scores_of_the_run(finished: Path, tmp_path: Pat
     assert val["test/accuracy"] == pytest.approx(metrics["val/accuracy"], abs=1e-6)
 
 
-def test_same_seed_gives_the_same_weights(train: Train) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_seed_gives_the_same_weights(train: Train, threads: int, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(threads)
     first, same = (train(*TINY, "trainer.max_epochs=1", "seed=0") for _ in range(2))
     other = train(*TINY, "trainer.max_epochs=1", "seed=1")
     assert first.code == same.code == other.code == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,8 +32,9 @@ def load(path: str | os.PathLike[str] | None, *, cache_dir: str | os.PathLike[st
     """The faces at `path`, whose format is detected from its content.
 
     It may be a CSV with the columns emotion, pixels and Usage (fer2013.csv, icml_face_data.csv), or train.csv with
-    test.csv beside it; a folder with train/<class>/*, test/<class>/* and perhaps val/<class>/*; a folder of such CSVs;
-    any of them as .zip, .tar, .tar.gz, .tar.xz, .tar.bz2, and a CSV also as .gz, .xz, .bz2; or the URL of such a file.
+    val.csv and test.csv beside it; a folder with train/<class>/*, test/<class>/* and perhaps val/<class>/*; a folder of
+    such CSVs; any of them as .zip, .tar, .tar.gz, .tar.xz, .tar.bz2, and a CSV also as .gz, .xz, .bz2; or the URL of
+    such a file.
 
     Args:
         path: the CSV, folder or archive.
@@ -83,7 +83,6 @@ def load_ferplus(
         path: fer2013.csv, in any form that `load` reads.
         votes: fer2013new.csv.
         target, merge: see `fer_lightning.data.ferplus.relabelled`.
-        cache_dir: as for `load`.
 
     Raises:
         UserError: as `load`; or the votes are missing, or do not fit the images.
@@ -110,7 +109,7 @@ class Survey:
     small: dict[str, tuple[int, int]]
 
 
-def survey(path: str | os.PathLike[str], *, votes: Path | None = None, cache_dir: Path | None = None) -> Survey:
+def survey(path: str | os.PathLike[str], *, votes: Path | None = None) -> Survey:
     """The faces at `path` as `load` reads them, except that images which cannot be read are left out and listed.
 
     If there are such images, and of class folders always, nothing is cached, so that `load` still fails.
@@ -124,13 +123,13 @@ def survey(path: str | os.PathLike[str], *, votes: Path | None = None, cache_dir
         UserError: as `load`, but for the content of single images only if most of them cannot be read; or the votes do
             not fit.
     """
-    local, source = _locate(path, cache_dir or default_root())
+    local, source = _locate(path, default_root())
     with _open(local, source) as archive:
         layout = _look(archive)
         if isinstance(layout, csvfile.Layout):
             table = None
             with suppress(UserError):
-                table = load(path, cache_dir=cache_dir)
+                table = load(path)
             if table is not None:
                 return Survey(ferplus.attach(table, votes, "--votes") if votes else table, [], {})
         flaws = Flaws()
@@ -178,13 +177,17 @@ def _near(path: Path) -> str:
 
 
 def _open(path: Path, source: str) -> Archive:
-    """The archive at `path`; for a train.csv, with the test.csv beside it."""
+    """The archive at `path`; for a train.csv, with the val.csv or validation.csv and the test.csv beside it."""
     if path.name.lower().startswith("train.csv") and path.is_file():
+        end = path.name[len("train") :].lower()
         with reading(printable(path.parent)):
-            beside = re.compile(re.escape(path.name.lower().replace("train", "test", 1)), re.IGNORECASE)
-            tests = [name for name in os.listdir(path.parent) if beside.fullmatch(name)]
-        if tests:
-            return Archive(path.parent, only=[path.name, min(tests)])
+            names = sorted(os.listdir(path.parent))
+        beside = [
+            next((name for name in names if name.lower() in wanted), None)
+            for wanted in ({f"val{end}", f"validation{end}"}, {f"test{end}"})
+        ]
+        if any(beside):
+            return Archive(path.parent, only=[path.name, *filter(None, beside)])
     return Archive(path, label=source)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, flat
 
 
 class Pipeline:
@@ -65,5 +65,5 @@ def _transform(albumentations: Any, spec: Mapping[str, Any], key: str) -> Any:
         try:
             return cls(**arguments)
         except Exception as error:  # pydantic, ValueError, TypeError, UserWarning: whatever the version raises
-            reason = " ".join(str(error).split())
+            reason = flat(error, 300)
             raise UserError(f"{key}: {name}({arguments}) is rejected by albumentations: {reason}") from error

@@ -92,20 +92,19 @@ def mean_maps(
 
 
 @styled
-def robustness(table: pd.DataFrame, perturbations: Sequence[Perturbation] = PERTURBATIONS) -> Figure:
+def robustness(table: pd.DataFrame) -> Figure:
     """A plot of each perturbation: accuracy with its interval, and macro-F1, over the levels.
 
     Args:
         table: from `robustness.measure`.
-        perturbations: those in the table.
     """
-    rows = -(-len(perturbations) // COLUMNS)
+    rows = -(-len(PERTURBATIONS) // COLUMNS)
     figure = Figure(figsize=(3.3 * COLUMNS, 2.5 * rows), layout="constrained")
     grid = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False).ravel()
     base = undisturbed(table)
-    for axes, perturbation in zip(grid, perturbations, strict=False):
+    for axes, perturbation in zip(grid, PERTURBATIONS, strict=False):
         _plot(axes, table[table["perturbation"] == perturbation.name], perturbation, base)
-    for axes in grid[len(perturbations) :]:
+    for axes in grid[len(PERTURBATIONS) :]:
         axes.set_axis_off()
     for axes in grid[::COLUMNS]:
         axes.set_ylabel("Score")

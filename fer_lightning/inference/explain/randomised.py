@@ -21,7 +21,7 @@ TRAINED, ANOTHER = "trained", "trained, map of another face"
 Step = tuple[str, list[FaceNetwork]]
 
 
-def cascade(networks: Sequence[FaceNetwork], seed: int = 0) -> Iterator[Step]:
+def cascade(networks: Sequence[FaceNetwork]) -> Iterator[Step]:
     """Copies of networks with more and more random weights, from the head down to the first layer.
 
     The parts are the head and the backbone's children. Each step is named after the part that becomes random, and the
@@ -29,13 +29,12 @@ def cascade(networks: Sequence[FaceNetwork], seed: int = 0) -> Iterator[Step]:
 
     Args:
         networks: members of an ensemble, which are not changed.
-        seed: of the random weights.
     """
     copies = [copy.deepcopy(network) for network in networks]
     parts = [{"head": one.head} | dict(reversed(list(one.backbone.named_children()))) for one in copies]
     names = dict.fromkeys(name for of_one in parts for name, part in of_one.items() if list(part.parameters()))
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         for name in names:
             for of_one in parts:
                 if name in of_one:

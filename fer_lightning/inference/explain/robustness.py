@@ -32,7 +32,6 @@ def measure(
     faces: NDArray[np.uint8],
     labels: NDArray[np.int64],
     *,
-    perturbations: Sequence[Perturbation] = PERTURBATIONS,
     report: Callable[[str], None] = print,
 ) -> pd.DataFrame:
     """Scores of faces under each perturbation.
@@ -41,7 +40,6 @@ def measure(
         predictor: of the faces.
         faces: uint8 (N, H, W).
         labels: int64 (N,), all known.
-        perturbations: what is done to the faces.
         report: is given a line after each perturbation.
 
     Returns:
@@ -52,16 +50,16 @@ def measure(
     start = time.monotonic()
     base = predictor.logits(faces)
     rows: list[dict[str, Any]] = []
-    for i, perturbation in enumerate(perturbations, start=1):
+    for i, perturbation in enumerate(PERTURBATIONS, start=1):
         of_levels = {perturbation.neutral: base} if perturbation.neutral is not None else {}
         for level in perturbation.levels:
             of_levels[level] = predictor.logits(perturbed(faces, perturbation, level))
         mine = [_row(perturbation.name, level, of_levels[level], base, labels) for level in sorted(of_levels)]
         rows += mine
-        left = (time.monotonic() - start) / i * (len(perturbations) - i)
+        left = (time.monotonic() - start) / i * (len(PERTURBATIONS) - i)
         worst = min(mine, key=lambda row: row["accuracy"])
         report(
-            f"robustness {i} of {len(perturbations)}: {perturbation.title}, accuracy down to "
+            f"robustness {i} of {len(PERTURBATIONS)}: {perturbation.title}, accuracy down to "
             f"{worst['accuracy']:.3f} at {number(worst['level'])}" + (f"; about {left:.0f} s left" if left >= 1 else "")
         )
     return pd.DataFrame(rows)

@@ -28,7 +28,7 @@ def labelled_faces(loaded: Sequence[LoadedModel], data: str | None, split: str, 
     return faces, rows
 
 
-def stratified(labels: NDArray[np.int64], n: int, seed: int = 0) -> NDArray[np.int64]:
+def stratified(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """Indices of `n` of the labels (N,), ascending, with the classes' shares and, if `n` allows, one image of each
     class or more.
 
@@ -43,7 +43,7 @@ def stratified(labels: NDArray[np.int64], n: int, seed: int = 0) -> NDArray[np.i
     take[order[: max(n - take.sum(), 0)]] += 1
     while take.sum() > n:  # where rare classes got more than their share
         take[take.argmax()] -= 1
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     chosen = [
         rng.choice(np.flatnonzero(labels == label), k, replace=False) for label, k in zip(classes, take, strict=True)
     ]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fer_lightning.audit.write import audit
 from fer_lightning.data.ferplus import VOTES
 from fer_lightning.data.protocols import Partition, partition
+from fer_lightning.data.quality import blank
 from fer_lightning.data.quality.cleaning import drop, relabel
 from fer_lightning.data.quality.duplicates import near_duplicates
 from fer_lightning.data.readers.sources import load
@@ -378,3 +379,10 @@ def test_bad_options(train: Train, csv: Path) -> None:
         assert run.code == 1
         assert re.search(message, run.err), run.err
         assert run.err.count("\n") == 1
+
+
+def test_contrast_is_the_standard_deviation_of_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blank, "_AT_ONCE", 4)
+    images = np.random.default_rng(0).integers(0, 256, (10, 48, 48), np.uint8)
+    assert blank.spread(images).tolist() == images.reshape(10, -1).std(1).tolist()
+    assert blank.spread(images[:0]).shape == (0,)

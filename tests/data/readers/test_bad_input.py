@@ -56,7 +56,7 @@ def test_missing_path_reports_how_to_get_the_data_and_similar_names(tmp_path: Pa
     refused(tmp_path / "fer2013.csv" / "below", "does not exist")
 
 
-@pytest.mark.parametrize("path", ["", "a\0b", "~nobody_of_that_name/x", "x" * 300, "https://host/fer2013.csv"])
+@pytest.mark.parametrize("path", ["", "a\0b", "~nobody_of_that_name/x", "x" * 300, "http://127.0.0.1:9/fer2013.csv"])
 def test_invalid_path(path: str) -> None:
     with pytest.raises(UserError, match=r"data\.path|cannot be read"):
         load(path)

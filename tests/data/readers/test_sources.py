@@ -108,12 +108,13 @@ def test_train_csv_includes_unlabelled_test_csv_beside_it(tmp_path: Path, given:
     assert table.ids[[6, 7]].tolist() == [b"row 6", b"test.csv row 0"]
 
 
+@pytest.mark.parametrize("given", ["train.csv", "."])
 @pytest.mark.parametrize("name", ["val.csv", "validation.csv"])
-def test_train_csv_includes_val_csv_beside_it(tmp_path: Path, name: str) -> None:
+def test_train_csv_includes_val_csv_beside_it(tmp_path: Path, name: str, given: str) -> None:
     rows = fer_rows(21)
     parts = {"train.csv": rows[:7], name: rows[7:14], "test.csv": rows[14:]}
     files = {file: csv_bytes(part, "emotion,pixels") for file, part in parts.items()}
-    table = load(write_folder(tmp_path / "three", files))
+    table = load(write_folder(tmp_path / "three", files) / given)
     np.testing.assert_array_equal(table.images, faces(21))
     assert splits_of(table) == 7 * ["train"] + 7 * ["val"] + 7 * ["test"]
 
