@@ -9,18 +9,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fer_lightning.comparison.write import compare_runs
     from fer_lightning.data.datamodule import FERDataModule
+    from fer_lightning.inference.evaluate import evaluate
     from fer_lightning.inference.load import load_model
     from fer_lightning.inference.predictor import Prediction, Predictor
     from fer_lightning.training.module import FERClassifier
 
-__all__ = ["FERClassifier", "FERDataModule", "Prediction", "Predictor", "__version__", "load_model"]
+__all__ = [
+    "FERClassifier",
+    "FERDataModule",
+    "Prediction",
+    "Predictor",
+    "__version__",
+    "compare_runs",
+    "evaluate",
+    "load_model",
+]
 
 _MODULES = {
     "FERClassifier": "fer_lightning.training.module",
     "FERDataModule": "fer_lightning.data.datamodule",
     "Prediction": "fer_lightning.inference.predictor",
     "Predictor": "fer_lightning.inference.predictor",
+    "compare_runs": "fer_lightning.comparison.write",
+    "evaluate": "fer_lightning.inference.evaluate",
     "load_model": "fer_lightning.inference.load",
 }
 

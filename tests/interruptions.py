@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 from torch import Tensor, nn
 
 from fer_lightning.distributed.signals import interrupts
@@ -97,6 +98,13 @@ class RecordSettings(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         (self.folder / f"settings{trainer.global_rank}").write_text(json.dumps(dict(pl_module.hparams), default=str))
+
+
+class NumpyState(L.Callback):
+    """Has a state that checkpoints may not hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": np.float64(0.5)}
 
 
 class SmallNetwork(nn.Module):

@@ -127,6 +127,10 @@ def write_csv(path: Path, rows: int = 4) -> Path:
             ["augment=light", "augment.first_side=24", "trainer.max_steps=5"],
             "augment.first_side=24 depends on the share of trainer.max_epochs",
         ),
+        (
+            ["trainer.compile=reduce-overhead", "trainer.accumulate_grad_batches=2"],
+            "trainer.compile=reduce-overhead keeps gradients for one batch only: use trainer.compile=default",
+        ),
         (["mix=mixup", "mix.until=0.5", "trainer.max_steps=5"], "mix.until=0.5 depends on the share of"),
         (
             ["seed=0,1"],

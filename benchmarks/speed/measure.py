@@ -9,7 +9,7 @@ import platform
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,14 @@ def decay_of(overrides: Sequence[str]) -> float | None:
 
 
 def take_turns(
-    measurements: Mapping[str, Callable[[], float]], rounds: int, *, unit: str = "images/s"
+    measurements: Mapping[str, Callable[[], float]],
+    rounds: int,
+    *,
+    unit: str = "images/s",
+    after: Callable[[dict[str, list[float]]], object] = lambda results: None,
 ) -> dict[str, list[float]]:
-    """Results by name, one for each round; in each round all take their turn, and another one begins."""
+    """Results by name, one for each round; in each round all take their turn, and another one begins. `after` is called
+    with the results after each round."""
     names = list(measurements)
     results: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
@@ -78,6 +83,7 @@ def take_turns(
         for name in names[begin:] + names[:begin]:
             results[name].append(measurements[name]())
         print(f"round {number}: " + ", ".join(f"{name} {results[name][-1]:.4g} {unit}" for name in names), flush=True)
+        after(results)
     return results
 
 
@@ -108,6 +114,11 @@ class Results:
     def add(self, row: Mapping[str, Any]) -> None:
         self.rows.append(dict(row))
         print(json.dumps({key: value for key, value in row.items() if not isinstance(value, list)}), flush=True)
+        self._write()
+
+    def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write these rows in place of those before."""
+        self.rows[:] = map(dict, rows)
         self._write()
 
     def note(self, **about: Any) -> None:

@@ -10,6 +10,8 @@ round all take their turn, and the ratio to the default is taken within a round.
 from __future__ import annotations
 
 import ctypes.util
+import json
+import math
 import os
 import statistics
 import subprocess
@@ -55,9 +57,12 @@ def variants() -> dict[str, tuple[list[str], dict[str, str]]]:
 
 
 def speed(overrides: list[str], environment: dict[str, str], steps: int) -> float:
-    """Images per second of a job in a new process."""
+    """Images per second of a job in a new process; not a number if it fails."""
     command = [sys.executable, __file__, "--child", "--steps", str(steps), *overrides]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stderr[-2000:], file=sys.stderr)
+        return math.nan
     return float(done.stdout.strip().splitlines()[-1])
 
 
@@ -89,18 +94,23 @@ def main() -> None:
         name: partial(speed, [*given, *own], environment, arguments.steps)
         for name, (own, environment) in options.items()
     }
-    speeds = measure.take_turns(runs, arguments.rounds)
     results = measure.Results(arguments.out, precision=measure.settings_of(given)["trainer"]["precision"])
-    for name, values in speeds.items():
-        results.add(
+
+    def write(speeds: dict[str, list[float]]) -> None:
+        results.replace(
             {
                 "network": arguments.network,
                 "variant": name,
                 "images_per_second": statistics.median(values),
                 **measure.ratio(values, speeds["default"]),
-                "rounds": arguments.rounds,
+                "rounds": len(values),
             }
+            for name, values in speeds.items()
+            if not any(map(math.isnan, (*values, *speeds["default"])))
         )
+
+    measure.take_turns(runs, arguments.rounds, after=write)
+    print(json.dumps(results.rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ PAIRS = (
 
 
 def compare_runs(
-    paths: Sequence[Path],
+    paths: Sequence[str | Path],
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     baseline: str | None = None,
     clean: bool = False,
     resamples: int = 4000,
@@ -51,9 +51,11 @@ def compare_runs(
     """
     if resamples < 100:
         raise UserError(f"--resamples {resamples}: too few for confidence intervals; use at least 100")
-    settings, unfinished = collect(paths, clean=clean)
+    folders = [Path(path).expanduser() for path in paths]
+    settings, unfinished = collect(folders, clean=clean)
     comparison = compare(settings, baseline=baseline, resamples=resamples)
-    out = out or (paths[0] if len(paths) == 1 else Path()) / ("comparison-clean" if clean else "comparison")
+    default = (folders[0] if len(folders) == 1 else Path()) / ("comparison-clean" if clean else "comparison")
+    out = Path(out).expanduser() if out else default
     index = _write(comparison, out, unfinished, clean)
     console = Console()
     _print(comparison, console if console.is_terminal else Console(width=WIDTH))

@@ -129,8 +129,11 @@ def load_parts_of(
             started, with the remedy `remedy`.
     """
     url = settings["data"]["path"]
-    if url and is_url(url) and not trust:
-        raise UserError(f"{run_dir}: its data are at {printable(url)}: add --trust to download them, {remedy}")
+    if url and is_url(url):
+        if not trust:
+            raise UserError(f"{run_dir}: its data are at {printable(url)}: add --trust to download them, {remedy}")
+    elif url and not Path(url).expanduser().exists():
+        raise UserError(f"{run_dir}: its data, {printable(url)}, are not there; restore them, {remedy}")
     loaded = load_parts(settings, cleaned=cleaned)
     folder.compare_partition(run_dir, loaded.faces.source, loaded.digests, remedy)
     return loaded

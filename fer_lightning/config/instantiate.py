@@ -17,7 +17,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from fer_lightning.config import CONF
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, flat
 
 if TYPE_CHECKING:  # `check_targets` runs before torch is needed
     from fer_lightning.models.network import FaceNetwork
@@ -162,5 +162,10 @@ def _instantiate(key: str, node: Mapping[str, Any], **extra: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, UserError) or (isinstance(cause, DEFECTS) and str(node[TARGET]).startswith(OWN)):
             raise cause from error
+        if isinstance(cause, ImportError) and not str(node[TARGET]).startswith(OWN):
+            raise UserError(
+                f"{key}: {node[TARGET]} cannot be imported ({flat(cause)}): install its package, or add the folder "
+                "that holds it to PYTHONPATH"
+            ) from error
         reason = str(cause) if isinstance(cause, ValueError | TypeError) else str(error).replace("\n", " ")
         raise UserError(f"{key}: {reason}") from error

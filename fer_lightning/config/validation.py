@@ -29,6 +29,8 @@ SEEDS = 2**32
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Of `torch.compile`."""
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Of these, those whose gradients are overwritten by the next batch."""
 
 
 class Started(NamedTuple):
@@ -106,6 +108,11 @@ def _check_training(settings: Mapping[str, Any]) -> None:
     for key, number in at_least_1.items():
         if number < 1:
             raise UserError(f"{key}={number}: use 1 or more")
+    if trainer["compile"] in CUDA_GRAPHS and trainer["accumulate_grad_batches"] > 1:
+        raise UserError(
+            f"trainer.compile={trainer['compile']} keeps gradients for one batch only: use "
+            f"trainer.compile=default with trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']}"
+        )
     clip = trainer["gradient_clip_val"]
     if clip is not None and not 0 <= clip < math.inf:
         raise UserError(

@@ -161,7 +161,8 @@ class FaceTable:
         unknown = [name for name, known, n in counts if n and known not in classes]
         if unknown:
             raise UserError(
-                f"{self.source} has images of {', '.join(unknown)}, but the run was trained on {', '.join(classes)}"
+                f"{self.source} has images of {', '.join(unknown)}, but the model knows "
+                f"{', '.join(classes)}: rename its classes, or score a model that knows them"
             )
         return replace(self, classes=learned)._relabelled(classes)
 

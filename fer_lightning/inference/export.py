@@ -207,10 +207,10 @@ def _labelled(loaded: Sequence[LoadedModel], data: str | None, trust: bool) -> L
     """The images that the models were validated and tested on; None for model files without `data`."""
     runs = [one.path for one in loaded if one.description is None]
     files = [one for one in loaded if one.description is not None]
-    if runs and not files and data is None:
-        return labelled.of_runs(runs, remedy="or export where they are", trust=trust)
+    if runs and not files:
+        return labelled.of_runs(runs, remedy="or name them with --data", data=data, trust=trust)
     if runs:
-        raise UserError("--data and model files do not go with runs, whose own data are read; leave them out")
+        raise UserError("model files do not go with runs; export them apart")
     if data is None:
         return None
     described = [(one.path, one.description) for one in files if one.description]

@@ -39,12 +39,20 @@ class Labelled:
     twins: str
 
 
-def of_runs(run_dirs: Sequence[Path], *, remedy: str, cleaned: bool = False, trust: bool = False) -> Labelled:
+def of_runs(
+    run_dirs: Sequence[Path],
+    *,
+    remedy: str,
+    data: str | os.PathLike[str] | None = None,
+    cleaned: bool = False,
+    trust: bool = False,
+) -> Labelled:
     """The data of runs that are to be averaged, which must have validation and test images in common.
 
     Args:
         run_dirs: of the runs.
         remedy: for data that are missing or have changed.
+        data: where they are now; by default where they were.
         cleaned: with the training set cleaned as the first run did.
         trust: see `fer_lightning.config.dataset.settings_of`.
 
@@ -53,6 +61,9 @@ def of_runs(run_dirs: Sequence[Path], *, remedy: str, cleaned: bool = False, tru
     """
     first = run_dirs[0]
     settings = settings_of(first, trust=trust)
+    if data is not None:
+        settings["data"] = settings["data"] | {"path": os.fspath(data)}
+        trust = True  # to download what was named just now
     loaded = load_parts_of(first, settings, cleaned=cleaned, trust=trust, remedy=remedy)
     for other in run_dirs[1:]:  # otherwise one may have been trained on what another is scored on
         same = {name: loaded.digests[name] for name in ("val", "test")}
@@ -105,7 +116,8 @@ def split_of(
         data: a source of other faces, labelled with classes that the models know; required for model files, whose own
             partition is used if they were made with these data.
         split: "train", "val" or "test" by the models' protocol, "all", or a split of the source such as "private". Of
-            other data, "test" means its test images, or all of it where it has none.
+            other data, "test" means its test images, or all of it where it has none. Data are the models' own if their
+            validation and test images are, wherever they lie.
         remedy: for data of runs that are missing or have changed.
         trust: see `fer_lightning.config.dataset.settings_of`.
 
@@ -124,12 +136,35 @@ def split_of(
     else:
         own: Mapping[str, Any] = settings_of(runs[0], trust=trust)["data"] if runs else {"cache_dir": None}
         faces = sources.load(data, cache_dir=cache_root(own)).as_known_by(loaded[0].classes, own.get("merge"))
-        of_files = [_own_partition(faces, description) for description in files]
-        if not runs and None not in of_files:
+        if runs:
+            same = _own_data(runs, files, data, cleaned=split == "train", trust=trust)
+            if same is not None:
+                faces, parts, protocol = same.faces, same.parts, same.protocol["name"]
+        elif None not in (of_files := [_own_partition(faces, description) for description in files]):
             check_same(described, "score them apart")
             parts, protocol = of_files[0], cast(ProtocolName, files[0].protocol["name"])
+        if parts is None and split == "test" and len(public := faces.rows("public")):
+            print(
+                f"{faces.source} is not the data of {loaded[0].path}: its public and private test images are scored, "
+                f"of which the first {len(public):,} may have been used in training; --split private leaves them out"
+            )
     own_split = parts is not None and split in ("train", "val", "test")
     return Split(faces, getattr(parts, split) if own_split else rows_of(faces, split), parts, protocol)
+
+
+def _own_data(
+    runs: Sequence[Path], files: Sequence[Description], data: str | os.PathLike[str], *, cleaned: bool, trust: bool
+) -> Labelled | None:
+    """The data, if they are those of all runs and files."""
+    takes = settings_of(runs[0], trust=trust)["data"]["source"].get("takes", [])
+    if "path" not in takes:
+        return None
+    try:
+        found = of_runs(runs, remedy="", data=data, cleaned=cleaned, trust=trust)
+    except UserError:  # other images, or too few for the protocol
+        return None
+    same = all(file.data.get(part) == found.digests[part] for file in files for part in ("val", "test"))
+    return found if same else None
 
 
 def check_same(described: Sequence[tuple[Path, Description]], remedy: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,6 +196,11 @@ class Predictor:
         """The logits of each member by itself, see `logits`."""
         if images.dtype != np.uint8 or images.ndim != 3:
             raise ValueError(f"images must be uint8 of shape (N, H, W), not {images.dtype} of shape {images.shape}")
+        if len(images) and images.shape[1:] != (self.size, self.size):
+            raise ValueError(
+                f"faces must have {self.size} by {self.size} pixels, not {images.shape[1]} by {images.shape[2]}: scale "
+                "them, or give whole photos to find_and_predict"
+            )
         parts: list[list[Tensor]] = [[torch.empty(0, len(self.classes))] for _ in self.members]
         for start in range(0, len(images), self.batch_size):
             batch = torch.from_numpy(np.array(images[start : start + self.batch_size]))
@@ -232,6 +238,7 @@ class Predictor:
         Raises:
             UserError: the photo cannot be read, or there is no such detector.
             ValueError: the array has another type or shape.
+            TypeError: neither a name nor an array.
         """
         from fer_lightning.inference.faces.choose import load_detector
         from fer_lightning.inference.photo import find_in_file
@@ -239,8 +246,13 @@ class Predictor:
         searcher = detector if isinstance(detector, Detector) else load_detector(detector)[0]
         if isinstance(photo, np.ndarray):
             found = find(photo, searcher, self.crop, self.size)
+        elif isinstance(photo, str | os.PathLike):
+            found = find_in_file(Path(photo).expanduser(), searcher, self.crop, self.size)
         else:
-            found = find_in_file(Path(photo), searcher, self.crop, self.size)
+            raise TypeError(
+                f"photo must be the name of a file or an RGB array, not {type(photo).__name__}; "
+                "numpy.asarray(image.convert('RGB')) makes one of Pillow's images"
+            )
         probabilities = self.probabilities(found.crops)
         return [
             self.answer(p, box=(face.x, face.y, face.width, face.height), note=remark)

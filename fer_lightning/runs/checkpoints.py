@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,6 +184,31 @@ def _storage(reference: Any) -> tuple[str, int]:
     return key, n * ITEM_SIZES[name]
 
 
+def _check_readable(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Raises UserError, while there is something to correct, if `read_checkpoint` would refuse a callback's state."""
+    try:
+        _check_header(path)
+    except ValueError:
+        for name, state in checkpoint.get("callbacks", {}).items():
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            try:
+                _check_header(buffer)
+            except ValueError as error:
+                raise UserError(
+                    f"the state of the callback {name} cannot be read from a checkpoint again ({error}): let its "
+                    "state_dict hold tensors, numbers, strings, lists and dicts only"
+                ) from None
+        raise
+
+
+def _check_header(file: Path | io.BytesIO) -> None:
+    with zipfile.ZipFile(file) as archive:
+        (header,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        for _ in _storages(archive.read(header)):
+            pass
+
+
 class WholeCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its final path and moves it there once it is complete and on the disk.
 
@@ -205,9 +231,13 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            _check_readable(checkpoint, part)
             if path.name == LAST and path.exists():
                 path.replace(path.with_name(PREVIOUS))
             part.replace(path)
+        except (UserError, ValueError):
+            part.unlink(missing_ok=True)
+            raise
         except (OSError, RuntimeError) as error:  # torch turns some of the first into the second
             part.unlink(missing_ok=True)
             run_dir = next((p.parent for p in path.parents if p.name == CHECKPOINTS), path.parent)

@@ -132,6 +132,11 @@ def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, An
             "hydra.run.dir=<folder>"
         )
     changes = list(differences(load_settings(run_dir), wanted))
+    # Whether the same data are elsewhere now is seen when they are read.
+    moved = [change for change in changes if change.startswith("data.path: ")]
+    for change in moved:
+        log.warning("resumed with data in another place: %s", change)
+        changes.remove(change)
     if changes and not settings["allow_changes"]:
         raise UserError(
             f"{run_dir}: the config is not the one this run was started with: {', '.join(changes[:6])}"
@@ -139,7 +144,7 @@ def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, An
             "with allow_changes=true"
         )
     files = [run_dir / name for name in (CONFIG, METRICS, OVERRIDES)]
-    before = {path: path.read_bytes() for path in files if path.exists()} if changes else {}
+    before = {path: path.read_bytes() for path in files if path.exists()} if changes or moved else {}
     if changes:  # the run is no longer finished
         (run_dir / METRICS).unlink(missing_ok=True)
     # For the process that reads the data, which may be another one.

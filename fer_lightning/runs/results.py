@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -109,7 +110,12 @@ def test_scores(test: Scored, classes: tuple[str, ...], calibration: Calibration
 @cache
 def git_commit() -> str:
     """The commit of this source tree when it was first asked for, with "+" where it was changed since; "none" outside a
-    repository of its own: an installed package may lie in that of another project."""
+    repository of its own: an installed package may lie in that of another project.
+
+    The environment variable FER_LIGHTNING_COMMIT names that of a copy without its history.
+    """
+    if commit := os.environ.get("FER_LIGHTNING_COMMIT"):
+        return commit
     tree = Path(__file__).resolve().parents[2]
     try:
         if not Path(_git(tree, "rev-parse", "--show-toplevel")).samefile(tree):

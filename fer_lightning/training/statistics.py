@@ -23,12 +23,12 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
-    for batch in batches if norms else ():
-        if not norms[0].training:  # the first batch
-            for norm in norms:
+    for k, batch in enumerate(batches if norms else (), start=1):
+        for norm in norms:
+            if k == 1:
                 norm.reset_running_stats()
-                norm.momentum = None  # a plain average over batches
                 norm.train()
+            norm.momentum = 1 / k  # a plain average; None, which means that, reads a number from the device each time
         network.forward(batch)  # never compiled, see FERClassifier.forward
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -19,7 +19,7 @@ from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.loader import EvaluationOrder
 from fer_lightning.distributed import ranks
 from fer_lightning.distributed.strategy import OrderedDDP
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, flat
 from fer_lightning.runs.checkpoints import WholeCheckpointIO
 from fer_lightning.training.callbacks import History, ProgressBar, ProgressLine
 
@@ -63,7 +63,7 @@ def make_trainer(
         # The process group exists by now; its backends follow from the machine.
         arguments |= {"strategy": OrderedDDP(), "num_nodes": rank.nodes, "use_distributed_sampler": False}
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             default_root_dir=run_dir,
             callbacks=[*callbacks, history, ProgressBar(history) if bar else ProgressLine(history)],
             logger=list(loggers),
@@ -76,7 +76,11 @@ def make_trainer(
             **arguments,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        raise UserError(f"trainer: {flat(error, 300)}") from error
+    if rank:
+        # It waits for the device before each batch; `LastCheckpoint` agrees on signals without it.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def check_limits(group: Mapping[str, Any], data: FERDataModule) -> None:

@@ -131,8 +131,10 @@ def test_network_of_the_users_own_is_no_model_file() -> None:
         modelfile.check_buildable([own], 7, Path("own.safetensors"))
 
 
-def test_own_data_are_split_as_in_training(train: Callable[..., Any], tmp_path: Path) -> None:
-    """A model file is not scored on the images that it was selected on."""
+def test_own_data_are_split_as_in_training(
+    train: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a model file nor a run is scored on the images that it was selected on, wherever the data are."""
     from fer_lightning.inference.evaluate import evaluate
 
     faces = synthetic(n_train=70, n_val=28, n_test=35)
@@ -141,7 +143,8 @@ def test_own_data_are_split_as_in_training(train: Callable[..., Any], tmp_path: 
     pixels = [" ".join(map(str, image.ravel().tolist())) for image in faces.images]
     csv = tmp_path / "faces.csv"
     pd.DataFrame({"emotion": faces.labels, "pixels": pixels, "Usage": usage}).to_csv(csv, index=False)
-    own = train(f"data.path={csv}", "model=resnet18", "model.width=8", "trainer.max_epochs=1", "logger=none")
+    settings = ("model=resnet18", "model.width=8", "trainer.max_epochs=1", "logger=none")
+    own = train(f"data.path={csv}", *settings)
     assert own.code == 0, own.err
     export([own.folder], tmp_path / "model.safetensors")
     of_run = evaluate([own.folder], out=tmp_path / "run")
@@ -155,6 +158,30 @@ def test_own_data_are_split_as_in_training(train: Callable[..., Any], tmp_path: 
     )  # weights of 16 bits
     of_all = evaluate([tmp_path / "model.safetensors"], data=csv, split="all", out=tmp_path / "all")
     assert sum(float(of_all[key]) for key in of_all if key.startswith("test/support")) == 133
+
+    moved = csv.rename(tmp_path / "moved.csv")
+    with pytest.raises(UserError, match=r"its data, .*faces\.csv, are not there; restore them, or .* with --data"):
+        evaluate([own.folder], out=tmp_path / "gone")
+    assert evaluate([own.folder], data=moved, out=tmp_path / "moved")["test/accuracy"] == of_run["test/accuracy"]
+    both = evaluate([own.folder, tmp_path / "model.safetensors"], data=moved, out=tmp_path / "both")
+    assert {key: both[key] for key in images} == images
+    export([own.folder], tmp_path / "again.safetensors", data=str(moved))
+    (own.folder / "metrics.json").unlink()
+    again = train(f"data.path={moved}", *settings, "resume=auto", folder=own.folder)
+    assert again.code == 0, again.err
+    rows = moved.read_text().splitlines()
+    rows[-1] = rows[-1].replace(" 1", " 2", 1)
+    (tmp_path / "other.csv").write_text("\n".join(rows))
+    capsys.readouterr()
+    for model in (own.folder, tmp_path / "model.safetensors"):
+        of_other = evaluate([model], data=tmp_path / "other.csv", out=tmp_path / "other")
+        assert sum(float(of_other[key]) for key in of_other if key.startswith("test/support/")) == 28 + 35
+        assert "of which the first 28 may have been used in training; --split private" in capsys.readouterr().out
+    (own.folder / "metrics.json").unlink()
+    refused = train(f"data.path={tmp_path / 'other.csv'}", *settings, "resume=auto", folder=own.folder)
+    assert refused.code == 1
+    assert "are not those that this run was started with" in refused.err
+    assert f"path: {moved}" in (own.folder / "config.yaml").read_text()
 
 
 def near_twins_csv(path: Path) -> Path:

@@ -175,6 +175,10 @@ def test_faces_and_photos_in_python(model_file: Path, test_images: NDArray[np.ui
     assert whole.box == (15, 0, 60, 60)
     with pytest.raises(ValueError, match=r"uint8 of shape \(H, W, 3\)"):
         predictor.find_and_predict(test_images[0], "haar")
+    with pytest.raises(ValueError, match="faces must have 48 by 48 pixels, not 96 by 96"):
+        predictor.predict(np.zeros((2, 96, 96), np.uint8))
+    with pytest.raises(TypeError, match=r"not Image; numpy\.asarray"):
+        predictor.find_and_predict(Image.new("RGB", (90, 60)), "haar")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"missing\.jpg"):
         predictor.find_and_predict(tmp_path / "missing.jpg")
 

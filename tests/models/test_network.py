@@ -76,3 +76,9 @@ def test_dropout_acts_before_the_head_in_training_only() -> None:
     assert torch.equal(network(images), network(images))
     network.train()
     assert not torch.equal(network(images), network(images))
+
+
+def test_a_network_that_cannot_be_imported_is_named_with_a_remedy() -> None:
+    message = r"model: no_such\.Net cannot be imported \(.*No module named 'no_such'.*PYTHONPATH"
+    with pytest.raises(UserError, match=message):
+        instantiate.network({"_target_": "no_such.Net"}, 7)

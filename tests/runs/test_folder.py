@@ -135,3 +135,5 @@ def test_the_commit_is_not_that_of_a_repository_around_the_package(
     assert results.git_commit.__wrapped__() == "none"
     git(package.parents[1])
     assert len(results.git_commit.__wrapped__()) >= 7
+    monkeypatch.setenv("FER_LIGHTNING_COMMIT", "abc1234")
+    assert results.git_commit.__wrapped__() == "abc1234"

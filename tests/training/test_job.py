@@ -124,6 +124,14 @@ def test_checkpoints_hold_tensors_and_plain_values_only(finished: Path, train: T
         assert state["hyper_parameters"]["classes"] == list(FER_CLASSES)
 
 
+def test_a_callback_whose_state_could_not_be_read_again_ends_the_run_at_its_first_checkpoint(train: Train) -> None:
+    run = train(*TINY, "+callbacks.own._target_=tests.interruptions.NumpyState")
+    assert run.code == 1
+    message = r"error: the state of the callback NumpyState cannot be read from a checkpoint again \(.*numpy.*\): .*\n"
+    assert re.fullmatch(message, run.err)
+    assert not list(run.folder.rglob("*.ckpt*")) and not list(run.folder.rglob(".*.part"))
+
+
 def test_only_training_images_are_resampled(finished: Path) -> None:
     """disgust × 6, surprise × 1.2, happy × 0.8 of the training images; the test images as they are."""
     log = (finished / "train.log").read_text()

@@ -222,5 +222,6 @@ def _missing(column: str, archive: Archive, name: str, columns: Sequence[str]) -
     names = ", ".join(quoted(c) for c in columns[:8]) + (", …" if len(columns) > 8 else "")
     return UserError(
         f"{archive.where(name)} has no column '{column}', only {names}: "
-        "FER-2013's fer2013.csv has emotion, pixels and Usage"
+        "FER-2013's fer2013.csv has emotion, pixels and Usage. A list of image files is not read: put the images, or "
+        "links to them, into train/<class>/ and test/<class>/, and name that folder"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 from collections import defaultdict, deque
@@ -18,6 +19,8 @@ from fer_lightning.data.readers.flaws import Flaws, noted
 from fer_lightning.data.readers.images import decode
 from fer_lightning.data.table import FER_CLASSES, SIDE, SPLITS, FaceTable
 from fer_lightning.errors import UserError, printable, quoted
+
+log = logging.getLogger(__name__)
 
 MAX_IMAGE_BYTES = 64 << 20
 """Size of the largest image file that is read."""
@@ -184,7 +187,9 @@ def _class_names(folders: set[str]) -> dict[str, str]:
     """The class of each class folder; 0 to 6 are the labels of FER-2013 if there are no other folders."""
     names = {folder: class_name(folder) for folder in folders}
     if all(re.fullmatch("[0-6]", name) for name in names.values()):
-        return {folder: FER_CLASSES[int(name)] for folder, name in names.items()}
+        names = {folder: FER_CLASSES[int(name)] for folder, name in names.items()}
+        meanings = ", ".join(f"{folder} = {name}" for folder, name in sorted(names.items()))
+        log.warning("numbered class folders have FER-2013's meanings (%s): rename them if theirs are others", meanings)
     return names
 
 

@@ -57,14 +57,11 @@ class EMA(WeightAveraging):
         assert average is not None
         t = int(average.n_averaged)
         kept = min(self.decay, (1 + t) / (10 + t)) if t else 0.0  # the first update copies the weights
-        averaged, current = list[Tensor](), list[Tensor]()
-        for ours, theirs in zip(_tensors(average.module), _tensors(pl_module), strict=True):
-            if ours.is_floating_point():
-                averaged.append(ours)
-                current.append(theirs)
-            else:
-                ours.copy_(theirs)  # the number of batches of a batch norm
+        pairs = list(zip(_tensors(average.module), _tensors(pl_module), strict=True))
+        averaged, current = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
         torch._foreach_lerp_(averaged, current, 1 - kept)
+        if counts := [pair for pair in pairs if not pair[0].is_floating_point()]:  # of the batches of a batch norm
+            torch._foreach_copy_([ours for ours, _ in counts], [theirs for _, theirs in counts])
         average.n_averaged += 1
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from fer_lightning.data.labels import class_name, class_order, split_name
 from fer_lightning.data.readers.sources import load
 from fer_lightning.data.table import FER_CLASSES, SPLITS, UNLABELLED, FaceTable
+from fer_lightning.errors import UserError
 from tests.data.conftest import (
     FORMS,
     PACKERS,
@@ -317,3 +318,18 @@ def test_real_folder_holds_the_same_faces(fer2013_dir: Path, real_csv: FaceTable
         assert folder.counts(rows).tolist() == counts
         mean, csv_mean = folder.images[rows].mean(axis=(1, 2)), real_csv.images[csv_rows].mean(axis=(1, 2))
         np.testing.assert_allclose(np.sort(mean), np.sort(csv_mean), atol=0.6)
+
+
+def test_meanings_of_numbered_folders_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for label in (0, 3):
+        for split in ("train", "test"):
+            (tmp_path / split / str(label)).mkdir(parents=True)
+            Image.fromarray(faces(9)[label]).save(tmp_path / split / str(label) / "1.png")
+    assert load(tmp_path).classes == ("angry", "happy")
+    assert "(0 = angry, 3 = happy): rename them if theirs are others" in caplog.text
+
+
+def test_a_list_of_files_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("pth,label\na/1.jpg,happy\n")
+    with pytest.raises(UserError, match=r"no column 'pixels'.*A list of image files is not read: .* train/<class>/"):
+        load(tmp_path / "labels.csv")

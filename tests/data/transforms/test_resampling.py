@@ -84,6 +84,27 @@ def test_invalid_transforms_are_reported_by_name(transforms: list[dict[str, obje
         Pipeline(transforms, key="imbalance.resample.transforms")
 
 
+def test_compositions_hold_transforms_and_depend_on_the_seed() -> None:
+    inner = [{"name": "HorizontalFlip", "p": 1.0}, {"name": "GaussNoise", "p": 1.0}]
+    pipeline = Pipeline([{"name": "OneOf", "p": 1.0, "transforms": inner}], key="augment.transforms")
+    image = np.random.default_rng(0).integers(0, 256, (48, 48, 1), np.uint8)
+    results = [pipeline(image, seed) for seed in range(12)]
+    flipped = [np.array_equal(result, image[:, ::-1]) for result in results]
+    assert 0 < sum(flipped) < 12
+    for seed in (5, 0):
+        np.testing.assert_array_equal(pipeline(image, seed), results[seed])
+    with pytest.raises(UserError, match=r"augment\.transforms: 'Flop' is not a transform"):
+        Pipeline([{"name": "OneOf", "transforms": [{"name": "Flop"}]}], key="augment.transforms")
+    with pytest.raises(UserError, match="OneOf needs `transforms`, a list"):
+        Pipeline([{"name": "OneOf"}], key="augment.transforms")
+
+
+def test_a_transform_that_fails_is_named_with_its_key() -> None:
+    pipeline = Pipeline([{"name": "ISONoise", "p": 1.0}], key="augment.transforms")
+    with pytest.raises(UserError, match=r"augment\.transforms: albumentations failed \(.*grey images of one channel"):
+        pipeline(np.zeros((48, 48, 1), np.uint8), 0)
+
+
 def test_a_pipeline_must_keep_shape_and_type() -> None:
     pipeline = Pipeline([{"name": "Resize", "height": 32, "width": 32}], key="augment.transforms")
     with pytest.raises(UserError, match="remove steps like Resize"):
