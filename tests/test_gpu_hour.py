@@ -68,6 +68,7 @@ def test_networks_are_trained_scored_and_sent_in_parts(faces: Path, tmp_path: Pa
     call("networks.py", *arguments, OUT=str(tmp_path / "out"))
     results = json.loads((tmp_path / "out/networks.json").read_text())
     assert sorted(results["runs"]) == ["seed 0", "seed 1"]
+    assert 1 <= int((tmp_path / "work/epochs").read_text()) <= 120
     for seed in (0, 1):
         assert results["runs"][f"seed {seed}"]["images_per_second"] > 0
     assert results["parts"].keys() == {"seed 1"} and (tmp_path / "out/strong-seed1.safetensors").exists()

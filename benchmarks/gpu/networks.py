@@ -1,9 +1,10 @@
 """Call 1: the strong ResNet-50 with several seeds on a GPU, and their ensemble.
 
-    python benchmarks/gpu/networks.py --data fer2013.csv --work WORK [--out OUT] [--seeds 0 1 2] [--minutes 9]
+    python benchmarks/gpu/networks.py --data fer2013.csv --work WORK [--out OUT] [--seeds 0 1 2] [--epochs N]
 
-Trains on Training, selects on PublicTest and scores PrivateTest once; seeds one after the other, until the time is up,
-when the run is saved. The same command goes on where the last one ended, as long as WORK is there. Writes networks.json
+Trains on Training, selects on PublicTest and scores PrivateTest once; seeds one after the other, by default for as many
+epochs as all of them have time for by a short measurement. A run that the time is up for is saved, and the same command
+goes on with it, as long as WORK is there. Writes networks.json
 (scores, images per second, their share of the device's own rate in bf16 matrix products; of a run that is cut off its
 curve), and in 16 bits, in parts, the weights of the seeds given by --send, by default of the last one that finished.
 """
@@ -17,12 +18,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import Call, cli, in_parts, matrix_rate, operations_per_image
+from common import SAVING, SCORING, Call, cli, in_parts, matrix_rate, operations_per_image
 
 from fer_lightning.config import instantiate
 from fer_lightning.runs.folder import load_settings
 
 RECIPE = ("experiment=strong", "protocol=kaggle", "logger=csv", "model=resnet50", "model.stem=small", "model.width=64")
+
+LONGEST = 120
+"""Epochs of the recipe."""
+IMAGES = 28_709
+"""Of Training."""
 
 EXPORT = """
 import sys
@@ -38,6 +44,16 @@ def images_per_second(run: Path) -> float:
     with (run / "metrics.csv").open() as file:
         speeds = [float(row["train/images_per_second"]) for row in csv.DictReader(file)]
     return statistics.median(speeds[1:] or speeds)
+
+
+def fitting(call: Call, seeds: int) -> int:
+    """Epochs of the recipe that so many runs have time for, at most its own number."""
+    probe = call.work / "probe"
+    short = ("trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2", "trainer.limit_train_batches=50")
+    if call.train(probe, *RECIPE, *short) is None:
+        return LONGEST
+    epochs = 0.85 * images_per_second(probe) * (call.left - SAVING - SCORING * seeds) / (seeds * IMAGES)
+    return min(LONGEST, max(1, int(epochs)))
 
 
 def curve(run: Path) -> list[list[str]]:
@@ -65,14 +81,19 @@ def together(call: Call, files: list[Path]) -> dict[str, Any] | None:
 def main() -> None:
     call = Call(__doc__ or "")
     call.parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    call.parser.add_argument("--epochs", type=int, help="of each seed; by default as many as there is time for")
     call.parser.add_argument("--send", type=int, nargs="*", help="seeds whose weights are written to OUT")
     arguments = call.start()
     rate = matrix_rate()
     call.note(bf16_matrix_operations_per_second=rate, runs={})
+    epochs = call.work / "epochs"
+    if not epochs.exists():
+        epochs.write_text(str(arguments.epochs or fitting(call, len(arguments.seeds))))
+    recipe = (*RECIPE, f"trainer.max_epochs={epochs.read_text()}")
     files: dict[int, Path] = {}
     for seed in arguments.seeds:
         run, file = call.work / f"seed{seed}", call.work / f"strong-seed{seed}.safetensors"
-        metrics = call.train(run, *RECIPE, f"seed={seed}")
+        metrics = call.train(run, *recipe, f"seed={seed}")
         result: dict[str, Any] = metrics or {"curve": curve(run)}
         if metrics or result["curve"]:
             speed, cost = images_per_second(run), operations(run)
