@@ -155,7 +155,7 @@ def test_no_augmentation_whatever_an_experiment_sets_of_it(train: Train) -> None
     assert load_settings(run.folder)["augment"] == {}
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_ranks_that_are_spread_unevenly_are_refused_in_one_line(rank: int, tmp_path: Path) -> None:
     layout = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 2}
     env = os.environ | {key: str(value) for key, value in layout.items()}

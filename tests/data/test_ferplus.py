@@ -157,7 +157,7 @@ def test_labels_of_other_data_are_merged_as_in_training() -> None:
     assert others.as_known_by(known, {"disgust": "angry"}).counts().tolist() == [
         (others.labels == others.classes.index(name)).sum() for name in ["disgust", *known[1:]]
     ]
-    with pytest.raises(UserError, match="has images of disgust, but the run was trained on angry, fear"):
+    with pytest.raises(UserError, match="has images of disgust, but the model knows angry, fear"):
         others.as_known_by(known)
 
 

@@ -122,8 +122,9 @@ def test_every_rank_of_a_sweep_runs_the_saved_config_of_its_job(tmp_path: Path) 
         }
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("devices", [1, 2])
 def test_optuna_receives_the_score_of_its_own_trial(devices: int, tmp_path: Path) -> None:
     """Every trial's ranks run the trial's values, and the sweeper gets the score of the best checkpoint."""
     pytest.importorskip("optuna")
@@ -153,6 +154,8 @@ def test_an_optuna_sweep_goes_on_after_a_failed_job_and_is_resumed(tmp_path: Pat
     assert 0 < len(succeeded) < 3
     assert f"{len(succeeded)} of 3 jobs finished" in first.out
     assert "data.batch_size=1: batch norm needs at least 2 images" in first.err
+    scores = [json.loads((job / "metrics.json").read_text())["val/f1_macro"] for job in jobs(sweep).values()]
+    assert OmegaConf.load(sweep / "optimization_results.yaml").best_value == pytest.approx(max(scores))
     (again, *_) = jobs(sweep).values()
     (again / "metrics.json").unlink()
     second = apart(tmp_path, *resumed(sweep))

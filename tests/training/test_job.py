@@ -155,7 +155,7 @@ def test_evaluate_reproduces_the_scores_of_the_run(finished: Path, tmp_path: Pat
     assert val["test/accuracy"] == pytest.approx(metrics["val/accuracy"], abs=1e-6)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_same_seed_gives_the_same_weights(train: Train, threads: int, request: pytest.FixtureRequest) -> None:
     request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     torch.set_num_threads(threads)

@@ -306,8 +306,9 @@ def test_changed_data_is_rejected_on_resume_and_evaluation(train: Train, csv: Pa
     )
     with pytest.raises(UserError, match=f"{expected}; .* --data"):
         evaluate(run.folder)
-    metrics = evaluate(run.folder, data=csv, split="all")  # nobody knows which of them are clean
+    metrics = evaluate(run.folder, data=own, split="all")  # nobody knows which of them are clean
     assert "test/accuracy" in metrics and not any(key.startswith("test/clean") for key in metrics)
+    assert any(key.startswith("test/clean") for key in evaluate(run.folder, data=csv))  # as they were
     with pytest.raises(UserError, match=f"{expected}; .* or name a run of the data as they are"):
         audit(own, near=False, runs=[run.folder], out=tmp_path / "audit")
 
