@@ -1,4 +1,4 @@
-"""What each part of `experiment=strong_cpu` is worth: the recipe, and the recipe with one part changed.
+"""What each part of `experiment=strong_cpu` is worth, at two thirds of its width: the recipe, and one part changed.
 
     python benchmarks/ablation.py --data fer2013.csv.gz --folder FOLDER [--share 3] [--epochs 40] [--seeds 0 1]
     fer-lightning compare FOLDER --baseline strong_cpu
@@ -39,7 +39,8 @@ SETTINGS = {
     "no scaling": ["augment.scale=0"],
     "no rotation": ["augment.rotate=0"],
     "no warm-up": ["schedule.warmup=0"],
-    "weight decay": ["optimizer.weight_decay=0.2"],
+    "weight decay 0.01": ["optimizer.weight_decay=0.01"],
+    "weight decay 0.2": ["optimizer.weight_decay=0.2"],
     "whole images": ["augment.crop=null"],
 }
 
@@ -60,7 +61,7 @@ def main() -> None:
     training = faces.rows("train")
     part = training[set_aside(faces.labels[training], round(len(training) / arguments.share))]
     write(data, faces, {"Training": part, "PublicTest": faces.rows("public")})
-    common = [f"data.path={data}", "protocol=report", f"trainer.max_epochs={arguments.epochs}", *arguments.overrides]
+    common = [f"data.path={data}", "protocol=report", "model.width=32", f"trainer.max_epochs={arguments.epochs}", *arguments.overrides]
     print(f"{'setting':32}seed  accuracy  macro-F1, on PublicTest", flush=True)
     for seed in arguments.seeds:
         for name in arguments.only:
