@@ -61,7 +61,8 @@ def main() -> None:
     training = faces.rows("train")
     part = training[set_aside(faces.labels[training], round(len(training) / arguments.share))]
     write(data, faces, {"Training": part, "PublicTest": faces.rows("public")})
-    common = [f"data.path={data}", "protocol=report", "model.width=32", f"trainer.max_epochs={arguments.epochs}", *arguments.overrides]
+    common = [f"data.path={data}", "protocol=report", "model.width=32", f"trainer.max_epochs={arguments.epochs}"]
+    common += arguments.overrides
     print(f"{'setting':32}seed  accuracy  macro-F1, on PublicTest", flush=True)
     for seed in arguments.seeds:
         for name in arguments.only:
