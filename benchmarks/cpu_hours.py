@@ -42,12 +42,11 @@ def draw(runs: pd.DataFrame) -> Figure:
                     marker=marker, markersize=6, color=colour, markerfacecolor=colour if filled else "white",
                     label=kind if filled else f"{kind}, on PublicTest and PrivateTest", capsize=2,
                 )  # fmt: skip
-    ahead = runs.sort_values("core_hours")["core_hours"].to_numpy()
     for row in runs.itertuples():
         x, y = float(row.core_hours), 100 * float(row.accuracy)  # type: ignore[arg-type]
         # On the left where others follow on the right.
         near = runs[(runs["accuracy"] - y / 100).abs() < 0.004]["core_hours"]
-        left = bool(((near > x) & (near < 8 * x)).any()) and x > ahead[0]
+        left = bool(((near > x) & (near < 8 * x)).any())
         axes.annotate(
             str(row.run), (x, y), xytext=(-7 if left else 7, -3), ha="right" if left else "left", fontsize=7,
             textcoords="offset points",

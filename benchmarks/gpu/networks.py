@@ -4,7 +4,7 @@
 
 Trains on Training, selects on PublicTest and scores PrivateTest once; seeds one after the other, by default for as many
 epochs as all of them have time for by a short measurement. A run that the time is up for is saved, and the same command
-goes on with it, as long as WORK is there. Writes networks.json
+resumes it, as long as WORK is there. Writes networks.json
 (scores, images per second, their share of the device's own rate in bf16 matrix products; of a run that is cut off its
 curve), and in 16 bits, in parts, the weights of the seeds given by --send, by default of the last one that finished.
 """
@@ -87,7 +87,7 @@ def main() -> None:
     rate = matrix_rate()
     call.note(bf16_matrix_operations_per_second=rate, runs={})
     epochs = call.work / "epochs"
-    if not epochs.exists():
+    if arguments.epochs or not epochs.exists():
         epochs.write_text(str(arguments.epochs or fitting(call, len(arguments.seeds))))
     recipe = (*RECIPE, f"trainer.max_epochs={epochs.read_text()}")
     files: dict[int, Path] = {}
@@ -101,7 +101,7 @@ def main() -> None:
             result |= {"images_per_second": speed, "operations_per_image": cost, "share_of_matrix_rate": share}
         call.note(runs=call.results["runs"] | {f"seed {seed}": result})
         if metrics is None:
-            print(f"seed {seed}: the time is up; the same command goes on", file=sys.stderr)
+            print(f"seed {seed}: the time is up; the same command resumes it", file=sys.stderr)
             break
         if file.exists() or call.run([sys.executable, "-c", EXPORT, str(run), str(file)]):
             files[seed] = file

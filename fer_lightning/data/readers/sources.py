@@ -83,6 +83,7 @@ def load_ferplus(
         path: fer2013.csv, in any form that `load` reads.
         votes: fer2013new.csv.
         target, merge: see `fer_lightning.data.ferplus.relabelled`.
+        cache_dir: as for `load`.
 
     Raises:
         UserError: as `load`; or the votes are missing, or do not fit the images.
@@ -117,7 +118,6 @@ def survey(path: str | os.PathLike[str], *, votes: Path | None = None) -> Survey
     Args:
         path: the CSV, folder or archive.
         votes: FER+ votes for its rows, including those that cannot be read.
-        cache_dir: as for `load`.
 
     Raises:
         UserError: as `load`, but for the content of single images only if most of them cannot be read; or the votes do
