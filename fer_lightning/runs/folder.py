@@ -91,7 +91,8 @@ def enter(run_dir: Path, settings: Mapping[str, Any]) -> Iterator[None]:
             _acquire(lock, run_dir)
             before = _compare(run_dir, settings, wanted)
             content = OmegaConf.to_yaml(OmegaConf.create(_moved(wanted, str(run_dir.absolute()), HERE))).encode()
-            if not (run_dir / CONFIG).exists() or (run_dir / CONFIG).read_bytes() != content:
+            file, is_finished = run_dir / CONFIG, (run_dir / METRICS).exists()  # then the data are not read again
+            if not file.exists() or (file.read_bytes() != content and not is_finished):
                 write_atomically(run_dir / CONFIG, content)
         except OSError as error:
             raise UserError(f"{run_dir}: {error.strerror}; choose another with hydra.run.dir=<folder>") from error

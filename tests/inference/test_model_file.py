@@ -166,6 +166,10 @@ def test_own_data_are_split_as_in_training(
     both = evaluate([own.folder, tmp_path / "model.safetensors"], data=moved, out=tmp_path / "both")
     assert {key: both[key] for key in images} == images
     export([own.folder], tmp_path / "again.safetensors", data=str(moved))
+    config = (own.folder / "config.yaml").read_text()
+    unread = train(f"data.path={tmp_path / 'no.csv'}", *settings, "resume=auto", folder=own.folder)
+    assert (unread.code, "is finished" in unread.out) == (0, True), unread.err
+    assert (own.folder / "config.yaml").read_text() == config
     (own.folder / "metrics.json").unlink()
     again = train(f"data.path={moved}", *settings, "resume=auto", folder=own.folder)
     assert again.code == 0, again.err

@@ -131,9 +131,14 @@ def test_optuna_receives_the_score_of_its_own_trial(devices: int, tmp_path: Path
     sweep = tmp_path / "sweep"
     small = without(SMALL, "optimizer.lr")
     options = ["sweep=optuna", "hydra.sweeper.n_trials=2", f"trainer.devices={devices}", f"hydra.sweep.dir={sweep}"]
-    ended = apart(tmp_path, *small, *options)
+    record = {"_target_": "tests.interruptions.RecordSettings", "folder": "${hydra:runtime.output_dir}"}
+    ended = apart(tmp_path, *small, *options, *(f"+callbacks.record.{key}={value}" for key, value in record.items()))
     assert ended.code == 0, ended.err
     found = jobs(sweep)
+    for job in found.values():
+        recorded = [json.loads(path.read_text()) for path in sorted(job.glob("settings*"))]
+        assert len(recorded) == devices and all(one == recorded[0] for one in recorded)
+        assert recorded[0]["optimizer"]["lr"] == settings(job).optimizer.lr
     assert sorted(found) == ["0", "1"]
     rates = {settings(job).optimizer.lr for job in found.values()}
     assert len(rates) == 2
