@@ -5,6 +5,8 @@
 CANDIDATES = python3 python3.13 python3.12 python3.11
 FITS = import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 BIN = .venv/bin
+# One more than cores, since tests that interrupt and resume runs often wait.
+WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))' 2>/dev/null || echo 2)
 
 .PHONY: train test test-cluster lint clean
 .DELETE_ON_ERROR:
@@ -13,7 +15,7 @@ train: .venv/installed
 	$(BIN)/python train.py experiment=quickstart $(ARGS)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 # The tests of docs/cluster.md and of full disks: as root, with SLURM and munge installed (Debian: apt-get install
 # slurm-wlm munge).

@@ -209,6 +209,7 @@ def test_non_finite_loss_stops_the_run_and_names_the_step(train: Train) -> None:
     assert not (run.folder / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_full_error_switch_shows_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "train.py", *TINY, "model.depth=51", f"hydra.run.dir={tmp_path}"]
     root = Path(__file__).parents[1]

@@ -176,9 +176,8 @@ def test_a_failing_rank_is_reported_with_its_own_traceback(tmp_path: Path) -> No
     assert processes_of(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGKILL))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_ranks_save_and_end_with_their_launcher(number: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = without(SMALL, "trainer.max_epochs")

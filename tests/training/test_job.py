@@ -400,6 +400,7 @@ def test_evaluate_ignores_how_the_run_was_trained(finished: Path, tmp_path: Path
     assert evaluate(run, out=tmp_path / "out")["test/accuracy"] == metrics_of(finished)["test/accuracy"]
 
 
+@pytest.mark.slow
 def test_the_network_can_memorise(train: Train) -> None:
     run = train(
         *TINY, "model.width=32", "data.synthetic.n_train=64", "augment=none", "optimizer=adamw", "optimizer.lr=0.001",
