@@ -39,7 +39,8 @@ class MemberConfig(_Strict):
         class_counts: training images per class.
         posthoc_tau: strength of the post-hoc logit adjustment.
         seed: of its run.
-        overrides: of the command that trained it, `python train.py <overrides>`; paths of data without their folders.
+        overrides: of the command that trained it, `python train.py <overrides>`; paths without their folders.
+        teachers: the same of the runs that it was distilled from, by the names of their folders.
     """
 
     model: dict[str, Any]
@@ -48,6 +49,7 @@ class MemberConfig(_Strict):
     posthoc_tau: float = 0.0
     seed: int = 0
     overrides: list[str] = []
+    teachers: dict[str, list[str]] = {}
 
 
 class Description(_Strict):

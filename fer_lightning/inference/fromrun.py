@@ -59,6 +59,7 @@ def load_run(
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path}: damaged, or not a checkpoint of this project ({flat(error, 300)})") from error
     metrics = finished(run_dir) or {}
+    teachers = [Path(one) for one in settings.get("distill", {}).get("teachers", [])]
     config = MemberConfig(
         model=own["model"],
         head_scale=own["head_scale"],
@@ -66,6 +67,7 @@ def load_run(
         posthoc_tau=own["posthoc_tau"],
         seed=own["seed"],
         overrides=_overrides(run_dir),
+        teachers={one.name: told for one in teachers if (told := _overrides(one))},
     )
     values = {key.removeprefix(PREFIX): value for key, value in metrics.items() if key.startswith(PREFIX)}
     try:
@@ -87,7 +89,7 @@ def load_run(
 
 
 def _overrides(run_dir: Path) -> list[str]:
-    """The overrides that a run was started with, its data's paths without their folders."""
+    """The overrides that a run was started with, the paths of its data and teachers without their folders."""
     file = run_dir / HYDRA / "overrides.yaml"
     if not file.is_file():
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-SAFE_CHANNELS = 8
+SAFE_CHANNELS = 16
 """Input channels from which oneDNN's gradient of a strided 1×1 convolution stays inside its buffer, see `layout`."""
 
 
@@ -13,8 +13,9 @@ def layout(network: nn.Module, device: torch.device, channels_last: bool) -> tor
     """The memory format to train and predict in.
 
     Channels-last is the faster layout for convolutions in mixed precision. On a CPU it is refused to networks that hold
-    a strided 1×1 convolution with fewer than 8 input channels: oneDNN 3.12, which comes with PyTorch 2.13, writes
-    outside its buffer in the backward pass of such a convolution on one thread and AVX2.
+    a strided 1×1 convolution with fewer input channels than a vector register holds floats, 8 of AVX2 or 16 of AVX-512:
+    oneDNN 3.12, which comes with PyTorch 2.13, writes outside its buffer in the backward pass of such a convolution on
+    one thread.
 
     Args:
         network: holds the convolutions.

@@ -75,6 +75,7 @@ def render(
         clean=clean,
         images=None if report is None else int(report["support"].iloc[-1]),
         parameters=parameters,
+        teachers={name: told for member in description["members"] for name, told in member["teachers"].items()},
         fer2013=_is_fer2013(description),
     )
 

@@ -101,6 +101,11 @@ def test_distilled_network_follows_its_teacher(taught: Path, train: Train) -> No
     assert (own.code, distilled.code) == (0, 0), distilled.err
     assert f"teachers {taught}" in distilled.out
     of_teacher = probabilities(taught)
+    file = distilled.folder / "distilled.safetensors"
+    export([distilled.folder], file)
+    commands = [line for line in file.with_suffix(".md").read_text().splitlines() if line.startswith("python train.py")]
+    assert [command.split()[-1] for command in commands] == ["hydra.run.dir=run", "hydra.run.dir=outputs/member1"]
+    assert "trainer.max_epochs=4" in commands[0] and "distill.teachers=[run]" in commands[1]
     apart_own, apart_distilled = (np.abs(probabilities(run.folder) - of_teacher).mean() for run in (own, distilled))
     assert apart_distilled < 0.8 * apart_own
 
