@@ -175,7 +175,7 @@ def demo(
 
 @cli.command()
 def download(
-    name: Annotated[str, typer.Argument(help="blaze: a face detector that is faster and finds more than haar.")],
+    name: Annotated[str, typer.Argument(help="blaze: a face detector that finds more than haar.")],
     source: Annotated[Path | None, typer.Option("--from", help="The file, if this machine has no network.")] = None,
 ) -> None:
     """Fetch a file that is not in this package, check it and keep it in the cache."""

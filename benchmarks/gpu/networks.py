@@ -53,7 +53,7 @@ def fitting(call: Call, seeds: int) -> int:
     if call.train(probe, *RECIPE, *short) is None:
         return LONGEST
     epochs = 0.85 * images_per_second(probe) * (call.left - SAVING - SCORING * seeds) / (seeds * IMAGES)
-    return min(LONGEST, max(1, int(epochs)))
+    return min(LONGEST, max(2, int(epochs) // 2 * 2))  # every second one is validated
 
 
 def curve(run: Path) -> list[list[str]]:

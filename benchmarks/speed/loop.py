@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from fer_lightning.config import instantiate
+from fer_lightning.config.precision import BF16, FP16
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.metrics.scores import scores
 from fer_lightning.report.loggers import CSV
@@ -45,7 +46,7 @@ PUBLIC = 3589
 """Validation images of FER-2013."""
 
 CASES = {
-    "report": ["experiment=report_weighted", "data.batch_size=64"],
+    "report": ["experiment=report_weighted", "protocol=kaggle", "data.batch_size=64"],
     "laptop": ["experiment=laptop"],
     "strong_cpu": ["experiment=strong_cpu"],
     "small batch": ["experiment=laptop", "data.batch_size=32"],
@@ -67,10 +68,11 @@ class Stopwatch(L.Callback):
     Args:
         steps: of an epoch that are timed.
         whole_validation: time the second validation of a fit, from its start.
+        whole_fit: time all epochs of a fit.
     """
 
-    def __init__(self, steps: int, *, whole_validation: bool = False) -> None:
-        self.steps, self.whole_validation = steps, whole_validation
+    def __init__(self, steps: int, *, whole_validation: bool = False, whole_fit: bool = False) -> None:
+        self.steps, self.whole_validation, self.whole_fit = steps, whole_validation, whole_fit
         self.started = self.seconds = 0.0
         self.images = 0
 
@@ -82,6 +84,14 @@ class Stopwatch(L.Callback):
         wait()
         self.seconds = time.perf_counter() - self.started
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.whole_fit:
+            self._begin()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.whole_fit:
+            self.end()
+
     def _passed(self, batch: Any, batch_idx: int) -> None:
         self.images += len(batch.labels)
         if batch_idx + 1 == WARM_UP and not self.whole_validation:
@@ -90,7 +100,7 @@ class Stopwatch(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self.whole_validation:
+        if not (self.whole_validation or self.whole_fit):
             self._passed(batch, batch_idx)
             if batch_idx + 1 == WARM_UP + self.steps:
                 self.end()
@@ -121,9 +131,12 @@ class BareLoop:
         groups = parameter_groups(self.network, settings["optimizer"]["weight_decay"], mark_head=muon)
         self.optimizer = instantiate.call("optimizer", settings["optimizer"], groups)
         self.clip = settings["trainer"]["gradient_clip_val"]
-        self.autocast = partial(
-            torch.autocast, device.type, torch.bfloat16, enabled=settings["trainer"]["precision"] == "bf16-mixed"
-        )
+        precision = settings["trainer"]["precision"]
+        half = {BF16: torch.bfloat16, FP16: torch.float16}.get(precision)
+        self.autocast = partial(torch.autocast, device.type, half, enabled=half is not None)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == FP16)
+        if settings["trainer"]["compile"]:
+            self.network.compile()
         self.smoothing = settings["imbalance"]["loss"].get("label_smoothing", 0.0)
         self.n, self.eval_n = settings["data"]["batch_size"], settings["data"]["eval_batch_size"]
         self.images = torch.rand(self.n, 1, side, side, device=device)
@@ -140,10 +153,12 @@ class BareLoop:
             with self.autocast():
                 loss = F.cross_entropy(self.network(self.images), self.labels, label_smoothing=self.smoothing)
             self.optimizer.zero_grad()
-            loss.backward()
+            self.scaler.scale(loss).backward()
             if self.clip:
+                self.scaler.unscale_(self.optimizer)
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         wait()
         return steps * self.n / (time.perf_counter() - started)
 
@@ -188,13 +203,14 @@ class Job:
         return self._speed("fit", Stopwatch(steps, whole_validation=True), epochs=2, limit_train_batches=1)
 
     def seconds_of_epochs(self, epochs: int) -> float:
-        """Of training for whole epochs, from the first batch."""
-        started = time.perf_counter()
-        self._run("fit", Stopwatch(0), epochs=epochs, limit_val_batches=0)
-        return time.perf_counter() - started
+        """Of training for whole epochs, from the first batch to the last metrics."""
+        stopwatch = Stopwatch(0, whole_fit=True)
+        self._run("fit", stopwatch, epochs=epochs, limit_val_batches=0)
+        return stopwatch.seconds
 
     def _speed(self, what: str, stopwatch: Stopwatch, **limits: Any) -> float:
         self._run(what, stopwatch, **limits)
+        assert stopwatch.seconds, "too few images for so many steps"
         return stopwatch.images / stopwatch.seconds
 
     def _run(self, what: str, stopwatch: Stopwatch, *, epochs: int = 1, **limits: Any) -> None:

@@ -25,7 +25,7 @@ import torch
 from fer_lightning.training.trainer import quiet
 
 NETWORKS = {
-    "report": ["experiment=report_weighted", "data.batch_size=64"],
+    "report": ["experiment=report_weighted", "protocol=kaggle", "data.batch_size=64"],
     "laptop": ["experiment=laptop"],
     "strong_cpu": ["experiment=strong_cpu"],
 }

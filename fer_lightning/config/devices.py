@@ -44,8 +44,12 @@ def chosen(trainer: Mapping[str, Any], processes: int) -> int | list[int]:
     return wanted if isinstance(wanted, list) else processes
 
 
-def kind(trainer: Mapping[str, Any]) -> str:
+def kind(trainer: Mapping[str, Any], option: str | None = None) -> str:
     """ "cpu", "cuda" or "mps": the type of device that the `trainer` group selects on this machine.
+
+    Args:
+        trainer: the group.
+        option: of a command line that has set it, for messages.
 
     Raises:
         UserError: an unknown accelerator, or one that this machine does not have.
@@ -58,11 +62,12 @@ def kind(trainer: Mapping[str, Any]) -> str:
     if wanted == "auto":
         return there or "cpu"
     if wanted not in ("gpu", "cuda", "mps"):
-        raise UserError(f"trainer.accelerator={wanted}: use auto, cpu or gpu")
+        raise UserError(f"{f'{option} ' if option else 'trainer.accelerator='}{wanted}: use auto, cpu or gpu")
+    given = f"{option} " if option else "accelerator="
     if there is None or (wanted == "cuda" and not has_cuda) or (wanted == "mps" and not has_mps):
         raise UserError(
-            f"accelerator={wanted}: PyTorch {torch.__version__} sees no {'Apple ' if wanted == 'mps' else ''}GPU here; "
-            "use accelerator=cpu or auto, or install a build of PyTorch that fits the GPU's driver"
+            f"{given}{wanted}: PyTorch {torch.__version__} sees no {'Apple ' if wanted == 'mps' else ''}GPU here; "
+            f"use {given}cpu or auto, or install a build of PyTorch that fits the GPU's driver"
         )
     return there if wanted == "gpu" else str(wanted)
 

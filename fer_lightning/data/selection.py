@@ -33,7 +33,8 @@ class Selection:
 
     def __getitem__(self, index: Any) -> NDArray[np.uint8]:
         """uint8 (..., H, W) for whatever numpy takes as an index of N + K images; always a copy."""
-        where = np.arange(len(self))[index]
+        # An array of indices costs no more for a larger table; they are never negative here.
+        where = index if isinstance(index, np.ndarray) and index.dtype.kind == "i" else np.arange(len(self))[index]
         if not len(self.more):
             taken: NDArray[np.uint8] = self.stored.take(self.rows[where], axis=0)
             return taken

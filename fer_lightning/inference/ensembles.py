@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,9 +13,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fer_lightning.data.table import UNLABELLED
+from fer_lightning.inference.predictor import LoadedModel
 from fer_lightning.metrics.scores import HEADLINES
 from fer_lightning.report import tables
+from fer_lightning.report.files import folder_name
 from fer_lightning.runs.results import sums_of
+
+
+def title(models: Sequence[LoadedModel]) -> str:
+    """The name of a model, or how many there are."""
+    return models[0].name if len(models) == 1 else f"{len(models)} models"
+
+
+def default_folder(models: Sequence[LoadedModel], what: str, name: str) -> Path:
+    """Where the results `name` of a command are written: into the run's folder `what` if it is of one run, else into
+    the folder `what` of the working directory. A digest of their paths tells several models from several others."""
+    if len(models) == 1 and models[0].description is None:
+        return models[0].path / what / name
+    paths = "\n".join(str(one.path.absolute()) for one in models)
+    which = f" {hashlib.blake2b(paths.encode(), digest_size=3).hexdigest()}" if len(models) > 1 else ""
+    return Path(what) / folder_name(f"{title(models)}{which}-{name}")
 
 
 def members_table(names: Sequence[str], logits: Sequence[Tensor], labels: NDArray[np.int64]) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.predictor import LoadedModel, pooled
 from fer_lightning.metrics import calibration
 from fer_lightning.report import tables
-from fer_lightning.report.files import check_writable, folder_name, write_atomically
+from fer_lightning.report.files import check_writable, write_atomically
 from fer_lightning.report.write import write_report
 from fer_lightning.runs import results
 
@@ -78,9 +78,13 @@ def evaluate(
     configs = [settings_of(run_dir, trust=trust) for run_dir in runs]
     chosen = labelled.split_of(loaded, data, split, remedy="or score what is there now with --data", trust=trust)
     faces, rows = chosen.faces, chosen.rows
-    own: dict[str, Any] = configs[0]["data"] if configs else {"twins": "exact", "cache_dir": None}
-    own_twins, own_tau = own["twins"], loaded[0].configs[0].posthoc_tau
-    twins, tau = twins or own_twins, own_tau if posthoc_tau is None else posthoc_tau
+    described = [one.description for one in loaded if one.description is not None]
+    own: dict[str, Any] = (
+        configs[0]["data"] if configs else {"twins": labelled.twins_of(described[0]), "cache_dir": None}
+    )
+    own_twins, own_taus = own["twins"], {one.posthoc_tau for model in loaded for one in model.configs}
+    adjusted = posthoc_tau is not None and own_taus != {posthoc_tau}
+    twins, tau = twins or own_twins, min(own_taus) if posthoc_tau is None else posthoc_tau
     if chosen.parts is not None and chosen.protocol is not None:
         clean = chosen.parts.clean
         if twins != own_twins:
@@ -93,18 +97,16 @@ def evaluate(
             clean &= _unseen(faces, run_dir, settings, twins, trust)
     name = f"{source_name(data)}-{split}" if data else split
     name += f"-{twins}" if twins != own_twins else ""
-    name += f"-tau{tau:g}" if tau != own_tau else ""
+    name += f"-tau{tau:g}" if adjusted else ""
     name += f"-{predictor.tta}" if predictor.tta != "none" else ""
-    model_name = loaded[0].name if len(loaded) == 1 else f"{len(loaded)} models"
-    if out is None:
-        alone = runs[0] if len(loaded) == len(runs) == 1 else None
-        out = alone / "evaluation" / name if alone else Path("evaluation") / folder_name(f"{model_name}-{name}")
+    model_name = ensembles.title(loaded)
+    out = out or ensembles.default_folder(loaded, "evaluation", name)
     check_writable(out)
 
     of_members = predictor.of_members(faces.images[rows])
     scored = results.Scored.from_logits(faces, rows, pooled(of_members), clean)
     fitted = predictor.calibration
-    if fitted is not None and tau != own_tau:  # coverage and accuracy are those of other predictions
+    if fitted is not None and adjusted:  # coverage and accuracy are those of other predictions
         fitted = replace(fitted, coverage=None, accuracy=None)
     metrics: dict[str, float | str] = {
         **results.test_scores(scored, classes, fitted),

@@ -33,7 +33,7 @@ def load_run(
     batch_size = settings["data"]["eval_batch_size"]
     if batch_size < 1:
         raise UserError(f"{run_dir / CONFIG}: data.eval_batch_size={batch_size}: use 1 or more")
-    device = torch.device(devices.kind({"accelerator": accelerator}))
+    device = torch.device(devices.kind({"accelerator": accelerator}, "--accelerator"))
     if not path.is_file():
         raise UserError(f"{path}: no best checkpoint; the run has not finished an epoch, or keeps no checkpoints")
     checkpoint = read_checkpoint(path)

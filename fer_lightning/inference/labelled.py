@@ -86,7 +86,7 @@ def of_file(data: str, description: Description, path: Path) -> Labelled:
             f"{data}: its validation and test images are not those that {path} was made with; name the same data, or "
             "leave --data out"
         )
-    return Labelled(faces, parts, description.protocol, parts.digests(faces), _twins(description))
+    return Labelled(faces, parts, description.protocol, parts.digests(faces), twins_of(description))
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _own_partition(faces: FaceTable, description: Description) -> Partition | No
     protocol: dict[str, Any] = dict(description.protocol)
     if not protocol:
         return None
-    faces = with_duplicate_groups(faces, {"twins": _twins(description), "cache_dir": None})
+    faces = with_duplicate_groups(faces, {"twins": twins_of(description), "cache_dir": None})
     try:
         parts = partition(faces, **protocol)
     except (UserError, TypeError):  # other data may have no training images; a stranger's file may hold anything
@@ -204,5 +204,6 @@ def _own_partition(faces: FaceTable, description: Description) -> Partition | No
     return parts if all(digests[name] == description.data.get(name) for name in ("val", "test")) else None
 
 
-def _twins(description: Description) -> str:
+def twins_of(description: Description) -> str:
+    """ "exact" or "near": what counted as the same image when a model file was made."""
     return description.data.get("twins", "exact")

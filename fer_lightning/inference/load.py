@@ -74,6 +74,7 @@ def load(
         from fer_lightning.inference.fromrun import load_run  # Hydra and all that reads run folders
 
         return load_run(path, accelerator=accelerator, posthoc_tau=posthoc_tau, trust=trust)
+    device = torch.device(devices.kind({"accelerator": accelerator}, "--accelerator"))
     if path.suffix == ".onnx":
         from fer_lightning.inference.onnxfile import Session
 
@@ -85,7 +86,6 @@ def load(
         return _loaded(path, session.description, (_Graph(session),), BATCH)
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: neither a run folder nor a .safetensors or .onnx file of `fer-lightning export`")
-    device = torch.device(devices.kind({"accelerator": accelerator}))
     description, networks = modelfile.read(path)
     members = tuple(
         NetworkMember(

@@ -11,8 +11,8 @@ from fer_lightning.data.table import SIDE
 from fer_lightning.errors import UserError, printable
 from fer_lightning.inference.faces.detector import Detector
 from fer_lightning.inference.faces.find import Found, find
-from fer_lightning.inference.faces.frame import CropRule, Face
-from fer_lightning.inference.media.images import read_image, several
+from fer_lightning.inference.faces.frame import SMALL, CropRule, Face
+from fer_lightning.inference.media.images import is_preview, read_image, several
 
 
 def find_in_file(path: Path, detector: Detector, rules: Mapping[str, CropRule], size: int) -> Found:
@@ -30,7 +30,7 @@ def find_in_file(path: Path, detector: Detector, rules: Mapping[str, CropRule], 
 def _as_in_training(path: Path) -> Found | None:
     """The middle of an image as the reader of training images takes it, which decodes large files at a fraction of
     their size; None for a file that this reader does not read."""
-    from PIL import ExifTags, Image
+    from PIL import Image
 
     try:
         content = path.read_bytes()
@@ -42,7 +42,8 @@ def _as_in_training(path: Path) -> Found | None:
             note = several(image) or ""
         except Exception:  # Pillow raises anything for a file that is cut off at its second frame
             return None
-        if width != height and image.getexif().get(ExifTags.Base.Orientation, 1) > 4:  # a quarter turn
-            width, height = height, width
+        if is_preview(image):
+            return None
     side = min(width, height)
-    return Found([Face((width - side) / 2, (height - side) / 2, side, side, 1.0)], face[None], [note], note)
+    remarks = ", ".join(filter(None, ["small" if side < SMALL else "", note]))
+    return Found([Face((width - side) / 2, (height - side) / 2, side, side, 1.0)], face[None], [remarks], note)

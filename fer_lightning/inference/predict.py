@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from fer_lightning.inference.faces.choose import NAMES, load_detector
 from fer_lightning.inference.faces.find import Found
 from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.media import annotate, video
-from fer_lightning.inference.media.images import read_image
+from fer_lightning.inference.media.images import read_image, without_remarks
 from fer_lightning.inference.media.inputs import expand, kind
 from fer_lightning.inference.media.table import TABLE, PredictionTable, Row
 from fer_lightning.inference.media.tracks import Tracker
@@ -122,7 +122,10 @@ def predict(
         "annotate": annotated,
     }
     with ExitStack() as stack:
+        stack.enter_context(without_remarks())
         table = None
+        # A camera that cannot be opened leaves no table.
+        live = _started(video.frames(camera, every=every or None)) if camera is not None else None
         if out is not None:
             names = [str(path) for path in paths] if camera is None else [_camera_name(camera)]
             table = PredictionTable(out, predictor.classes, inputs=names, options=options, resume=resume)
@@ -137,8 +140,8 @@ def predict(
         output = stack.enter_context(Output(predictor.classes, table, total=total, as_json=as_json))
         job = Job(recognizer, pool, output, every or None, copies)
         try:
-            if camera is not None:
-                _camera(job, camera)
+            if camera is not None and live is not None:
+                _camera(job, camera, live)
             else:
                 _files(job, paths)
         except KeyboardInterrupt:
@@ -261,9 +264,14 @@ def _frames(
     return rows
 
 
-def _camera(job: Job, index: int) -> None:
+def _started(frames: Iterator[T]) -> Iterator[T]:
+    """The same frames, of which the first one has been taken."""
+    return chain([first], frames) if (first := next(frames, None)) is not None else frames
+
+
+def _camera(job: Job, index: int, frames: Iterator[video.Frame]) -> None:
     tracker = Tracker(lost_after=_lost_after(job))
-    for i, frame in enumerate(video.frames(index, every=job.every)):
+    for i, frame in enumerate(frames):
         if i == 0:
             print(f"{_camera_name(index)}: looking for faces; Ctrl-C ends", file=sys.stderr)
         found = job.recognizer.search_frame(frame)

@@ -241,13 +241,15 @@ class Predictor:
             TypeError: neither a name nor an array.
         """
         from fer_lightning.inference.faces.choose import load_detector
+        from fer_lightning.inference.media.images import without_remarks
         from fer_lightning.inference.photo import find_in_file
 
         searcher = detector if isinstance(detector, Detector) else load_detector(detector)[0]
         if isinstance(photo, np.ndarray):
             found = find(photo, searcher, self.crop, self.size)
         elif isinstance(photo, str | os.PathLike):
-            found = find_in_file(Path(photo).expanduser(), searcher, self.crop, self.size)
+            with without_remarks():
+                found = find_in_file(Path(photo).expanduser(), searcher, self.crop, self.size)
         else:
             raise TypeError(
                 f"photo must be the name of a file or an RGB array, not {type(photo).__name__}; "

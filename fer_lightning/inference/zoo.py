@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fer_lightning.errors import UserError, printable
+from fer_lightning.errors import UserError, flat, printable
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Folder of the model files and their cards."""
@@ -18,14 +18,30 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors"))}
 
 
+def existing(name: str | Path) -> Path | None:
+    """The path of a file or folder, `~` expanded; None if there is none.
+
+    Raises:
+        UserError: it may not be read, or has no valid name.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or flat(error)
+        raise UserError(f"{printable(name)} cannot be read ({reason}); name another file") from error
+    return path
+
+
 def find(model: str | Path) -> Path:
     """The run folder or file that a user means: a path, or the name of a shipped model.
 
     Raises:
-        UserError: neither.
+        UserError: neither, or it may not be read.
     """
-    path = Path(model)
-    if path.exists():
+    if path := existing(model):
         return path
     models = shipped()
     if str(model) in models:

@@ -60,4 +60,9 @@ class FaceNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         inputs = self.preprocessing(images).contiguous(memory_format=self._memory_format)
-        return cast(Tensor, self.head(self.dropout(self.backbone(inputs))))
+        features = self.dropout(self.backbone(inputs))
+        if torch.is_autocast_enabled(features.device.type):
+            # Logits in bf16 would have steps of 1/64 to 1/8, which make ties and move probabilities.
+            with torch.autocast(features.device.type, enabled=False):
+                return cast(Tensor, self.head(features.float()))
+        return cast(Tensor, self.head(features))

@@ -167,7 +167,8 @@ class FERClassifier(L.LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (batch_idx + 1) % every == 0 or self.trainer.is_last_batch:
             self.stop_on_bad_loss()
-            self.log("train/loss_step", outputs["loss"], batch_size=len(batch.labels), prog_bar=True)
+            loss = outputs["loss"] * self.trainer.accumulate_grad_batches  # by which Lightning has divided it
+            self.log("train/loss_step", loss, batch_size=len(batch.labels), prog_bar=True)
 
     def stop_on_bad_loss(self) -> None:
         """Raises UserError if a loss since the start was not a finite number."""

@@ -14,6 +14,9 @@ from fer_lightning.models.network import FaceNetwork
 HEAD = "head."
 """Prefix of the head's parameters in a network."""
 
+EMBEDDINGS = ("pos_embed", "cls_token")
+"""Names, also timm's, of parameters that are matrices in their shape only."""
+
 Schedule = tuple[LRScheduler, Literal["step", "epoch"]]
 """A scheduler and how often it steps."""
 
@@ -29,7 +32,7 @@ def parameter_groups(
     """The parameters to train, with their weight decay and learning rate.
 
     Weight decay is for matrices and kernels, not for biases and norms, which it only disturbs (He et al. 2019,
-    arXiv:1812.01187, section 3.1).
+    arXiv:1812.01187, section 3.1), nor for the embeddings of positions and of the class token.
 
     Args:
         network: its head is the last layer.
@@ -37,7 +40,7 @@ def parameter_groups(
         lr: of the last layer; None for the optimizer's default, if all layers have one rate.
         layer_decay: the rate of a layer as a multiple of that of the next one (Clark et al. 2020, arXiv:2003.10555,
             appendix A). Each group has its own rate, which every schedule multiplies.
-        mark_head: give the head a group of its own, with the key `head` set.
+        mark_head: give the head, and with it embeddings, a group of its own, with the key `head` set.
 
     Raises:
         ValueError: rates of layers need one to start from.
@@ -50,8 +53,9 @@ def parameter_groups(
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             below = last - layers[name] if layer_decay != 1 else 0
-            head = mark_head and name.startswith(HEAD)
-            groups.setdefault((below, parameter.ndim <= 1, head), []).append(parameter)
+            embedding = name.rpartition(".")[2] in EMBEDDINGS
+            head = mark_head and (name.startswith(HEAD) or embedding)
+            groups.setdefault((below, parameter.ndim <= 1 or embedding, head), []).append(parameter)
     return [
         {"params": groups[below, spared, head], "weight_decay": 0.0 if spared else weight_decay}
         | ({} if lr is None or layer_decay == 1 else {"lr": lr * layer_decay**below})

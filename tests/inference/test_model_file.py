@@ -27,7 +27,9 @@ from fer_lightning.data.table import SPLITS
 from fer_lightning.errors import UserError
 from fer_lightning.inference import modelfile
 from fer_lightning.inference.description import KEY, MemberConfig
+from fer_lightning.inference.ensembles import default_folder
 from fer_lightning.inference.export import export
+from fer_lightning.inference.load import load
 from tests.conftest import Command
 
 Change = Callable[[dict[str, Any]], Any]
@@ -156,6 +158,12 @@ def test_own_data_are_split_as_in_training(
     assert of_file["test/clean/accuracy"] == pytest.approx(
         of_run["test/clean/accuracy"], abs=0.06
     )  # weights of 16 bits
+    description, networks = modelfile.read(tmp_path / "model.safetensors")
+    near = description.model_copy(update={"data": description.data | {"twins": "near"}})
+    modelfile.write(tmp_path / "near.safetensors", near, networks)
+    for given, used in ((None, "near"), ("exact", "exact")):
+        scores = evaluate([tmp_path / "near.safetensors"], data=csv, twins=given, out=tmp_path / "near")
+        assert scores["data/twins"] == used
     of_all = evaluate([tmp_path / "model.safetensors"], data=csv, split="all", out=tmp_path / "all")
     assert sum(float(of_all[key]) for key in of_all if key.startswith("test/support")) == 133
 
@@ -393,6 +401,13 @@ def test_evaluate_of_an_ensemble_reports_gain_and_members(run: Path, other_run: 
         pd.read_csv(tmp_path / path.parent.name / "report/predictions.csv")["prediction"] for path in (run, other_run)
     ]
     assert metrics["members/disagreement"] == pytest.approx((guesses[0] != guesses[1]).mean())
+
+
+def test_results_of_other_ensembles_have_other_folders(run: Path, other_run: Path, model_file: Path) -> None:
+    a, b, c = (load(path, accelerator="cpu") for path in (run, other_run, model_file))
+    folders = [default_folder(models, "evaluation", "test") for models in ([a, b], [b, c], [a, b], [a], [c])]
+    assert folders[0] == folders[2] and len(set(folders)) == 4
+    assert folders[3] == run / "evaluation/test" and folders[4].name == f"{model_file.stem}-test"
 
 
 def test_models_of_other_classes_are_not_averaged(run: Path, model_file: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -214,6 +215,19 @@ def test_first_frame_of_an_animation_is_noted(detector: str, predict: Predict, t
     assert note == ("" if detector == "none" else "no face, ") + "animation: first frame only"
 
 
+def test_small_files_are_noted(predict: Predict, tmp_path: Path) -> None:
+    for name in ("a.png", "a.tif"):
+        Image.new("L", (39, 60)).save(tmp_path / name)
+    assert predict("a.png", "a.tif", "--detector=none", "--out=out").code == 0
+    assert rows_of(tmp_path / "out")["note"].tolist() == ["small"] * 2
+
+
+def test_preview_of_a_camera_raw_is_no_face(predict: Predict, tmp_path: Path) -> None:
+    Image.new("L", (60, 60)).save(tmp_path / "raw.tif", tiffinfo={254: 1})
+    ended = predict("raw.tif", "--detector=none")
+    assert ended.code == 1 and "only a preview of this camera's format" in ended.err
+
+
 @pytest.mark.skipif(".avif" not in Image.registered_extensions(), reason="this Pillow reads no AVIF")
 def test_formats_that_training_does_not_read_are_faces_too(predict: Predict, tmp_path: Path) -> None:
     Image.fromarray(photo(200, 200, (100, 100, 90))).save(tmp_path / "face.avif")
@@ -237,15 +251,27 @@ def test_with_detector_none_the_pixels_are_those_of_the_file(
     assert rows[["x", "y", "width", "height"]].drop_duplicates().to_numpy().tolist() == [[0, 0, 48, 48]]
 
 
-def test_box_of_a_rotated_photo_is_that_of_the_upright_one(predict: Predict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+def test_box_of_a_rotated_photo_is_that_of_the_upright_one(name: str, predict: Predict, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(photo(100, 160, (80, 50, 50))).save(tmp_path / "a.jpg", exif=exif)  # shown as 100 by 160
-    assert predict("a.jpg", "--detector=none", "--annotate", "--out=out").code == 0
+    Image.fromarray(photo(100, 160, (80, 50, 50))).save(tmp_path / name, exif=exif)  # shown as 100 by 160
+    assert predict(name, "--detector=none", "--annotate", "--out=out").code == 0
     row = rows_of(tmp_path / "out").iloc[0]
     assert (row.x, row.y, row.width, row.height) == (0, 30, 100, 100)
-    with Image.open(tmp_path / "out/annotated/a.jpg") as copy:
+    (path,) = (tmp_path / "out/annotated").iterdir()
+    with Image.open(path) as copy:
         assert copy.width < copy.height
+
+
+def test_orientation_that_is_no_number_does_not_stop_the_job(predict: Predict, tmp_path: Path) -> None:
+    entry = struct.pack("<HHI4s", 0x0112, 2, 2, b"6")  # ASCII
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+    Image.fromarray(photo(100, 160, (80, 50, 50))).save(tmp_path / "a.jpg", exif=exif)
+    ended = predict("a.jpg", "--detector=none", "--out=out")
+    assert (ended.code, ended.err) == (0, "")
+    row = rows_of(tmp_path / "out").iloc[0]
+    assert (row.x, row.y, row.width, row.height) == (30, 0, 100, 100)
 
 
 def test_several_models_are_averaged(
@@ -414,6 +440,19 @@ def test_results_below_the_inputs_are_no_inputs(predict: Predict, faces: Path, t
     assert len(rows_of(faces / "results")) == 10
 
 
+def test_copies_are_no_inputs_of_a_pattern_that_is_resumed(predict: Predict, faces: Path, tmp_path: Path) -> None:
+    settings = ("**/*.png", "--detector=none", "--out=faces/results", "--annotate")
+    assert predict(*settings).code == 0
+    again = predict(*settings, "--resume")
+    assert again.code == 0 and "nothing to do" in again.err
+
+
+def test_camera_that_is_missing_leaves_no_table(predict: Predict, tmp_path: Path) -> None:
+    for _ in range(2):
+        ended = predict("--camera=77", "--detector=none", "--out=out")
+        assert ended.code == 1 and "camera 77: there is none" in ended.err
+
+
 def test_detector_of_ones_own_may_lie_at_home(
     predict: Predict, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,6 +520,8 @@ def test_bad_input_is_one_line(make: Callable[[Path], str], message: str, predic
         (("--resume",), "--resume needs a folder: name it with --out"),
         (("--every=-1",), "--every -1.0: use a number of seconds"),
         (("--detector=mtcnn",), "detector 'mtcnn': no such file"),
+        (("--detector=~nobody-of-that-name/own.xml",), "own.xml cannot be read (Could not determine home directory"),
+        (("--accelerator=tpu",), "--accelerator tpu: use auto, cpu or gpu"),
         (("--tta=five_crop",), "--tta five_crop: use none, flip, ten_crop"),
         (("--camera=0",), "name photos, videos or folders, or a camera"),
     ],
@@ -507,6 +548,7 @@ def test_bad_models_are_one_line(
         ([tmp_path / "foreign.safetensors"], "not one that `fer-lightning export` wrote"),
         ([tmp_path / "weights.pt"], "neither a run folder nor"),
         ([tmp_path], "config.yaml"),
+        ([Path("x" * 300)], "cannot be read (File name too long); name another file"),
         ([Path("resnet50")], "neither a run folder or model file, nor a model of this package"),
     ):
         ended = predict(faces, "--detector=none", models=models)

@@ -63,6 +63,16 @@ def test_cosine_head_replaces_the_linear_one() -> None:
     torch.testing.assert_close(network(images), 20 * cosines)
 
 
+@pytest.mark.parametrize("scale", [None, 20.0])
+def test_logits_are_not_rounded_in_mixed_precision(scale: float | None) -> None:
+    network = instantiate.network(RESNET, 7, cosine_scale=scale).eval()
+    images = torch.rand(16, 1, 48, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        features, logits = network.backbone(network.preprocessing(images)), network(images)
+    assert features.dtype == torch.bfloat16 and logits.dtype == torch.float32
+    torch.testing.assert_close(logits, network.head(features.float()))
+
+
 def test_a_backbone_without_a_number_of_features_is_refused() -> None:
     with pytest.raises(ValueError, match="num_features"):
         FaceNetwork(nn.Flatten(), 7)

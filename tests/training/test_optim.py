@@ -11,6 +11,7 @@ from fer_lightning.config import instantiate
 from fer_lightning.errors import UserError
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.models.resnet import ResNet
+from fer_lightning.models.vit import ViT
 from fer_lightning.training.muon import COEFFICIENTS, Muon, orthogonalised
 from fer_lightning.training.optim import layers_of, parameter_groups
 
@@ -79,6 +80,17 @@ def test_weight_decay_spares_biases_and_norms() -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(list(network.parameters()))
     assert {p.ndim for p in spared["params"]} == {1}
     assert 1 not in {p.ndim for p in decayed["params"]}
+
+
+def test_embeddings_are_neither_decayed_nor_orthogonalised() -> None:
+    network = FaceNetwork(ViT(width=24, depth=1, heads=2), 7)
+    optimizer = Muon(parameter_groups(network, 0.1, mark_head=True), lr=0.02)
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for name in ("pos_embed", "cls_token"):
+        group = of[id(network.backbone.get_parameter(name))]
+        assert (group["weight_decay"], group["muon"]) == (0.0, False)
+    kernel = of[id(network.backbone.get_parameter("patch_embed.proj.weight"))]
+    assert (kernel["weight_decay"], kernel["muon"]) == (0.1, True)
 
 
 def test_bad_fractions_and_arguments_name_their_key() -> None:

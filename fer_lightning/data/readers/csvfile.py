@@ -185,6 +185,8 @@ def _records(file: io.BufferedReader, where: str) -> Iterator[list[bytes]]:
     lines = iter(partial(stream.readline, MAX_LINE), b"")
     row = -1
     for line in lines:
+        if row < 0:
+            line = line.removeprefix(codecs.BOM_UTF8)
         here = f"{where}, " + (f"row {row}" if row >= 0 else "header")
         if len(line) == MAX_LINE:
             raise UserError(f"{here} is longer than {MAX_LINE:,} bytes: this is no CSV of faces")
@@ -210,7 +212,7 @@ def _header(stream: io.BufferedReader, where: str) -> tuple[str, ...]:
     if fields is None:
         raise UserError(f"{where} is empty: download it again")
     try:
-        return tuple(field.removeprefix(codecs.BOM_UTF8).decode().strip().lower() for field in fields)
+        return tuple(field.decode().strip().lower() for field in fields)
     except UnicodeDecodeError:
         raise UserError(
             f"{where} begins with {quoted(fields[0])}, which is neither UTF-8 text nor a .zip or .tar: "

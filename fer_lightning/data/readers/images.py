@@ -28,7 +28,7 @@ _ORIENTATION = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type 
 
 
 def decode(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """The face in the image file `data`, uint8 (48, 48), and the width and height of the image in the file.
+    """The face in the image file `data`, uint8 (48, 48), and the width and height of the upright image.
 
     The image is rotated by its EXIF tag, converted to grey (16 bits scaled to 8, transparent parts white), scaled so
     that the shorter side is 48, and cropped to the middle of the longer side. A grey 48 by 48 image is not changed.
@@ -48,7 +48,10 @@ def decode(data: bytes, where: str) -> tuple[NDArray[np.uint8], tuple[int, int]]
             raise UserError(too_large)
         size = image.size
         image.draft(None, (4 * SIDE, 4 * SIDE))  # lets a large JPEG be decoded at a fraction of its size
+        decoded = image.size
         grey = upright(image, where).convert("L")
+        if grey.size != decoded:  # turned by its tag
+            size = size[::-1]
         if grey.size != (SIDE, SIDE):
             grey = ImageOps.fit(grey, (SIDE, SIDE))
         return np.asarray(grey), size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import webbrowser
 from collections.abc import Mapping
 from contextlib import suppress
@@ -46,7 +47,8 @@ def serve(model: Path, *, port: int = PORT, assets: Path | None = None, open_bro
         try:
             print(f"Demo at {address} (Ctrl-C stops it)", flush=True)
             if open_browser:
-                webbrowser.open(address)
+                # A browser in the terminal would keep this thread, which has to serve the page.
+                threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
             running.serve_forever()
         except KeyboardInterrupt:
             print()

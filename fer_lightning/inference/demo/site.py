@@ -32,7 +32,7 @@ def build(model: Path, folder: Path, *, assets: Path | None = None) -> None:
 
     Args:
         model: a network exported as ONNX.
-        folder: an empty or new folder, or one with an earlier build. Files of git stay, as does a README.md.
+        folder: an empty or new folder, or one with an earlier build. Hidden files stay, as do README.md and CNAME.
         assets: folder of the libraries, which are then part of the site; None to load them from a CDN.
 
     Raises:
@@ -46,7 +46,7 @@ def build(model: Path, folder: Path, *, assets: Path | None = None) -> None:
     known = {*files, README, *(f"{ASSETS}/{name}" for name in of_assets)}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in known and not name.startswith(".git"):
+        if path.is_file() and name not in known and name != "CNAME" and not name.startswith("."):
             raise UserError(f"{folder}: holds {printable(name)}, no file of this page; choose an empty folder")
     if not (folder / README).exists():
         files[README] = _readme(json.loads(files["model.json"])).encode()

@@ -13,6 +13,7 @@ import pandas as pd
 from fer_lightning.data.readers.remote import source_name
 from fer_lightning.data.table import SPLITS
 from fer_lightning.errors import UserError
+from fer_lightning.inference import ensembles
 from fer_lightning.inference.explain import pictures, randomised, robustness, saliency
 from fer_lightning.inference.explain.robustness import Outcome, number, points
 from fer_lightning.inference.explain.sample import labelled_faces, stratified
@@ -20,7 +21,7 @@ from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.predictor import LoadedModel, NetworkMember
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.report import html, tables
-from fer_lightning.report.files import check_writable, folder_name, write_folder
+from fer_lightning.report.files import check_writable, write_folder
 from fer_lightning.report.style import png
 
 SANITY_IMAGES = 128
@@ -70,8 +71,8 @@ def explain(
     table, rows = labelled_faces(loaded, None if data is None else os.fspath(data), split, trust)
     rows = rows[stratified(table.labels[rows], images)]
     faces, labels = np.asarray(table.images[rows]), table.labels[rows]
-    model_name = loaded[0].name if len(loaded) == 1 else f"{len(loaded)} models"
-    out = out or _default_folder(loaded, model_name, f"{source_name(data)}-{split}" if data else split)
+    model_name = ensembles.title(loaded)
+    out = out or ensembles.default_folder(loaded, "explain", f"{source_name(data)}-{split}" if data else split)
     check_writable(out)
 
     predictions = tables.predictions(
@@ -219,9 +220,3 @@ def _card(outcomes: Sequence[Outcome]) -> pd.DataFrame:
             "95 %": [f"{points(one.interval[0])} to {points(one.interval[1])}" for one in outcomes],
         }
     )
-
-
-def _default_folder(loaded: Sequence[LoadedModel], model_name: str, name: str) -> Path:
-    if len(loaded) == 1 and loaded[0].description is None:
-        return loaded[0].path / "explain" / name
-    return Path("explain") / folder_name(f"{model_name}-{name}")

@@ -7,10 +7,11 @@ from pathlib import Path
 from fer_lightning.errors import UserError, printable, quoted
 from fer_lightning.inference.faces.detector import Detector, WholeImage
 from fer_lightning.inference.faces.download import installed
+from fer_lightning.inference.zoo import existing
 
 NAMES = ("auto", "blaze", "haar", "none")
 
-HINT = "Faces are searched with a Haar cascade; `fer-lightning download blaze` gets a faster detector that finds more."
+HINT = "Faces are searched with a Haar cascade; `fer-lightning download blaze` gets a detector that finds more."
 
 
 def load_detector(name: str = "auto", *, fast: bool = False) -> tuple[Detector, str | None]:
@@ -26,8 +27,8 @@ def load_detector(name: str = "auto", *, fast: bool = False) -> tuple[Detector, 
     """
     if name == "none":
         return WholeImage(), None
-    path = Path(name).expanduser()
-    if name not in NAMES and not path.is_file():
+    path = Path(name) if name in NAMES else existing(name)
+    if path is None or (name not in NAMES and not path.is_file()):
         raise UserError(f"detector {quoted(name)}: no such file; use {', '.join(NAMES)}, or a file (.xml, .tflite)")
     suffix = path.suffix.lower()
     if name not in NAMES and suffix not in (".xml", ".tflite"):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ def read_image(path: Path) -> Photo:
     where = printable(path)
     too_large = f"{where} has more than {MAX_PIXELS:,} pixels (a JPEG may have 178,000,000): save a smaller copy"
     try:
-        with path.open("rb") as file, _without_remarks():
+        with path.open("rb") as file:
             header = file.read(HEADER)
             file.seek(0)
             if not header:
@@ -64,10 +64,12 @@ def read_image(path: Path) -> Photo:
                     notes.append(f"{size[0]} × {size[1]} pixels, read and measured at half that width and height")
                 if image.width * image.height > MAX_PIXELS:
                     raise UserError(too_large)
-                if image.format == "TIFF" and image.tag_v2.get(_SUBFILE_TYPE) == 1:  # type: ignore[attr-defined]
+                if is_preview(image):
                     raise UserError(f"{where}: only a preview of this camera's format can be read: save it as JPEG")
                 rgb = upright(image, where).convert("RGB")
                 return Photo(np.asarray(rgb), "; ".join(notes) or None)
+    except IsADirectoryError as error:
+        raise UserError(f"{where} is a folder that cannot be listed") from error
     except OSError as error:
         raise UserError(f"{where} cannot be read ({error.strerror or flat(error)})") from error
 
@@ -80,7 +82,7 @@ def is_image(path: Path) -> bool:
     """
     from PIL import Image
 
-    with path.open("rb") as file, _without_remarks():
+    with path.open("rb") as file:
         if _is_avif(header := file.read(HEADER)) or _is_heic(header):
             return True
         file.seek(0)
@@ -94,12 +96,18 @@ def is_image(path: Path) -> bool:
 
 
 @contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Ignore what Pillow warns of: odd metadata, large images."""
+def without_remarks() -> Iterator[None]:
+    """Ignore what Pillow warns of: odd metadata, large images. Warnings of all threads are concerned, so it is entered
+    around the threads that read photos and not in them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.filterwarnings("ignore", "Unknown feature")  # AVIF, in older versions
         yield
+
+
+def is_preview(image: Any) -> bool:
+    """Whether a file is of a camera's raw format, of which Pillow reads a preview only."""
+    return bool(image.format == "TIFF" and image.tag_v2.get(_SUBFILE_TYPE) == 1)
 
 
 def several(image: object) -> str | None:

@@ -28,6 +28,8 @@ def expand(inputs: Iterable[str | os.PathLike[str]], beside: Path | None = None)
         inputs: files, folders and patterns.
         beside: a folder that is left out wherever it is found in another one, such as that of the results.
 
+    A folder below a named one that cannot be listed is an input as well, which fails when it is read.
+
     Raises:
         UserError: a path does not exist or cannot be read; a folder holds, or a pattern matches, no image or video.
     """
@@ -39,8 +41,7 @@ def expand(inputs: Iterable[str | os.PathLike[str]], beside: Path | None = None)
         if _is_file(path):
             files[path] = None
         elif path.is_dir():
-            below = list(_media_below(path, beside))
-            if not below:
+            if not (below := _media_below(path, beside)):
                 raise UserError(f"{printable(text)}: no image or video in this folder; name single files by their path")
             files |= dict.fromkeys(below)
         elif glob.has_magic(text):
@@ -85,7 +86,10 @@ def _is_file(path: Path) -> bool:
 
 def _matches(pattern: str, beside: Path | None) -> list[Path]:
     found: list[Path] = []
-    for match in map(Path, glob.iglob(pattern, recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute patterns
+    left_out = None if beside is None else beside.resolve()
+    for match in map(Path, _glob(pattern)):
+        if left_out is not None and left_out in (resolved := match.resolve(), *resolved.parents):
+            continue
         if match.is_dir():
             found += _media_below(match, beside)
         elif _looks_like_media(match) and os.path.isfile(match):  # noqa: PTH113 - of what may not be read, False
@@ -95,11 +99,32 @@ def _matches(pattern: str, beside: Path | None) -> list[Path]:
     return sorted(found)
 
 
-def _media_below(folder: Path, beside: Path | None) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise UserError(f"{printable(error.filename)} cannot be read ({error.strerror})") from error
+def _glob(pattern: str) -> Iterator[str]:
+    """What matches a pattern; `**` does not follow symbolic links, which may lead in circles."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from glob.iglob(pattern)  # noqa: PTH207 - Path.glob takes no absolute patterns
+        return
+    at = parts.index("**")
+    rest = parts[at + 1 :]
+    for top in _glob(os.path.join(*parts[:at])) if at else [""]:  # noqa: PTH118 - Path drops an empty part
+        if not rest:
+            yield top or "."
+            continue
+        for parent, folders, _ in os.walk(top or "."):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            yield from _glob(os.path.join(glob.escape(parent), *rest))  # noqa: PTH118
 
+
+def _media_below(folder: Path, beside: Path | None) -> list[Path]:
     found: list[Path] = []
+
+    def fail(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            reason = f"cannot be read ({error.strerror}); name folders that you may list"
+            raise UserError(f"{printable(error.filename)} {reason}") from error
+        found.append(Path(error.filename))
+
     left_out = None if beside is None else beside.resolve()
     for parent, folders, names in os.walk(folder, onerror=fail):
         if left_out is not None and Path(parent).resolve() == left_out:
@@ -108,7 +133,7 @@ def _media_below(folder: Path, beside: Path | None) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         media = [path for name in names if _looks_like_media(path := Path(parent, name))]
         found += [path for path in media if os.path.isfile(path)]  # noqa: PTH113
-    yield from sorted(found)
+    return sorted(found)
 
 
 def _looks_like_media(path: Path) -> bool:

@@ -99,6 +99,8 @@ class History(L.Callback):
         }
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not self._validation:  # the module has read the last loss only after the callbacks' end of the batch
+            self.epoch_seconds = time.perf_counter() - self._since
         self.seconds += self.epoch_seconds
         self.images += self.epoch_images
         row = {

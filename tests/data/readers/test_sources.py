@@ -138,7 +138,8 @@ def test_csv_with_class_names(tmp_path: Path) -> None:
     assert table.labels.tolist() == [3, 1, 0, 1, 2]
 
 
-def test_csv_quotes_spaces_bom_and_large_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("header", ["emotion,note,pixels", '"emotion","note","pixels"'])
+def test_csv_quotes_spaces_bom_and_large_batches(header: str, tmp_path: Path) -> None:
     """More rows than one batch, some of which only the exact parser accepts."""
     texts = [pixel_text(face) for face in faces(150)]
     texts[3] = f'"{texts[3]}"'
@@ -146,7 +147,7 @@ def test_csv_quotes_spaces_bom_and_large_batches(tmp_path: Path) -> None:
     texts[5] = '" ' + texts[5].replace(" ", "\n", 3) + '"'
     texts[140] = texts[140].replace(" ", "\t")
     texts[149] = " ".join(f"{int(t):04d}" for t in texts[149].split())
-    lines = ["emotion,note,pixels"] + [f'{i % 7},"a ""note"", with comma",{text}' for i, text in enumerate(texts)]
+    lines = [header] + [f'{i % 7},"a ""note"", with comma",{text}' for i, text in enumerate(texts)]
     path = tmp_path / "quoted.csv"
     path.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())  # and no line end at the end
     table = load(path)

@@ -85,10 +85,11 @@ def test_used_and_impossible_ports_are_one_line(running: ThreadingHTTPServer) ->
 
 
 def test_serve_prints_the_address_and_stops_on_interrupt(network: Path) -> None:
-    code = (
-        "import signal, sys; from pathlib import Path; from fer_lightning.inference.demo import serve; "
+    code = (  # with a browser in the terminal, which ends when its user says so
+        "import signal, sys, time, webbrowser; from pathlib import Path; "
+        "from fer_lightning.inference.demo import serve; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's background jobs ignore it
-        "serve(Path(sys.argv[1]), port=0, open_browser=False); print('end')"
+        "webbrowser.open = lambda address: time.sleep(100); serve(Path(sys.argv[1]), port=0); print('end')"
     )
     process = subprocess.Popen([sys.executable, "-c", code, network], stdout=subprocess.PIPE, text=True)
     with process:

@@ -59,6 +59,8 @@ def test_build_replaces_an_earlier_build_and_keeps_what_belongs_to_the_repositor
     (tmp_path / "README.md").write_text("mine")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "HEAD").write_text("ref")
+    for name in ("CNAME", ".nojekyll", ".DS_Store"):
+        (tmp_path / name).write_text("mine")
     (tmp_path / "demo.js").write_text("old")
     build(network, tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"

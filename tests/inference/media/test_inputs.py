@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from fer_lightning.errors import UserError
+from fer_lightning.inference.media.images import read_image
 from fer_lightning.inference.media.inputs import expand, kind
 from tests.inference.media.videos import write_video
 
@@ -51,6 +53,31 @@ def test_files_keep_their_order_and_count_once(photos: Path) -> None:
 def test_patterns(photos: Path, pattern: str, names: list[str]) -> None:
     assert expand([pattern]) == [Path(name) for name in names]
     assert expand([str(photos / pattern)]) == [photos / name for name in names]
+
+
+def test_patterns_do_not_follow_links_that_lead_in_circles(photos: Path) -> None:
+    for name in ("one", "two"):
+        (photos / name).symlink_to(photos, target_is_directory=True)
+    assert expand(["**/*.jpg"]) == [Path("b.jpg")]
+    assert expand(["**/deep/*"]) == expand(["sub/**/d.*"]) == [Path("sub/deep/d.webp")]
+
+
+def test_patterns_leave_out_the_results(photos: Path) -> None:
+    assert expand(["**/*.*"], Path("sub")) == [Path("a.PNG"), Path("b.jpg")]
+
+
+def test_folder_that_cannot_be_listed_fails_alone(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def walk(folder: Path, onerror: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+        yield from ((parent, folders, names) for parent, folders, names in real(folder) if not parent.endswith("deep"))
+        onerror(PermissionError(13, "Permission denied", str(photos / "sub/deep")))  # root may list anything
+
+    real = os.walk
+    monkeypatch.setattr(os, "walk", walk)
+    assert expand([photos]) == [photos / name for name in ("a.PNG", "b.jpg", "sub/c.mp4", "sub/deep")]
+    with pytest.raises(UserError, match="deep is a folder that cannot be listed"):
+        read_image(photos / "sub/deep")
+    with pytest.raises(UserError, match=r"deep cannot be read \(Permission denied\); name folders"):
+        expand([photos / "sub/deep"])
 
 
 def test_file_whose_name_is_a_pattern(photos: Path) -> None:
