@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ def test_default_model_is_small_and_says_how_it_was_made() -> None:
     description, _ = modelfile.read(path)
     assert path.stat().st_size <= 3e6
     assert tuple(description.classes) == FER_CLASSES and description.protocol["name"] == "kaggle"
-    assert description.scores["test/accuracy"] > 0.65
+    assert description.scores["test/accuracy"] > 0.7
     card = path.with_suffix(".md").read_text()
     for member in description.members:
-        assert f"python train.py {' '.join(member.overrides)}" in card
+        for overrides in (member.overrides, *member.teachers.values()):
+            assert f"python train.py {shlex.join(overrides)}" in card
     assert "license: mit" in card and "1,851 images repeat another one" in card
 
 
