@@ -86,7 +86,14 @@ def export(
     models: Models,
     to: Annotated[Path, typer.Option(help="The file to write: .safetensors, .onnx, or .int8.onnx for 8 bits.")],
     tta: Tta = None,
-    fp32: Annotated[bool, typer.Option("--fp32", help="Weights in 32 bits instead of 16 (.safetensors).")] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the weights in a .safetensors file: fp16, fp32, or int8 with a scale for each channel.",
+            metavar="NAME",
+            show_default="fp16",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; else that of the file.")] = None,
     data: Annotated[
         str | None, typer.Option(help="For model files: the data they were made with, to calibrate and check on.")
@@ -100,7 +107,7 @@ def export(
     from fer_lightning.inference.export import card_of
     from fer_lightning.inference.export import export as export_models
 
-    checks = export_models(models, to, tta=tta, fp32=fp32, name=name, data=data, licence=licence, trust=trust)
+    checks = export_models(models, to, tta=tta, precision=precision, name=name, data=data, licence=licence, trust=trust)
     for what, value in checks:
         print(f"{what}: {value}")
     print(f"file     {to} ({to.stat().st_size / 1e6:.2f} MB)\ncard     {card_of(to)}")

@@ -16,6 +16,9 @@ TTA = Literal["none", "flip", "ten_crop"]
 """`none`: the face itself; `flip`: and its mirror image; `ten_crop`: the four corners and the centre of the face, and
 the mirror images of the five (Krizhevsky et al. 2012, section 4.1)."""
 
+Precision = Literal["fp16", "fp32", "int8"]
+"""Of stored weights."""
+
 KEY = "fer_lightning"
 """Key of the description in the file's metadata."""
 
@@ -88,7 +91,7 @@ class Description(_Strict):
     protocol: dict[str, str | int | float]
     data: dict[str, str]
     scores: dict[str, float]
-    precision: Literal["fp16", "fp32", "int8"]
+    precision: Precision
     checks: dict[str, str] = {}
     licence: str = "other"
     notes: str = ""

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from fer_lightning import __version__
 from fer_lightning.data import synthetic
 from fer_lightning.errors import UserError, printable
 from fer_lightning.inference import graph, labelled, modelfile
-from fer_lightning.inference.description import Description, MemberConfig
+from fer_lightning.inference.description import Description, MemberConfig, Precision
 from fer_lightning.inference.labelled import Labelled
 from fer_lightning.inference.load import as_list, load, together
 from fer_lightning.inference.predictor import LoadedModel, NetworkMember, Predictor
@@ -63,7 +63,7 @@ def export(
     to: Path,
     *,
     tta: str | None = None,
-    fp32: bool = False,
+    precision: str | None = None,
     name: str | None = None,
     data: str | None = None,
     licence: str = "other",
@@ -80,7 +80,8 @@ def export(
         to: the file: .safetensors, .onnx, or .int8.onnx for 8 bits.
         tta: test-time augmentation to calibrate for, which predicting then uses; None for that of a single model
             file, and none for runs.
-        fp32: store weights in float32 instead of float16 (.safetensors only; an ONNX graph has float32 or 8 bits).
+        precision: of the weights in a .safetensors file: "fp16" by default, "fp32", or "int8" with a scale for each
+            output channel. An ONNX graph has float32, or 8 bits by its name.
         name: of the model; by default that of the file.
         data: for model files, the data that they were made with; without it they keep their calibration and scores,
             and only their answers are compared.
@@ -96,19 +97,22 @@ def export(
             not installed, or the file fails a check: then it is not written.
     """
     kind = _format(to)
-    stored: Literal["fp16", "fp32"] = "fp32" if fp32 or kind != "safetensors" else "fp16"
+    stored = _precision(kind, precision)
     loaded = [load(model, accelerator="cpu", trust=trust) for model in as_list(models)]
     networks, members = _members(loaded)
     if kind == "safetensors":
         modelfile.check_buildable(members, len(loaded[0].classes), to)
-    if stored == "fp16":
-        for network in networks:
-            modelfile.round_to_half(network)
     whole = together(loaded, tta)
     predictor = Predictor(
         [_member(*pair) for pair in zip(networks, members, strict=True)], whole.classes, tta=whole.tta
     )
     found = _labelled(loaded, data, trust) if measure else None
+    accuracy = None
+    if kind == "safetensors":
+        if stored == "int8" and found:
+            accuracy = _accuracy(predictor.logits(found.faces.images[found.parts.val]).numpy(), found)
+        tensors = modelfile.pack(networks, stored)
+        modelfile.unpack(tensors, networks)
     known = loaded[0].description if len(loaded) == 1 else None
     scores = dict(loaded[0].scores) if len(loaded) == 1 and loaded[0].tta == whole.tta else {}
     description = Description(
@@ -124,7 +128,7 @@ def export(
         protocol=known.protocol if known else {},
         data=known.data if known else {},
         scores=scores,
-        precision="int8" if kind == "int8" else stored,
+        precision=stored,
         licence=licence,
         notes=known.notes if known else "",
     )
@@ -134,19 +138,19 @@ def export(
     checks: list[Check] = []
     with _replacing(to) as file:
         if kind == "safetensors":
-            modelfile.write(file, description, networks)
+            modelfile.write(file, description, tensors)
         elif kind == "onnx":
             graph.export(file, networks, description)
         else:
             checks += _quantized(file, networks, description, found)
         written = together([load(file, accelerator="cpu")])
-        checks += _checks(file.name, kind, predictor, written, description, found)
+        checks += _checks(file.name, kind, predictor, written, description, found, accuracy)
         changed: dict[str, object] = {"checks": dict(checks)}
         if kind == "int8" and found is not None:  # 8 bits change the answers
             scored, changed["scores"] = _scored(written, description.calibration, found)
         description = description.model_copy(update=changed)
         if kind == "safetensors":
-            modelfile.write(file, description, networks)
+            modelfile.write(file, description, tensors)
         else:
             graph.describe(file, description)
         report = matrix = clean = None
@@ -180,6 +184,21 @@ def _format(to: Path) -> Format:
     if to.is_dir():
         raise UserError(f"--to {printable(to)}: a folder; name a file in it")
     return cast(Format, to.suffix[1:])
+
+
+def _precision(kind: Format, asked: str | None) -> Precision:
+    """The precision of a file's weights, by what is asked and by the kind of file."""
+    if kind != "safetensors":
+        if asked is not None:
+            raise UserError(
+                f"--precision {printable(asked)}: an ONNX graph has float32, or 8 bits where its name ends in "
+                ".int8.onnx"
+            )
+        return "int8" if kind == "int8" else "fp32"
+    asked = asked or "fp16"
+    if asked not in get_args(Precision):
+        raise UserError(f"--precision {printable(asked)}: use {', '.join(get_args(Precision))}")
+    return cast("Precision", asked)
 
 
 def _members(loaded: Sequence[LoadedModel]) -> tuple[list[FaceNetwork], list[MemberConfig]]:
@@ -282,8 +301,11 @@ def _checks(
     written: Predictor,
     description: Description,
     found: Labelled | None,
+    accuracy: float | None,
 ) -> list[Check]:
     """Compare the answers of a written file with PyTorch's.
+
+    `accuracy` on the validation images is that before weights were rounded to 8 bits; None if they were not.
 
     Raises:
         UserError: it answers differently.
@@ -302,15 +324,18 @@ def _checks(
             )
         checks.append(Check(f"largest difference of a probability on {len(images):,} images", f"{difference:.1e}"))
     if found:
-        labels = found.faces.labels[found.parts.val]
-        before, after = ((p.argmax(1) == labels).mean() for p in (exact, given))
-        lost = INT8_LOSS if kind == "int8" else 0.0
-        if before - after > lost:
+        before, after = _accuracy(exact, found) if accuracy is None else accuracy, _accuracy(given, found)
+        few_bits = description.precision == "int8"
+        what = f"accuracy on {len(images):,} validation images"
+        if before - after > (INT8_LOSS if few_bits else 0.0):
             raise UserError(
-                f"{name}: accuracy on the {len(labels):,} validation images falls from {before:.4f} to "
-                f"{after:.4f}: not written; {'export to .onnx instead' if kind == 'int8' else 'please report this'}"
+                f"{name}: {what} falls from {before:.4f} to {after:.4f}: not written; "
+                f"{'export with more bits instead' if few_bits else 'please report this'}"
             )
-        checks.append(
-            Check(f"accuracy on {len(labels):,} validation images", f"{before:.4f} before, {after:.4f} after")
-        )
+        checks.append(Check(what, f"{before:.4f} before, {after:.4f} after"))
     return checks
+
+
+def _accuracy(outputs: NDArray[np.floating], found: Labelled) -> float:
+    """Accuracy on the validation images of their logits or probabilities, (N, C)."""
+    return float((outputs.argmax(1) == found.faces.labels[found.parts.val]).mean())

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fer_lightning.errors import UserError, flat
-from fer_lightning.inference.description import KEY, Description, MemberConfig, parse
+from fer_lightning.inference.description import KEY, Description, MemberConfig, Precision, parse
 from fer_lightning.models.build import build
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.report.files import write_atomically
@@ -25,35 +25,63 @@ DIGEST = "fer_lightning_digest"
 """Key of a digest of the description and the tensors: a flipped bit would go unnoticed otherwise."""
 
 
-def round_to_half(network: FaceNetwork) -> None:
-    """Round a network's weights to those that are stored in float16."""
-    for tensor in _weights(network).values():
-        if tensor.ndim > 1:
-            tensor.copy_(tensor.half())
+SCALE = ":scale"
+"""Ends the name of the scales of an int8 tensor."""
 
 
-def write(path: Path, description: Description, networks: Sequence[FaceNetwork]) -> None:
+def pack(networks: Sequence[FaceNetwork], precision: Precision) -> dict[str, Tensor]:
+    """The tensors of a model file.
+
+    Convolutions and matrices are stored in `precision`, for int8 as integers from -127 to 127 with one scale for each
+    index of the first dimension, the output channel; what normalises and shifts features is small and stays in float32.
+
+    Args:
+        networks: the members.
+        precision: fp32, fp16 or int8.
+    """
+    tensors = {}
+    for i, network in enumerate(networks):
+        for name, tensor in _weights(network).items():
+            tensor = tensor.detach().cpu().contiguous()
+            if tensor.ndim > 1 and precision == "int8":
+                scale = tensor.flatten(1).abs().amax(1).clamp_min(1e-30) / 127  # not 0 for a channel of zeros
+                tensors[f"{i}.{name}{SCALE}"] = scale
+                tensor = (tensor / _over(scale, tensor)).round().to(torch.int8)
+            elif tensor.ndim > 1 and precision == "fp16":
+                tensor = tensor.half()
+            tensors[f"{i}.{name}"] = tensor
+    return tensors
+
+
+def unpack(tensors: Mapping[str, Tensor], networks: Sequence[FaceNetwork]) -> None:
+    """Load the tensors of a model file into its networks, in float32."""
+    for i, network in enumerate(networks):
+        state = {}
+        for name in _weights(network):
+            state[name] = tensors[f"{i}.{name}"].float()
+            if (scale := tensors.get(f"{i}.{name}{SCALE}")) is not None:
+                state[name] *= _over(scale, state[name])
+        network.load_state_dict(state, strict=False)  # without counters, which only training needs
+
+
+def _over(scale: Tensor, tensor: Tensor) -> Tensor:
+    """Scales (C,) as (C, 1, …), to multiply a tensor (C, …)."""
+    return scale.reshape(-1, *[1] * (tensor.ndim - 1))
+
+
+def write(path: Path, description: Description, tensors: Mapping[str, Tensor]) -> None:
     """Write a model file, atomically.
-
-    Convolutions and matrices are stored in the precision of the description; what normalises and shifts features is
-    small and stays in float32.
 
     Args:
         path: the file.
-        description: of the members, in the order of `networks`.
-        networks: the members.
+        description: of the members.
+        tensors: of `pack`, in the precision of the description.
 
     Raises:
         OSError: the file cannot be written.
     """
-    half = description.precision == "fp16"
-    tensors = {
-        f"{i}.{name}": (tensor.half() if half and tensor.ndim > 1 else tensor).cpu().contiguous()
-        for i, network in enumerate(networks)
-        for name, tensor in _weights(network).items()
-    }
     text = description.model_dump_json()
-    write_atomically(path, save(tensors, {KEY: text, DIGEST: _digest(text, tensors)}))
+    write_atomically(path, save(dict(tensors), {KEY: text, DIGEST: _digest(text, tensors)}))
 
 
 def check_buildable(members: Sequence[MemberConfig], n_classes: int, path: Path) -> None:
@@ -88,11 +116,9 @@ def read(path: Path) -> tuple[Description, list[FaceNetwork]]:
         raise UserError(f"{path}: damaged, as its checksum is wrong; get it again")
     _check_shapes(description, tensors, path)
     networks = [_network(description, member) for member in description.members]
-    for i, network in enumerate(networks):
-        state = {name: tensors[f"{i}.{name}"].float() for name in _weights(network)}
-        if not all(torch.isfinite(tensor).all() for tensor in state.values()):
-            raise UserError(f"{path}: damaged, as it has weights that are not finite; get it again")
-        network.load_state_dict(state, strict=False)  # without counters, which only training needs
+    unpack(tensors, networks)
+    if not all(torch.isfinite(tensor).all() for network in networks for tensor in _weights(network).values()):
+        raise UserError(f"{path}: damaged, as it has weights that are not finite; get it again")
     return description, networks
 
 
@@ -121,6 +147,8 @@ def _check_shapes(description: Description, tensors: Mapping[str, Tensor], path:
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path}: its network cannot be built ({flat(error)}); upgrade fer-lightning") from None
         expected |= {f"{i}.{name}": tuple(tensor.shape) for name, tensor in weights.items()}
+        if description.precision == "int8":
+            expected |= {f"{i}.{name}{SCALE}": (len(tensor),) for name, tensor in weights.items() if tensor.ndim > 1}
     wrong = sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name))
     if wrong:
         raise UserError(f"{path}: damaged, as the tensor {wrong[0][:80]!r} does not fit its network; get it again")

@@ -60,7 +60,7 @@ def test_file_predicts_like_its_run(run: Path, model_file: Path, test_images: ND
 def test_weights_are_of_half_precision_unless_asked_otherwise(run: Path, model_file: Path, tmp_path: Path) -> None:
     checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     half = load_file(model_file)
-    export([run], tmp_path / "full.safetensors", fp32=True)
+    export([run], tmp_path / "full.safetensors", precision="fp32")
     full = load_file(tmp_path / "full.safetensors")
     for name, tensor in checkpoint.items():
         if not name.startswith("network.") or not tensor.is_floating_point():
@@ -69,6 +69,58 @@ def test_weights_are_of_half_precision_unless_asked_otherwise(run: Path, model_f
         assert half[stored].dtype == (torch.float16 if tensor.ndim > 1 else torch.float32)
         torch.testing.assert_close(full[stored], tensor, rtol=0, atol=0)
     assert (tmp_path / "full.safetensors").stat().st_size > 1.7 * model_file.stat().st_size
+
+
+def test_weights_of_8_bits_are_those_of_torch(run: Path, tmp_path: Path, test_images: NDArray[np.uint8]) -> None:
+    file, halves = tmp_path / "small.safetensors", tmp_path / "halves.safetensors"
+    checks = dict(export([run], file, precision="int8"))
+    export([run], halves, precision="fp16")
+    checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    stored = load_file(file)
+    convolutions = [name for name, tensor in stored.items() if tensor.dtype == torch.int8]
+    assert len(convolutions) > 10
+    for name in convolutions:
+        weights = checkpoint["network." + name.removeprefix("0.")]
+        scales = weights.flatten(1).abs().amax(1) / 127
+        torch.testing.assert_close(stored[name + modelfile.SCALE], scales, rtol=1e-6, atol=0)
+        zeros = torch.zeros(len(scales), dtype=torch.int32)
+        rounded = torch.fake_quantize_per_channel_affine(weights, scales, zeros, 0, -127, 127)
+        steps = rounded / scales.reshape(-1, *[1] * (weights.ndim - 1)) - stored[name]
+        assert steps.abs().max() < 1.01 and (steps.abs() > 0.01).float().mean() < 1e-3  # ties may go either way
+    assert file.stat().st_size < 0.7 * halves.stat().st_size
+    assert description_of(file)["precision"] == "int8"
+    assert any("before" in value for value in checks.values())
+    expected = load_model(run, accelerator="cpu").probabilities(test_images)
+    found = load_model(file, accelerator="cpu")
+    np.testing.assert_allclose(found.probabilities(test_images), expected, atol=0.05)
+    again = tmp_path / "again.safetensors"
+    export([file], again, precision="int8")
+    np.testing.assert_allclose(
+        load_model(again, accelerator="cpu").probabilities(test_images), found.probabilities(test_images), atol=1e-5
+    )
+    lacking = rewritten(file, tmp_path / "lacking.safetensors", **{convolutions[0] + modelfile.SCALE: None})
+    with pytest.raises(UserError, match="does not fit its network"):
+        load_model(lacking)
+
+
+def test_8_bits_that_cost_accuracy_are_not_written(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fer_lightning.inference.export as module
+
+    monkeypatch.setattr(module, "INT8_LOSS", -1.0)
+    with pytest.raises(UserError, match=r"falls from 0\.\d+ to 0\.\d+: not written; export with more bits"):
+        export([run], tmp_path / "small.safetensors", precision="int8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_channel_of_zeros_stays_zero() -> None:
+    from fer_lightning.models.build import build
+
+    network = build({"_target_": "fer_lightning.models.vgg.VGG", "width": 4, "convs": [1, 1]}, 7, None)
+    first = network.backbone.stages[0].conv1.weight
+    with torch.no_grad():
+        first[0] = 0
+    modelfile.unpack(modelfile.pack([network], "int8"), [network])
+    assert (first[0] == 0).all() and torch.isfinite(first).all() and (first[1:] != 0).any()
 
 
 def test_description_is_that_of_the_run(run: Path, model_file: Path) -> None:
@@ -160,7 +212,7 @@ def test_own_data_are_split_as_in_training(
     )  # weights of 16 bits
     description, networks = modelfile.read(tmp_path / "model.safetensors")
     near = description.model_copy(update={"data": description.data | {"twins": "near"}})
-    modelfile.write(tmp_path / "near.safetensors", near, networks)
+    modelfile.write(tmp_path / "near.safetensors", near, modelfile.pack(networks, "fp16"))
     for given, used in ((None, "near"), ("exact", "exact")):
         scores = evaluate([tmp_path / "near.safetensors"], data=csv, twins=given, out=tmp_path / "near")
         assert scores["data/twins"] == used
@@ -372,7 +424,7 @@ def test_ensemble_file_is_the_mean_of_its_members(
     run: Path, other_run: Path, test_images: NDArray[np.uint8], tmp_path: Path, command: Command
 ) -> None:
     file = tmp_path / "both.safetensors"
-    code, error = command("export", run, other_run, "--to", file, "--fp32", "--tta", "flip")
+    code, error = command("export", run, other_run, "--to", file, "--precision", "fp32", "--tta", "flip")
     assert code == 0, error
     predictor = load_model(file, accelerator="cpu")
     assert predictor.tta == "flip"
@@ -426,6 +478,21 @@ def test_runs_of_other_data_are_not_averaged(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="or name only runs of the same data and protocol as"):
         export([run, other], tmp_path / "mixed.safetensors")
     assert not (tmp_path / "mixed.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("to", "precision", "message"),
+    [
+        ("model.safetensors", "int4", "--precision int4: use fp16, fp32, int8"),
+        ("model.onnx", "int8", "an ONNX graph has float32, or 8 bits where its name ends in .int8.onnx"),
+    ],
+)
+def test_bad_precision_is_one_line(
+    to: str, precision: str, message: str, run: Path, tmp_path: Path, command: Command
+) -> None:
+    code, error = command("export", run, "--to", tmp_path / to, "--precision", precision)
+    assert code == 1 and message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def onnx_file(run: Path, other_run: Path, tmp_path_factory: pytest.TempPathFacto
 def model_of_both(run: Path, other_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as a model file of float32."""
     file = tmp_path_factory.mktemp("both") / "model.safetensors"
-    export([run, other_run], file, tta="flip", fp32=True)
+    export([run, other_run], file, tta="flip", precision="fp32")
     return file
 
 

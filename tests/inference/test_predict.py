@@ -540,7 +540,7 @@ def test_bad_models_are_one_line(
 
     description, networks = modelfile.read(model_file)
     others = description.model_copy(update={"classes": description.classes[::-1]})
-    modelfile.write(tmp_path / "others.safetensors", others, networks)
+    modelfile.write(tmp_path / "others.safetensors", others, modelfile.pack(networks, "fp16"))
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "foreign.safetensors")
     (tmp_path / "weights.pt").write_bytes(b"PK")
     for models, message in (

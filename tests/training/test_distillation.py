@@ -170,7 +170,7 @@ def test_run_is_not_resumed_with_changed_teachers(taught: Path, train: Train, tm
     first = train(*given)
     shutil.rmtree(first.folder / "report")
     (first.folder / "metrics.json").unlink()
-    export([taught], file, fp32=True)
+    export([taught], file, precision="fp32")
     ended = train(f"resume={first.folder}")
     assert ended.code == 1
     assert "distill.digests" in ended.err

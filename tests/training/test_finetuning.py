@@ -51,7 +51,7 @@ def test_network_and_weights_are_those_of_the_source(source: Path, train: Train)
 
 def test_head_is_new_where_the_classes_differ(source: Path, train: Train, tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
-    export([source], file, fp32=True)
+    export([source], file, precision="fp32")
     options = (*DATA, f"init_from={file}", "data.merge={disgust: angry, fear: angry}", "optimizer.lr=1e-12")
     ended = train(*options, "trainer.max_epochs=1")
     assert ended.code == 0, ended.err
