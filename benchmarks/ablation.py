@@ -1,7 +1,7 @@
 """What each part of `experiment=strong_cpu` is worth, at two thirds of its width: the recipe, and one part changed.
 
     python benchmarks/ablation.py --data fer2013.csv.gz --folder FOLDER [--share 3] [--epochs 40] [--seeds 0 1]
-    fer-lightning compare FOLDER --baseline strong_cpu
+    fer-lightning compare FOLDER   # there the recipe is called "common"
 
 Trained on a third of the Training images, by default, less a hold-out, selected on the hold-out and scored on
 PublicTest. PrivateTest, on which results are reported, takes no part. One of the parts alone: --only NAME. Finished

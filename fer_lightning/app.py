@@ -80,6 +80,8 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
         return worker.follow()
     resumed = folder.load_settings(run_dir) if folder.has_trained(run_dir) else None
     settings = resolve(cfg, resumed)
+    if resumed:
+        settings |= sweeps.named_as_before(settings, resumed, HydraConfig.get().overrides.task)
     check(settings, Started(rank.world, rank.local_world) if rank else None)
     Strategy.from_config(settings["imbalance"]).check(settings["trainer"], mixes=bool(settings.get("mix")))
     finetuning.check(settings)
@@ -167,12 +169,15 @@ def _run(rank: int) -> None:
             from fer_lightning.training import worker
 
             worker.dismiss(int(failed))
-    if sweeps.summary():  # each job has reported why
+    unfinished = sweeps.summary()  # each job has reported why
+    if unfinished and (problem is None or problem is _raised_by_job or sweeps.is_reported(problem)):
         sys.exit(1)
     if problem is not None:
         message = str(problem) if isinstance(problem, UserError) else None
         if message is None and problem is not _raised_by_job:
             message = composition_error(problem, sys.argv[1:])
+            if message is not None:
+                sweeps.forget()
         if _wants_traceback or message is None:
             raise problem
         _fail(" ".join(message.split()))

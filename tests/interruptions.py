@@ -100,6 +100,17 @@ class RecordSettings(L.Callback):
         (self.folder / f"settings{trainer.global_rank}").write_text(json.dumps(dict(pl_module.hparams), default=str))
 
 
+class RecordLosses(L.Callback):
+    """Appends each optimizer step and the loss of its batch to a file."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
+        with self.file.open("a") as file:
+            file.write(f"{trainer.global_step} {float(outputs['loss'])!r}\n")
+
+
 class NumpyState(L.Callback):
     """Has a state that checkpoints may not hold."""
 

@@ -85,6 +85,20 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 .* callbacks=none"),
         (["trainer.limit_val_batches=0", "schedule=plateau", "callbacks=none"], "contradicts schedule=plateau"),
         (["trainer.check_val_every_n_epoch=3", "schedule=plateau", "callbacks=none"], "with schedule=plateau"),
+        (["trainer.limit_val_batches=0", "callbacks.checkpoint=null"], "trainer.limit_val_batches=0 .* callbacks=none"),
+        (["imbalance=focal", "imbalance.loss.after=0.5"], "defers the weights of classes, and there are none"),
+        (
+            ["imbalance=remix", "+imbalance.mix.until=0.5", "trainer.max_epochs=-1", "trainer.max_steps=5"],
+            "imbalance.mix.until=0.5 depends on the share of trainer.max_epochs",
+        ),
+        (
+            ["finetune.freeze_epochs=2", "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2"],
+            "finetune.freeze_epochs=2 of 3 epochs: with trainer.check_val_every_n_epoch=2 no validation follows",
+        ),
+        (
+            ["model=vit", "model.width=12", "model.preprocessing.size=50"],
+            "model: patch=6 does not divide images of 50 pixels, set model.preprocessing.size to a size that fits",
+        ),
         (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0: use 1 or more"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0 leaves nothing to train on"),
         (["trainer.limit_test_batches=0"], "trainer.limit_test_batches=0 leaves nothing to score"),

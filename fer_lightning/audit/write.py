@@ -21,8 +21,9 @@ from fer_lightning.data.readers.remote import source_name
 from fer_lightning.data.table import UNLABELLED, FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.report import html
-from fer_lightning.report.files import write_folder
+from fer_lightning.report.files import check_writable, write_folder
 from fer_lightning.report.tables import as_csv, print_frame
+from fer_lightning.runs.folder import load_settings
 
 FILES = ("findings.csv", "summary.json")
 
@@ -57,9 +58,12 @@ def audit(
             edited.
     """
     name = source_name(data)
-    out = out or Path("audit") / name
+    out = (out or Path("audit") / name).expanduser()
     _check_not_edited(out)
+    for run in runs:
+        load_settings(run)
     survey = sources.survey(data, votes=votes)
+    check_writable(out)
     faces = survey.faces
     group = faces.duplicate_groups
     parts = [findings.tiny(faces, survey.small), findings.looks(faces), findings.exact(faces)]

@@ -23,12 +23,16 @@ IGNORED = ("seed", "logger", "data.cache_dir", "trainer.progress_bar")
 PATHS = ("dirpath", "save_dir")
 """Last parts of keys that are paths of a run's output."""
 
-SOURCES = ("data.path", "data.votes", "data.relabel")
+SOURCES = ("data.path", "data.votes", "data.relabel", "distill.teachers")
 """Keys of input files, which may have another path in another run of the same setting: they distinguish settings only
 if runs of the same seed differ in nothing else."""
 
 CONTENTS = {"data.relabel_digest": "data.relabel", "distill.digests": "distill.teachers"}
 """Keys of the digests of files and the keys of these files, by which settings are named if they say the same."""
+
+FEW = 3
+"""Most keys by which every setting is named. If there are more, as where one part at a time is changed, settings are
+named by what most others do not share; the one that shares everything is "common"."""
 
 PREDICTIONS = "report/predictions.csv"
 
@@ -222,6 +226,11 @@ def _settings(runs: Sequence[FinishedRun]) -> list[Setting]:
             named, distinct = [*named, key], n
     shown = [_readable(table, key) for key in named]
     beside = tuple(sorted(key for key in differing if not any(_implied(key, name) for name in {*named, *shown})))
+    common: dict[str, str] = {}
+    if len(shown) > FEW:
+        of_each = table.drop_duplicates(named)
+        shares = {key: of_each[key].value_counts(normalize=True) for key in shown}
+        common = {key: str(share.idxmax()) for key, share in shares.items() if share.max() > 0.5}
     groups: dict[tuple[str, ...], list[FinishedRun]] = {}
     for run, row in zip(runs, table[named].to_numpy().tolist(), strict=True):
         groups.setdefault(tuple(row), []).append(run)
@@ -233,9 +242,12 @@ def _settings(runs: Sequence[FinishedRun]) -> list[Setting]:
                 raise UserError(
                     f"{one.folder} and {other.folder} have the same setting and seed: name only one of them"
                 )
-        texts = [members[0].keys.get(key, "None") for key in shown]
-        words = [v if key.endswith(".name") else f"{key}={v}" for key, v in zip(shown, texts, strict=True)]
-        settings.append(Setting(", ".join(words) or "all runs", tuple(members), beside))
+        words = []
+        for key in shown:
+            text = members[0].keys.get(key, "None")
+            if text != common.get(key):
+                words.append(text if key.endswith(".name") else f"{key}={text}")
+        settings.append(Setting(", ".join(words) or ("common" if shown else "all runs"), tuple(members), beside))
     return settings
 
 

@@ -51,7 +51,7 @@ def compare(settings: Sequence[Setting], *, baseline: str | None = None, resampl
 
     Args:
         settings: scored on the same images.
-        baseline: name of the setting to compare the others with; by default `none`, or the first.
+        baseline: name of the setting to compare the others with; by default `none` or `common`, or the first.
         resamples: number of bootstrap resamples of test images and seeds.
 
     Raises:
@@ -59,7 +59,7 @@ def compare(settings: Sequence[Setting], *, baseline: str | None = None, resampl
     """
     names = [setting.name for setting in settings]
     if baseline is None:
-        baseline = next((name for name in names if name.partition(",")[0] == "none"), names[0])
+        baseline = next((name for name in names if name.partition(",")[0] in ("none", "common")), names[0])
     elif baseline not in names:
         raise UserError(f"--baseline {baseline}: no such setting; choose one of {'; '.join(names)}")
     runs = pd.DataFrame(

@@ -14,7 +14,7 @@ from fer_lightning.comparison.statistics import Comparison, compare
 from fer_lightning.errors import UserError
 from fer_lightning.metrics.scores import CLASS_HEADLINES
 from fer_lightning.report import html
-from fer_lightning.report.files import write_folder
+from fer_lightning.report.files import check_writable, write_folder
 from fer_lightning.report.style import png
 from fer_lightning.report.tables import as_csv, print_frame
 
@@ -42,7 +42,7 @@ def compare_runs(
         paths: run folders, sweep folders, or folders of such.
         out: the folder to write; by default `comparison`, or `comparison-clean`, in the one path, or in the working
             directory.
-        baseline: name of the setting to compare the others with; by default `none`, or the first.
+        baseline: name of the setting to compare the others with; by default `none` or `common`, or the first.
         clean: use only test images without a duplicate in the training data.
         resamples: number of bootstrap resamples of test images and seeds.
 
@@ -53,9 +53,10 @@ def compare_runs(
         raise UserError(f"--resamples {resamples}: too few for confidence intervals; use at least 100")
     folders = [Path(path).expanduser() for path in paths]
     settings, unfinished = collect(folders, clean=clean)
-    comparison = compare(settings, baseline=baseline, resamples=resamples)
     default = (folders[0] if len(folders) == 1 else Path()) / ("comparison-clean" if clean else "comparison")
     out = Path(out).expanduser() if out else default
+    check_writable(out)
+    comparison = compare(settings, baseline=baseline, resamples=resamples)
     index = _write(comparison, out, unfinished, clean)
     console = Console()
     _print(comparison, console if console.is_terminal else Console(width=WIDTH))

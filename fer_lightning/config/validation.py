@@ -128,8 +128,9 @@ def _check_training(settings: Mapping[str, Any]) -> None:
         raise UserError("trainer.limit_train_batches=0 leaves nothing to train on: use 1 or more, or a fraction")
     if trainer["limit_test_batches"] == 0:
         raise UserError("trainer.limit_test_batches=0 leaves nothing to score: use 1 or more, or a fraction")
-    augment, mix = settings["augment"] or {}, settings.get("mix") or {}
-    shares = {"augment.first_side": augment.get("first_side"), "mix.until": mix.get("until", 1) < 1 and mix["until"]}
+    shares = {"augment.first_side": (settings["augment"] or {}).get("first_side")}
+    for key, mix in (("mix", settings.get("mix")), ("imbalance.mix", settings["imbalance"].get("mix"))):
+        shares[f"{key}.until"] = mix["until"] if mix and mix.get("until", 1) < 1 else None
     for key, value in shares.items():
         if value and (epochs < 1 or steps > 0):
             raise UserError(
@@ -144,7 +145,7 @@ def _check_training(settings: Mapping[str, Any]) -> None:
     users = []  # of validation scores
     if str(settings["schedule"].get("_target_", "")).endswith(".plateau"):
         users.append(("schedule=plateau", "use another schedule"))
-    if settings["callbacks"] and any(settings["callbacks"].values()):
+    if any(node and str(node.get("monitor")).startswith("val/") for node in (settings["callbacks"] or {}).values()):
         users.append(("callbacks that follow the validation scores", "add callbacks=none"))
     for what, remedy in users:
         if not validates:

@@ -40,6 +40,7 @@ class FERDataModule(L.LightningDataModule):
         resident_gib: most GiB of images that a loader copies to the device; if there are more, each batch is read from
             the table.
         draw_labels: if the table has targets, train on a label drawn from them in each epoch.
+        limit_val: of the batches of validation, see `evaluation_loader`.
         cleaned: a description of how the training set was cleaned.
         digests: of the images and labels of each part before cleaning, see `fer_lightning.config.dataset.Loaded`.
 
@@ -63,6 +64,7 @@ class FERDataModule(L.LightningDataModule):
         epochs: int = 0,
         resident_gib: float = RESIDENT_GIB,
         draw_labels: bool = False,
+        limit_val: float | None = None,
         cleaned: str = "",
         digests: Mapping[str, str] | None = None,
     ) -> None:
@@ -77,7 +79,7 @@ class FERDataModule(L.LightningDataModule):
         self.digests = digests or parts.digests(faces)
         self.sampler, self.sampled_from, self.augment, self.mix = sampler, sampled_from, augment, mix
         self.batch_size, self.eval_batch_size, self.seed, self.epochs = batch_size, eval_batch_size, seed, epochs
-        self.resident_gib = resident_gib
+        self.resident_gib, self.limit_val = resident_gib, limit_val
         rows = parts.train
         targets = None if faces.targets is None else faces.targets[rows]
         copied = np.zeros(len(rows), dtype=bool)
@@ -147,7 +149,7 @@ class FERDataModule(L.LightningDataModule):
         return self._loader
 
     def val_dataloader(self) -> FaceLoader:
-        return self.evaluation_loader(self.parts.val)
+        return self.evaluation_loader(self.parts.val, self.limit_val)
 
     def test_dataloader(self) -> FaceLoader:
         return self.evaluation_loader(self.parts.test)
@@ -172,8 +174,16 @@ class FERDataModule(L.LightningDataModule):
             draws = Draws(stream_seed("statistics", self.seed, number), size)
             yield batch.images if window is None else window(batch.images, draws)
 
-    def evaluation_loader(self, rows: Rows) -> FaceLoader:
-        """The images of `rows` that the rank of the trainer scores, in order, on its device."""
+    def evaluation_loader(self, rows: Rows, limit: float | None = None) -> FaceLoader:
+        """The images of `rows` that the rank of the trainer scores, in order, on its device.
+
+        Args:
+            rows: of the table.
+            limit: the number of batches over all ranks if it is an int or above 1, otherwise a fraction of them.
+        """
+        if limit is not None and not (isinstance(limit, float) and limit == 1):
+            batches = len(EvaluationOrder(len(rows), self.eval_batch_size))
+            rows = rows[: int(limit if limit > 1 or isinstance(limit, int) else limit * batches) * self.eval_batch_size]
         rank, world = _rank(self.trainer)
         order = EvaluationOrder(len(rows), self.eval_batch_size, rank=rank, world=world)
         images, labels = Selection(self.faces.images, rows), self.faces.labels[rows]

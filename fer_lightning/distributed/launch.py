@@ -23,6 +23,9 @@ from fer_lightning.errors import UserError
 TRUST = "FER_LIGHTNING_TRUST"
 """Variable in which the ranks find `trust`: 1 or 0."""
 
+PATIENCE = 300
+"""Seconds that ranks have to end after a signal. Versions of torch that do not read it give them 30."""
+
 POLL = 0.1
 """Seconds between checks of whether a signal has arrived that torchrun has to pass on."""
 
@@ -50,6 +53,8 @@ def fan_out(run_dir: Path, processes: int, *, trust: bool = False) -> None:
         "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
         TRUST: str(int(trust)),
     }
+    # Ranks save after their batch or validation, for which torchrun would wait 30 seconds before it kills them.
+    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE))
     with tempfile.TemporaryDirectory(prefix="fer-lightning-") as scratch, handled() as interrupts:
         interrupts.deferred = True
         failure = Path(scratch, "failure.json")

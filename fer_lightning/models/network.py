@@ -53,10 +53,11 @@ class FaceNetwork(nn.Module):
         cast(Any, self).to(memory_format=self._memory_format)
 
     def check_side(self, side: int) -> None:
-        """Raises ValueError if the backbone cannot take images of so many pixels along each side."""
+        """Raises ValueError if the backbone cannot take images of so many pixels along each side, or of the size that
+        they are scaled to."""
         check = getattr(self.backbone, "check_side", None)
-        if self.preprocessing.size is None and check is not None:
-            check(side)
+        if check is not None:
+            check(side if self.preprocessing.size is None else self.preprocessing.size)
 
     def forward(self, images: Tensor) -> Tensor:
         inputs = self.preprocessing(images).contiguous(memory_format=self._memory_format)

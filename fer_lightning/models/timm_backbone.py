@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,8 +41,9 @@ class TimmBackbone(nn.Module):
             raise ValueError(f"name: timm {timm.__version__} has no network {name!r}{but}")
         self.name, self.in_channels, self.pretrained = name, in_channels, pretrained
         options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+        self._create = partial(timm.create_model, name, num_classes=0, in_chans=in_channels, **options)
         try:
-            self.model = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels, **options)
+            self.model = self._create()
         except TypeError as error:
             raise ValueError(f"drop_path={drop_path}: {name} does not take it ({error})") from error
         self.num_features = int(getattr(self.model, "head_hidden_size", self.model.num_features))
@@ -50,6 +52,17 @@ class TimmBackbone(nn.Module):
         if in_channels == 1:
             colours = {name: [sum(values) / len(values)] for name, values in colours.items()}
         self.preprocessing = {"size": config["input_size"][-1], **colours}
+
+    def check_side(self, side: int) -> None:
+        """Raises ValueError if the network does not take images of so many pixels along a side, such as a transformer
+        for another size."""
+        try:
+            with torch.device("meta"), torch.no_grad():
+                self._create().eval()(torch.empty(1, self.in_channels, side, side))
+        except NotImplementedError:  # an operator that cannot tell shapes without computing
+            return
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ValueError(f"timm's {self.name} does not take images of {side} pixels ({flat(error)})") from error
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.model(x))

@@ -89,9 +89,12 @@ def wandb_logger(
 
 def _why_offline() -> str | None:
     """The reason why W&B is unavailable, or None."""
-    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    from wandb.sdk import wandb_setup
+
+    settings = wandb_setup.singleton().settings  # with those that `wandb login --host` has stored
+    url = os.environ.get("WANDB_BASE_URL") or str(settings.base_url)
     host = urlparse(url).hostname or ""
-    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host):
+    if not (os.environ.get("WANDB_API_KEY") or settings.identity_token_file or _in_netrc(host)):
         return "because there is no API key (`wandb login` stores one)"
     try:
         urlopen(url, timeout=5).close()

@@ -256,7 +256,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             UserError: see `read_checkpoint`.
         """
         checkpoint = read_checkpoint(Path(path))
-        folder = Path(path).absolute().parent
+        folder = Path(path).resolve().parent  # as `ModelCheckpoint` resolves its own
 
         def here(other: str) -> str:
             return str(folder / Path(other).name) if other else other

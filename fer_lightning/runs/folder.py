@@ -133,11 +133,18 @@ def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, An
             "hydra.run.dir=<folder>"
         )
     changes = list(differences(load_settings(run_dir), wanted))
-    # Whether the same data are elsewhere now is seen when they are read.
-    moved = [change for change in changes if change.startswith("data.path: ")]
+    # Whether the same data are elsewhere now is seen when they are read, and teachers are known by their digests.
+    moved = [change for change in changes if change.startswith(("data.path: ", "distill.teachers: "))]
+    if any(change.startswith("distill.digests: ") for change in changes):
+        moved = [change for change in moved if not change.startswith("distill.")]
     for change in moved:
-        log.warning("resumed with data in another place: %s", change)
+        log.warning("resumed with files in another place: %s", change)
         changes.remove(change)
+    if kept := [change for change in changes if _is_kept(change, settings)]:
+        raise UserError(
+            f"{run_dir}: {kept[0]}: a run that has begun keeps the settings of its optimizer, which are in its "
+            f"checkpoint; start another one, with init_from={run_dir} if it shall begin with this one's weights"
+        )
     if changes and not settings["allow_changes"]:
         raise UserError(
             f"{run_dir}: the config is not the one this run was started with: {', '.join(changes[:6])}"
@@ -154,6 +161,12 @@ def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, An
     for change in changes:
         log.warning("resumed with another config: %s", change)
     return before
+
+
+def _is_kept(change: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint restores what a change is about, so that it would have no effect, or cannot be restored."""
+    is_plateau = "plateau" in change or str(settings["schedule"]["_target_"]).endswith(".plateau")
+    return change.startswith("optimizer.") or (change.startswith("schedule.") and is_plateau)
 
 
 def keep_partition(run_dir: Path, source: str, digests: Mapping[str, str], *, resumed: bool) -> None:

@@ -109,8 +109,8 @@ def test_scores(test: Scored, classes: tuple[str, ...], calibration: Calibration
 
 @cache
 def git_commit() -> str:
-    """The commit of this source tree when it was first asked for, with "+" where it was changed since; "none" outside a
-    repository of its own: an installed package may lie in that of another project.
+    """The commit of this source tree when it was first asked for, with "+" where files were changed or added; "none"
+    outside a repository of its own: an installed package may lie in that of another project.
 
     The environment variable FER_LIGHTNING_COMMIT names that of a copy without its history.
     """
@@ -120,7 +120,9 @@ def git_commit() -> str:
     try:
         if not Path(_git(tree, "rev-parse", "--show-toplevel")).samefile(tree):
             return "none"
-        return _git(tree, "describe", "--always", "--dirty=+", "--exclude=*")
+        commit = _git(tree, "describe", "--always", "--dirty=+", "--exclude=*")
+        added = _git(tree, "ls-files", "--others", "--exclude-standard", "--", "fer_lightning", "conf", "train.py")
+        return f"{commit}+" if added and not commit.endswith("+") else commit
     except (OSError, subprocess.SubprocessError):
         return "none"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+
+from fer_lightning.report.files import write_atomically
 
 SWEEP = "multirun.yaml"
 """How a sweep was started, in its folder."""
@@ -20,16 +24,22 @@ FAILURE = "failure.txt"
 TAG_LENGTH, GROUP_LENGTH = 64, 128
 """Limits of W&B, in characters."""
 
+NAMED = ("group", "name", "tags")
+"""What W&B gets from `wandb`."""
+
 _sweep_dir: Path | None = None
+_before: bytes | None = None
+"""How the sweep that is resumed was started."""
 
 
 class NoteSweep(Callback):
     """Records the folder of the sweep for the summary at its end, and in it how it was started, to resume it."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        global _sweep_dir
+        global _sweep_dir, _before
         _sweep_dir = Path(config.hydra.sweep.dir).absolute()
         _sweep_dir.mkdir(parents=True, exist_ok=True)
+        _before = (_sweep_dir / SWEEP).read_bytes() if (_sweep_dir / SWEEP).is_file() else None
         OmegaConf.save(config, _sweep_dir / SWEEP)  # Hydra's own sweeper does it, Optuna's does not
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -62,11 +72,42 @@ def wandb(field: str) -> Any:
     return f"{', '.join(setting)[: GROUP_LENGTH - len(sweep) - 3]} ({sweep})" if setting else sweep
 
 
+def named_as_before(settings: Mapping[str, Any], resumed: Mapping[str, Any], typed: Sequence[str]) -> dict[str, Any]:
+    """The loggers of a run that is resumed, with the names and tags of its first start: a job may be resumed apart from
+    its sweep, or by another path.
+
+    Args:
+        settings: the resolved config.
+        resumed: that of the first start.
+        typed: the overrides of the command line, which come first.
+    """
+    keys = {override.lstrip("+").partition("=")[0] for override in typed}
+    loggers = {}
+    for name, node in (settings["logger"] or {}).items():
+        before = (resumed.get("logger") or {}).get(name) or {}
+        kept = {f for f in NAMED if f in before and node and f in node and f"logger.{name}.{f}" not in keys}
+        loggers[name] = node and {**node, **{field: before[field] for field in kept}}
+    return {"logger": loggers}
+
+
 def report_failure(message: str) -> None:
     """Report a failed job at once, while the others run."""
     hydra = HydraConfig.get()
-    (Path(hydra.runtime.output_dir) / FAILURE).write_text(message)
     print(f"job {hydra.job.num} failed ({hydra.job.override_dirname}): {message}", file=sys.stderr)
+    with suppress(OSError):  # the disk may be full
+        (Path(hydra.runtime.output_dir) / FAILURE).write_text(message)
+
+
+def is_reported(error: Exception) -> bool:
+    """Whether a job of the sweep has failed with this error; it may have run in another process."""
+    reasons = _sweep_dir.rglob(FAILURE) if _sweep_dir else []
+    return any(str(error) in reason.read_text() for reason in reasons)
+
+
+def forget() -> None:
+    """Undo the record of a sweep whose command line was wrong."""
+    if _sweep_dir and _before is not None:
+        write_atomically(_sweep_dir / SWEEP, _before)
 
 
 def summary() -> int:
@@ -80,8 +121,8 @@ def summary() -> int:
     print(f"sweep    {_sweep_dir}: {len(jobs) - len(unfinished)} of {len(jobs)} jobs finished")
     for job in unfinished:
         reason = job / FAILURE
-        cause = reason.read_text().strip().splitlines()[-1] if reason.is_file() else "did not finish"
-        print(f"         {job.relative_to(_sweep_dir)}: {cause}", file=sys.stderr)
+        lines = reason.read_text().strip().splitlines() if reason.is_file() else []
+        print(f"         {job.relative_to(_sweep_dir)}: {lines[-1] if lines else 'did not finish'}", file=sys.stderr)
     if unfinished:
         print(f"resume with `python train.py resume={_sweep_dir}`", file=sys.stderr)
     return len(unfinished)

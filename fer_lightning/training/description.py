@@ -69,3 +69,4 @@ def announce(facts: Mapping[str, str], data: FERDataModule, run_dir: Path, check
     ):
         log.info(line)
         print(line, flush=True)
+    log.info("versions %s, commit %s", facts["versions"], facts["commit"])

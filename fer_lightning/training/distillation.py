@@ -50,7 +50,7 @@ class Distillation:
 
         Args:
             loss: of the labels.
-            logits: of the network, (B, C).
+            logits: of the network, (B, C), adjusted as for predicting.
             images: that it saw, float (B, 1, H, W) in [0, 1].
         """
         log_p = (logits.float() / self.temperature).log_softmax(1)

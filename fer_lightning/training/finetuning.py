@@ -50,6 +50,12 @@ def check(settings: Mapping[str, Any]) -> None:
             f"finetune.freeze_epochs={freeze}: use 0, or fewer than trainer.max_epochs={epochs}, so that the backbone "
             "is trained after them"
         )
+    every = settings["trainer"]["check_val_every_n_epoch"]
+    if epochs // every * every <= freeze:
+        raise UserError(
+            f"finetune.freeze_epochs={freeze} of {epochs} epochs: with trainer.check_val_every_n_epoch={every} no "
+            "validation follows to choose a checkpoint by"
+        )
     if settings["imbalance"]["retrain_after"] is not None:
         raise UserError(
             f"finetune.freeze_epochs={freeze} contradicts imbalance={settings['imbalance']['name']}, which has stages "

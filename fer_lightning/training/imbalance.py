@@ -19,7 +19,8 @@ class Stage(NamedTuple):
         first: its first epoch, counted from 0.
         end: the epoch after its last one; -1 where the number of epochs is not limited.
         head_only: the backbone is frozen and only the head is trained.
-        new_head: it starts with the best backbone of the stage before and a new head; otherwise with the last weights.
+        new_head: it starts with the best backbone of the stage before and a new head; otherwise with the last weights,
+            averaged ones if weights are averaged.
     """
 
     first: int
@@ -91,6 +92,11 @@ class Strategy:
         """
         if mixes and self.mix:
             raise UserError(f"imbalance={self.name} and mix both mix images: use mix=none")
+        if self.loss.get("after") and self.loss.get("weights", "none") is None:
+            raise UserError(
+                f"imbalance.loss.after={self.loss['after']} defers the weights of classes, and there are none: set "
+                "imbalance.loss.weights, or leave it out"
+            )
         epochs, steps, every = trainer["max_epochs"], trainer["max_steps"], trainer["check_val_every_n_epoch"]
         deferred = {
             "imbalance.loss.after": self.loss.get("after"),

@@ -20,6 +20,7 @@ from fer_lightning.config.validation import check_monitor
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.loader import Augment
 from fer_lightning.data.seeding import stream_seed
+from fer_lightning.data.table import SIDE
 from fer_lightning.data.transforms.augment import BatchAugment
 from fer_lightning.distributed import ranks
 from fer_lightning.distributed.signals import handled
@@ -140,6 +141,8 @@ class _Job:
                 settings["trainer"], self.run_dir, callbacks, self.history, self.loggers, max_epochs=stage.end
             )
             if not self.announced and ranks.is_first():
+                if checkpoint is not None:
+                    _check_fits(checkpoint, classifier)
                 resumed = checkpoint is not None
                 keep_partition(self.run_dir, self.data.faces.source, self.data.digests, resumed=resumed)
         if not self.announced:
@@ -163,8 +166,9 @@ class _Job:
         return trainer
 
     def _start_of(self, stage: Stage, trained: L.Trainer, folder: Path) -> Path:
-        """A checkpoint that the next stage continues from: with the last weights, or with the best backbone so far and
-        a new head, the classifier re-training (cRT) of Kang et al. 2020, arXiv:1910.09217, section 4.1.
+        """A checkpoint that the next stage continues from: with the last weights (averaged ones if weights are
+        averaged), or with the best backbone so far and a new head, the classifier re-training (cRT) of Kang et al.
+        2020, arXiv:1910.09217, section 4.1.
 
         Epochs and steps continue to count; optimizer, schedule, best scores and averages start again.
         """
@@ -209,6 +213,7 @@ def make_data(settings: Settings, strategy: Strategy) -> FERDataModule:
         epochs=settings["trainer"]["max_epochs"],
         resident_gib=data["resident_gib"],
         draw_labels=data.get("target") == "probability",
+        limit_val=settings["trainer"]["limit_val_batches"],
         cleaned=cleaned,
         digests=digests,
     )
@@ -256,19 +261,34 @@ def make_classifier(settings: Settings, strategy: Strategy, data: FERDataModule,
 
 
 def _check_sides(augment: Augment | None, classifier: FERClassifier, distillation: Distillation | None) -> None:
-    """Raises UserError if augmented images have sizes that the network or a teacher cannot take."""
-    sides = augment.sides() if isinstance(augment, BatchAugment) else []
+    """Raises UserError if images have sizes that the network or a teacher cannot take."""
+    augmented = augment.sides() if isinstance(augment, BatchAugment) else []
     networks = [("model", classifier.network)]
     networks += [("a teacher", teacher.network) for teacher in (distillation.teachers if distillation else ())]
     for name, network in networks:
-        try:
-            for side in sides:
+        for side in dict.fromkeys([SIDE, *augmented]):
+            try:
                 network.check_side(side)
-        except ValueError as error:
-            raise UserError(
-                f"{name}: {error}, which augment.crop and augment.first_side ask for: set them to null or to sizes "
-                "that fit"
-            ) from error
+            except ValueError as error:
+                if network.preprocessing.size is not None:
+                    remedy = "set model.preprocessing.size to a size that fits"
+                elif side in augmented:
+                    remedy = "which augment.crop and augment.first_side ask for: set them to null or to sizes that fit"
+                else:
+                    remedy = "the size of the data: choose another network, or set model.preprocessing.size"
+                raise UserError(f"{name}: {error}, {remedy}") from error
+
+
+def _check_fits(checkpoint: Path, classifier: FERClassifier) -> None:
+    """Raises UserError if a changed config has another network than the checkpoint."""
+    state, own = read_checkpoint(checkpoint)["state_dict"], classifier.state_dict()
+    wrong = {(n, tuple(t.shape)) for n, t in state.items()} ^ {(n, tuple(t.shape)) for n, t in own.items()}
+    if wrong:
+        name, shape = min(wrong)
+        raise UserError(
+            f"{checkpoint}: its weights do not fit the configured network ({name} {list(shape)}): leave the settings "
+            "of the network as they were, or start another run"
+        )
 
 
 def _check_monitors(settings: Settings, classes: tuple[str, ...]) -> None:

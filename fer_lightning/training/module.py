@@ -154,7 +154,8 @@ class FERClassifier(L.LightningModule):
         targets = batch.labels if batch.targets is None else batch.targets
         loss: Tensor = self.loss(logits, targets)
         if self.distillation is not None:
-            loss = self.distillation(loss, logits, batch.images)
+            predicted = adjusted(logits, self.log_prior, self.hparams["posthoc_tau"])  # as those of teachers are
+            loss = self.distillation(loss, predicted, batch.images)
         labels = targets if targets.ndim == 1 else targets.argmax(1)
         value, n = loss.detach(), len(labels)
         first_bad = (self._bad_step.to(self.device) == 0) & ~value.isfinite()
@@ -164,10 +165,12 @@ class FERClassifier(L.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (batch_idx + 1) % every == 0 or self.trainer.is_last_batch:
+        trainer = self.trainer
+        every, accumulated = trainer.log_every_n_steps, trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        is_due = (batch_idx + 1) % accumulated == 0 and trainer.global_step % every == 0  # when Lightning writes it
+        if is_due or trainer.is_last_batch:
             self.stop_on_bad_loss()
-            loss = outputs["loss"] * self.trainer.accumulate_grad_batches  # by which Lightning has divided it
+            loss = outputs["loss"] * accumulated  # by which Lightning has divided it
             self.log("train/loss_step", loss, batch_size=len(batch.labels), prog_bar=True)
 
     def stop_on_bad_loss(self) -> None:

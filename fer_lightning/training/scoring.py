@@ -50,7 +50,8 @@ def write(
     classifier = trainer.lightning_module
     assert isinstance(classifier, FERClassifier)
     faces, parts, classes = data.faces, data.parts, data.faces.classes
-    best_epoch = trainer.current_epoch - 1
+    best_epoch = int(history.rows[-1]["epoch"])  # the last one; Lightning forgets an epoch that it has not completed
+    epochs = best_epoch + 1
     bests = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     best = Path(bests[0]) if bests and bests[0] else None
     last = run_dir / CHECKPOINTS / LAST
@@ -64,10 +65,12 @@ def write(
         classifier.unaugmented = None  # its statistics were estimated when it was validated
         best_epoch = state["epoch"]
 
+    limit = settings["trainer"]["limit_test_batches"]
+
     def score(rows: Rows) -> results.Scored:
         """Pass the images through the network once, over all ranks."""
         classifier.predictions.reset()  # Lightning leaves out what has no images
-        trainer.test(classifier, dataloaders=data.evaluation_loader(rows), verbose=False)
+        trainer.test(classifier, dataloaders=data.evaluation_loader(rows, limit), verbose=False)
         scored, _, logits = classifier.predictions.compute()
         return results.Scored.from_logits(faces, scored.numpy(), logits, parts.clean)
 
@@ -79,11 +82,11 @@ def write(
     metrics |= {
         "train/seconds": round(history.fit_seconds, 1),
         "train/images_per_second": round(history.images_per_second, 1),
-        "train/epochs": trainer.current_epoch,
+        "train/epochs": epochs,
         "train/best_epoch": best_epoch,
         "data/source": faces.source,
         "data/twins": settings["data"]["twins"],
-        "commit": results.git_commit(),
+        "commit": ", ".join(history.commits),
         PIXELS: hashlib.blake2b(faces.digests[test.rows].tobytes(), digest_size=16).hexdigest(),
     }
     if data.cleaned:

@@ -49,7 +49,9 @@ def make_trainer(
     Raises:
         UserError: Lightning rejects an argument.
     """
-    arguments = dict(group) | {"max_epochs": max_epochs}
+    # The data module limits the batches of evaluation over all ranks; Lightning would limit those of each.
+    limits = {"limit_val_batches": 0 if group["limit_val_batches"] == 0 else 1.0, "limit_test_batches": 1.0}
+    arguments = dict(group) | limits | {"max_epochs": max_epochs}
     del arguments["channels_last"], arguments["compile"]  # of the network
     bar = arguments.pop("progress_bar") and sys.stdout.isatty()  # in a file it would be noise
     if reserved := [key for key in LAUNCHING if key in arguments]:
@@ -98,7 +100,7 @@ def check_limits(group: Mapping[str, Any], data: FERDataModule) -> None:
     for key, parts in (("limit_val_batches", [val]), ("limit_test_batches", [val, test])):
         limit = group[key]
         for rows in parts:
-            batches = len(EvaluationOrder(len(rows), data.eval_batch_size, world=ranks.world()))
+            batches = len(EvaluationOrder(len(rows), data.eval_batch_size))
             if isinstance(limit, float) and 0 < limit * batches < 1:
                 raise UserError(
                     f"trainer.{key}={limit} of {batches} batches is less than one batch: use a larger fraction, or a "
@@ -118,6 +120,7 @@ def quiet() -> None:
         "Experiment logs directory .* exists and is not empty",
         "Checkpoint directory .* exists and is not empty",
         "The `srun` command is available",  # a node of a cluster may train without it: the ranks are started here
+        "Be aware that when using `ckpt_path`",  # a callback may be left out of a run that is continued
         ".*sync_dist=True.*",  # what is logged per epoch is the same on every rank already
         "The checkpoint was not created with WeightAveraging",  # so begins the average of a second stage
     ):

@@ -195,6 +195,22 @@ def test_edited_findings_are_not_overwritten(audit: Audit, csv: tuple[Path, Path
 
 
 @pytest.mark.parametrize(
+    ("option", "message"),
+    [(("--out", "{csv}/x"), "cannot be written .* --out"), (("--run", "{csv}x"), "not a run folder")],
+)
+def test_folders_are_checked_before_the_long_search(
+    audit: Audit,
+    csv: tuple[Path, Path, set[Finding]],
+    option: tuple[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fer_lightning.audit.write.near_duplicates", None)  # is not reached
+    done = audit(csv[0], *(part.format(csv=csv[0]) for part in option))
+    assert done.code == 1 and re.fullmatch(f"error: .*{message}.*\n", done.err)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["{csv}x"], r"does not exist \(did you mean"),

@@ -107,6 +107,18 @@ def test_names_have_as_many_keys_as_needed(tmp_path: Path) -> None:
     ]
 
 
+def test_settings_that_change_one_part_each_are_named_by_it(tmp_path: Path) -> None:
+    parts = {"optimizer__lr": 0.2, "model__width": 32, "augment__erase": 0.5, "schedule__warmup": 0.1}
+    usual: dict[str, Any] = {"optimizer__lr": 0.1, "model__width": 16, "augment__erase": 0.0, "schedule__warmup": 0.0}
+    for number, change in enumerate([{}, *({key: value} for key, value in parts.items())]):
+        for seed in (0, 1):
+            make_run(tmp_path / f"{number}-{seed}", 0.5 + number / 50, seed, **(usual | change))
+    settings, _ = collect([tmp_path])
+    names = ["optimizer.lr=0.2", "model.width=32", "augment.erase=0.5", "schedule.warmup=0.1"]
+    assert [setting.name for setting in settings] == ["common", *names]
+    assert compare(settings, resamples=200).baseline == "common"
+
+
 def test_one_batch_and_all_batches_are_different_settings(tmp_path: Path) -> None:
     for name, limit in {"a": 1, "b": 1.0}.items():
         make_run(tmp_path / name, 0.5, trainer__limit_train_batches=limit)
@@ -157,6 +169,14 @@ def test_digests_name_settings_by_their_files(tmp_path: Path) -> None:
     assert [(s.name, s.beside) for s in settings] == [("data.relabel=None", ()), ("data.relabel=new.csv", ())]
     settings, _ = collect([tmp_path])
     assert [s.name for s in settings] == ["data.relabel_digest=None", "data.relabel_digest=9f3c77aa"]
+
+
+def test_teachers_of_another_place_are_the_same_setting(tmp_path: Path) -> None:
+    for seed, place in enumerate("ab"):
+        teachers = {"distill__teachers": [f"/{place}/teacher"], "distill__digests": ["9f3c77aa"]}
+        make_run(tmp_path / place, 0.5, seed, **teachers)
+    (setting,) = collect([tmp_path])[0]
+    assert [run.seed for run in setting.runs] == [0, 1]
 
 
 def test_a_folder_of_any_name_is_read(tmp_path: Path) -> None:
@@ -378,6 +398,15 @@ def test_class_names_that_look_like_numbers_or_missing_values(tmp_path: Path) ->
     path.write_text(path.read_text().replace("angry", "nan").replace("happy", "007"))
     (setting,) = collect([tmp_path / "a"])[0]
     assert setting.runs[0].classes[:2] == ("nan", "007") and (setting.runs[0].labels >= 0).all()
+
+
+def test_a_folder_that_cannot_be_written_is_reported_before_comparing(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("fer_lightning.comparison.write.compare", None)  # is not reached
+    with pytest.raises(UserError, match=r"cannot be written .* --out"):
+        compare_runs([sweep], out=tmp_path / "file" / "x")
 
 
 def test_compare_command(sweep: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fer_lightning.distributed import launch
 from tests.conftest import TINY
 from tests.processes import REPOSITORY, Command, apart, processes_of
 from tests.resuming import assert_same, ending, outcome, resumed, without
@@ -87,6 +88,42 @@ def test_a_run_on_two_devices_writes_one_run_folder(two_ranks: Path) -> None:
     with (two_ranks / "csv" / "metrics.csv").open() as file:
         steps = [row["step"] for row in csv.DictReader(file) if row["train/loss_step"]]
     assert len(steps) == len(set(steps))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_limits_of_evaluation_count_the_batches_of_all_devices(devices: int, tmp_path: Path) -> None:
+    limits = ("trainer.limit_val_batches=2", "trainer.limit_test_batches=0.8")  # 2 of 3 batches, and 3 of 4
+    settings = (*without(SMALL, "trainer.max_epochs"), "trainer.max_epochs=1", f"trainer.devices={devices}")
+    ended = apart(tmp_path, *settings, *limits, f"hydra.run.dir={tmp_path}/run")
+    assert ended.code == 0, ended.err
+    assert len((tmp_path / "run/report/predictions.csv").read_text().splitlines()) == 1 + 3 * 16
+    (row,) = csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines())
+    assert sum(float(value) for name, value in row.items() if name.startswith("val/support/")) in (0, 32)
+
+
+@pytest.mark.parametrize("chosen", [None, "7"])
+def test_ranks_have_time_to_end_their_batch_and_to_save(
+    chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun kills them after 30 seconds otherwise."""
+    from torch.distributed.launcher.api import LaunchConfig
+
+    environments = []
+
+    def started(command: list[str], env: dict[str, str], **options: object) -> None:
+        environments.append(env)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch.subprocess, "Popen", started)
+    if chosen:
+        monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", chosen)
+    with pytest.raises(KeyboardInterrupt):
+        launch.fan_out(tmp_path, 2, trust=False)
+    (environment,) = environments
+    monkeypatch.setattr(os, "environ", environment)
+    if hasattr(LaunchConfig, "shutdown_timeout"):  # not in all versions of torch
+        config = LaunchConfig(1, 1, 2)
+        assert config.shutdown_timeout == int(chosen or 300)
 
 
 @pytest.mark.slow

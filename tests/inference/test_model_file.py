@@ -151,6 +151,13 @@ def test_card_has_the_scores_of_each_class_and_metadata(model_file: Path) -> Non
         assert word.lower() in text.lower()
 
 
+def test_commands_of_a_card_quote_the_name_of_its_file(model_file: Path, tmp_path: Path) -> None:
+    export(model_file, tmp_path / "my model.safetensors")
+    card = (tmp_path / "my model.md").read_text()
+    assert "predict photo.jpg --model 'my model.safetensors'" in card
+    assert 'load_model("my model.safetensors")' in card
+
+
 def test_card_claims_only_what_is_known_of_the_data(run: Path, model_file: Path, tmp_path: Path) -> None:
     card = model_file.with_name("model.md").read_text()
     assert "FER-2013" not in card and "fer2013" not in card and "license: other" in card

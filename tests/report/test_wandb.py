@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -15,9 +18,10 @@ import pytest
 
 from fer_lightning.data.table import FER_CLASSES
 from fer_lightning.report import tracking
+from fer_lightning.runs.folder import load_settings
 from tests.conftest import SMALL, TINY, Run
 from tests.processes import apart
-from tests.resuming import without
+from tests.resuming import ending, resumed, without
 
 Train = Callable[..., Run]
 
@@ -132,6 +136,34 @@ def test_wandb_without_network_logs_offline(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server
     assert tracking.wandb_logger("p", str(tmp_path))._wandb_init["mode"] == "offline"
     assert "127.0.0.1 does not answer" in caplog.text
+
+
+def test_wandbs_own_settings_name_the_server(tmp_path: Path) -> None:
+    """As `wandb login --host` leaves them."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+    (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login user password {'0' * 40}\n")
+    places = {"WANDB_CONFIG_DIR": f"{tmp_path}/config", "NETRC": f"{tmp_path}/netrc", "HOME": str(tmp_path)}
+    asked = "from fer_lightning.report.tracking import _why_offline; print(_why_offline())"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")} | places
+    ended = subprocess.run(
+        [sys.executable, "-c", asked], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ended.stdout == "because 127.0.0.1 does not answer\n", ended.stderr
+
+
+@pytest.mark.slow
+def test_one_job_of_a_sweep_is_resumed_with_the_names_of_its_first_start(tmp_path: Path) -> None:
+    sweep = [f"hydra.sweep.dir={tmp_path}/2026-01-01/12-00-00", "logger=wandb", "trainer.max_epochs=1"]
+    end = ending("on_test_start", 1, "SIGTERM", tmp_path / "once")
+    ended = apart(tmp_path, "-m", *without(SMALL, "logger"), *sweep, *end, "seed=0,1", "imbalance=none,weighted")
+    assert ended.code == 143, ended.err
+    job = tmp_path / "2026-01-01/12-00-00/0"
+    names = [load_settings(job)["logger"]["wandb"][key] for key in ("group", "name", "tags")]
+    assert names[0] == "imbalance=none (2026-01-01/12-00-00)"
+    again = apart(tmp_path, *resumed(job))
+    assert again.code == 0, again.err
+    assert [load_settings(job)["logger"]["wandb"][key] for key in ("group", "name", "tags")] == names
 
 
 def test_run_id_is_stored_in_the_run_folder(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import Run
 from tests.processes import Command, apart
@@ -190,6 +191,33 @@ def test_resume_keeps_the_decision_to_stop_early(tmp_path: Path) -> None:
     assert len(table(run / "metrics.csv")) == 2
 
 
+@pytest.mark.parametrize("change", ["callbacks.early_stopping.patience=9", "callbacks.early_stopping=null"])
+def test_a_run_that_was_stopped_early_can_be_continued(change: str, tmp_path: Path, train: Callable[..., Run]) -> None:
+    # Disgust, with three training images, is never recognised: the score does not improve.
+    stops = ("callbacks.early_stopping.patience=1", "monitor.metric=val/recall/disgust", "trainer.max_epochs=4")
+    base = without(SETTINGS, "trainer.max_epochs", "callbacks.early_stopping.patience")
+    run = train(*base, *stops, folder=tmp_path / "run")
+    assert run.code == 0, run.err
+    assert len(table(run.folder / "metrics.csv")) == 2
+    again = train(*resumed(run.folder, change, "allow_changes=true"), folder=run.folder)
+    assert again.code == 0, again.err
+    assert len(table(run.folder / "metrics.csv")) == 4
+
+
+def test_a_run_that_was_out_of_time_can_be_continued(tmp_path: Path, train: Callable[..., Run]) -> None:
+    base = without(SETTINGS, "trainer.max_epochs", "callbacks.early_stopping.patience")
+    endless = ("trainer.max_epochs=9999", "callbacks.early_stopping=null", "trainer.max_time=00:00:00:01")
+    run = train(*base, *endless, folder=tmp_path / "run")
+    assert run.code == 0, run.err
+    epochs = len(table(run.folder / "metrics.csv"))
+    (run.folder / "metrics.json").unlink()  # as if it had been killed in scoring
+    assert train(*resumed(run.folder), folder=run.folder).code == 0
+    assert len(table(run.folder / "metrics.csv")) == epochs
+    longer = train(*resumed(run.folder, "trainer.max_time=00:00:00:03", "allow_changes=true"), folder=run.folder)
+    assert longer.code == 0, longer.err
+    assert len(table(run.folder / "metrics.csv")) > epochs
+
+
 def test_ctrl_c_ends_a_run_with_exit_code_130(tmp_path: Path) -> None:
     end = ending("on_train_batch_start", 2, "SIGINT", tmp_path / "once")
     ended = apart(tmp_path, *SETTINGS, *end, f"hydra.run.dir={tmp_path}/run")
@@ -242,6 +270,25 @@ def test_a_failed_resume_leaves_the_run_as_it_was(copy: Path, train: Callable[..
     assert "is finished" in train(*resumed(copy), folder=copy).out
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optimizer.lr=0.5", "optimizer.lr: 0.02 -> 0.5: a run that has begun keeps the settings of its optimizer"),
+        ("schedule=plateau", "a run that has begun keeps"),
+        ("imbalance.head={scale: 3}", "its weights do not fit the configured network"),
+    ],
+)
+def test_changes_that_a_checkpoint_does_not_allow_leave_the_run_as_it_was(
+    change: str, message: str, copy: Path, train: Callable[..., Run]
+) -> None:
+    files = [path for path in copy.rglob("*") if path.is_file() and path.name != "train.log"]
+    before = {path: path.read_bytes() for path in files}
+    extra = ["imbalance=ldam_drw"] if "head" in change else []
+    run = train(*resumed(copy, *extra, *([] if extra else [change]), "allow_changes=true"), folder=copy)
+    assert run.code == 1 and message in run.err and run.err.count("\n") == 1, run.err
+    assert {path: path.read_bytes() for path in files} == before
+
+
 def test_accepted_changes_last(copy: Path, train: Callable[..., Run], tmp_path: Path) -> None:
     """A run that is resumed with changes and interrupted is resumed with them by the command that it prints."""
     end = ending("on_train_batch_start", 2, "SIGTERM", tmp_path / "once")
@@ -260,6 +307,26 @@ def test_resume_of_a_moved_run_is_bitwise_equal(tmp_path: Path, uninterrupted: d
     assert second.code == 0, second.err
     assert_same(tmp_path / "else where", uninterrupted)
     assert not (tmp_path / "run").exists()
+
+
+def test_resume_through_a_link_keeps_the_best_score(
+    tmp_path: Path, finished: Path, uninterrupted: dict[str, Any]
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    run, end = tmp_path / "link" / "run", ending("on_train_batch_start", 10, "SIGTERM", tmp_path / "once")
+    assert apart(tmp_path, *SETTINGS, *end, f"hydra.run.dir={run}").code == 143
+    again = apart(tmp_path, *resumed(run))
+    assert again.code == 0 and "dirpath has changed" not in again.err, again.err
+    assert_same(run, uninterrupted)
+    scores = [best_score(folder) for folder in (run, finished)]
+    assert scores[0] == scores[1] is not None
+
+
+def best_score(run: Path) -> float | None:
+    states = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["callbacks"].values()
+    (score,) = (state["best_model_score"] for state in states if "best_model_score" in state)
+    return None if score is None else float(score)
 
 
 def test_resume_keeps_relative_paths(tmp_path: Path) -> None:

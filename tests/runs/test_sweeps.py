@@ -101,6 +101,21 @@ def test_an_interrupted_sweep_resumes_without_repeating_finished_jobs(tmp_path: 
     assert "3 of 3 jobs finished" in third.out
 
 
+def test_a_sweep_resumed_with_a_wrong_command_says_so_and_can_still_be_resumed(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    job = sweep / "0"
+    job.mkdir(parents=True)
+    (job / "train.log").touch()  # of a job that did not finish
+    (job / "failure.txt").touch()  # which a full disk kept empty
+    started = "hydra: {overrides: {task: ['imbalance=none,weighted']}}\n"
+    (sweep / "multirun.yaml").write_text(started)
+    ended = apart(tmp_path, *SMALL, "imbalance=none,fokal", f"hydra.sweep.dir={sweep}")
+    assert ended.code == 1
+    assert "0: did not finish" in ended.err
+    assert "error: imbalance=fokal" in ended.err.splitlines()[-1] and "focal" in ended.err.splitlines()[-1], ended.err
+    assert (sweep / "multirun.yaml").read_text() == started
+
+
 @pytest.mark.ddp
 def test_every_rank_of_a_sweep_runs_the_saved_config_of_its_job(tmp_path: Path) -> None:
     """Jobs on one and on two devices; the seed is the time, another one whenever a command line is read."""

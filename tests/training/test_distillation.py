@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,13 @@ import torch
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import nn
 
+from fer_lightning.data.loader import Batch
 from fer_lightning.inference.export import export
 from fer_lightning.inference.predictor import NetworkMember
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.runs.folder import load_settings
 from fer_lightning.training.distillation import Distillation
+from fer_lightning.training.module import FERClassifier
 from tests.conftest import TINY, Run
 from tests.inference.demo.conftest import write_network
 from tests.processes import apart
@@ -69,6 +72,26 @@ def test_teachers_predict_in_evaluation_mode_and_with_their_adjustment() -> None
         targets = Distillation([one], temperature=1).targets(images)
         np.testing.assert_allclose(targets, np.tile(softmax(logits), (3, 1)), rtol=1e-6)
     assert not plain.network.training
+
+
+def test_adjusted_predictions_of_a_network_follow_those_of_its_teacher() -> None:
+    """A network that predicts what its teacher does has nothing to learn, whatever both are adjusted by."""
+    counts = [30, 10]
+    classifier = FERClassifier(
+        ["happy", "sad"],
+        counts,
+        {"_target_": "tests.interruptions.SmallNetwork"},
+        {"_target_": "fer_lightning.training.losses.CrossEntropy"},
+        optimizer={},
+        schedule={},
+        monitor={},
+        posthoc_tau=1.0,
+    ).eval()
+    teacher = NetworkMember(copy.deepcopy(classifier.network), counts, posthoc_tau=1.0)
+    classifier.distillation = Distillation([teacher], alpha=1.0, temperature=1.0)
+    with torch.no_grad():
+        loss = classifier.training_step(Batch(torch.rand(4, 1, 48, 48), torch.zeros(4).long(), torch.arange(4)), 0)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.fixture(scope="module")

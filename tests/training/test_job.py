@@ -282,11 +282,29 @@ def test_plateau_counts_validations(train: Train) -> None:
     assert rates.tolist() == pytest.approx([1, 1, 1, 1, 0.5, 0.5])
 
 
-def test_a_run_without_validation_trains(train: Train) -> None:
-    run = train(*TINY, "callbacks=none", "trainer.limit_val_batches=0")
+@pytest.mark.parametrize(
+    "callbacks", [("callbacks=none",), ("callbacks.checkpoint=null", "callbacks.early_stopping=null")]
+)
+def test_a_run_without_validation_trains(train: Train, callbacks: tuple[str, ...]) -> None:
+    run = train(*TINY, *callbacks, "trainer.limit_val_batches=0")
     assert run.code == 0, run.err
     assert not pd.read_csv(run.folder / "metrics.csv").filter(regex="^val/").notna().any(axis=None)
     assert metrics_of(run.folder)["val/support/happy"] > 0  # scored once, at the end
+
+
+def test_logged_losses_are_those_of_their_steps(train: Train, tmp_path: Path) -> None:
+    record = (
+        "+callbacks.record._target_=tests.interruptions.RecordLosses",
+        f"+callbacks.record.file={tmp_path}/losses",
+    )
+    run = train(*TINY, *record, "trainer.max_epochs=3", "trainer.log_every_n_steps=3", "logger=csv")
+    assert run.code == 0, run.err
+    lines = [line.split() for line in (tmp_path / "losses").read_text().splitlines()]
+    losses = {int(step): float(loss) for step, loss in lines}
+    rows = pd.read_csv(run.folder / "csv/metrics.csv").dropna(subset="train/loss_step")
+    logged = {int(step) + 1: loss for step, loss in zip(rows["step"], rows["train/loss_step"], strict=True)}
+    assert logged == {step: pytest.approx(loss, rel=1e-5) for step, loss in losses.items() if step % 3 == 0}
+    assert len(logged) == 4  # of 12 steps, 4 an epoch
 
 
 def test_max_steps_may_end_training_before_the_first_validation(train: Train) -> None:

@@ -46,3 +46,6 @@ class BestCheckpoint(_Candidates, ModelCheckpoint):
 
 class PatientStopping(_Candidates, EarlyStopping):
     """Lightning's EarlyStopping over the epochs whose score counts."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict | {"patience": self.patience})  # the config's, which may have changed

@@ -11,6 +11,7 @@ import lightning.pytorch as L
 import pandas as pd
 
 from fer_lightning.report.files import write_atomically
+from fer_lightning.runs.results import git_commit
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class History(L.Callback):
         images: number of training images that all devices have processed so far.
         epoch_seconds: as `seconds`, of this epoch.
         epoch_images: as `images`, of this epoch.
+        commits: of the source tree, of the first start and of each later one that had another.
 
     Args:
         path: where metrics.csv is written.
@@ -39,6 +41,7 @@ class History(L.Callback):
         self.epoch_seconds, self.epoch_images, self._since = 0.0, 0, 0.0
         self._earlier, self._started = 0.0, 0.0
         self._validation: dict[str, float] = {}
+        self.commits = [git_commit()]
 
     @property
     def fit_seconds(self) -> float:
@@ -54,12 +57,14 @@ class History(L.Callback):
             "epoch_images": self.epoch_images,
             "fit_seconds": self.fit_seconds,
             "validation": self._validation,
+            "commits": self.commits,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.seconds, self.images = (state_dict[name] for name in ("rows", "seconds", "images"))
         self.epoch_seconds, self.epoch_images = state_dict["epoch_seconds"], state_dict["epoch_images"]
         self._earlier, self._validation = state_dict["fit_seconds"], state_dict["validation"]
+        self.commits = list(dict.fromkeys([*state_dict.get("commits", []), *self.commits]))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer
 
 from fer_lightning.distributed import ranks
 from fer_lightning.distributed.signals import Interrupted, interrupts
@@ -33,17 +33,18 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"every_minutes must be above 0, not {every_minutes}")
         self.path, self.every_minutes = Path(dirpath) / LAST, every_minutes
         self._saved_at = 0.0
-        self._ended = False
+        self._ended = self._by_patience = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ended": self._ended}
+        return {"ended": self._ended, "by_patience": self._by_patience}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._ended = state_dict["ended"]
+        self._ended, self._by_patience = state_dict["ended"], state_dict.get("by_patience", False)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_at = time.monotonic()
-        trainer.should_stop |= self._ended  # early stopping had ended the saved run; Lightning forgets that
+        # What had ended the saved run Lightning forgets; a longer patience, or none, continues it.
+        trainer.should_stop |= self._ended and (not self._by_patience or _is_impatient(trainer))
         interrupts.install()  # Lightning's own handlers wait for other ranks, and may deadlock
         interrupts.deferred = True
 
@@ -66,7 +67,10 @@ class LastCheckpoint(Checkpoint):
             raise Interrupted(signum)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._ended = trainer.should_stop
+        left = [c.time_remaining() for c in _callbacks(trainer) if isinstance(c, Timer)]
+        # A limit of time is checked again.
+        self._ended = trainer.should_stop and not any(seconds is not None and seconds <= 0 for seconds in left)
+        self._by_patience = _is_impatient(trainer)
         self._save(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -83,3 +87,11 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path, weights_only=False)
         self._saved_at = time.monotonic()
+
+
+def _callbacks(trainer: L.Trainer) -> list[Any]:
+    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
+
+
+def _is_impatient(trainer: L.Trainer) -> bool:
+    return any(isinstance(c, EarlyStopping) and c.wait_count >= c.patience for c in _callbacks(trainer))
