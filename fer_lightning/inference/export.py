@@ -81,7 +81,8 @@ def export(
         tta: test-time augmentation to calibrate for, which predicting then uses; None for that of a single model
             file, and none for runs.
         precision: of the weights in a .safetensors file: "fp16" by default, "fp32", or "int8" with a scale for each
-            output channel. An ONNX graph has float32, or 8 bits by its name.
+            output channel. An ONNX graph computes in float32, or in 8 bits by its name, and keeps the integers of an
+            int8 model file.
         name: of the model; by default that of the file.
         data: for model files, the data that they were made with; without it they keep their calibration and scores,
             and only their answers are compared.
@@ -140,7 +141,8 @@ def export(
         if kind == "safetensors":
             modelfile.write(file, description, tensors)
         elif kind == "onnx":
-            graph.export(file, networks, description)
+            int8 = all(one.description is not None and one.description.precision == "int8" for one in loaded)
+            graph.export(file, networks, description, int8=int8)
         else:
             checks += _quantized(file, networks, description, found)
         written = together([load(file, accelerator="cpu")])
@@ -191,8 +193,8 @@ def _precision(kind: Format, asked: str | None) -> Precision:
     if kind != "safetensors":
         if asked is not None:
             raise UserError(
-                f"--precision {printable(asked)}: an ONNX graph has float32, or 8 bits where its name ends in "
-                ".int8.onnx"
+                f"--precision {printable(asked)}: is of .safetensors files; an ONNX graph computes in float32, or in 8 "
+                "bits where its name ends in .int8.onnx"
             )
         return "int8" if kind == "int8" else "fp32"
     asked = asked or "fp16"

@@ -36,20 +36,27 @@ class Graph(nn.Module):
             self.register_buffer(f"prior{i}", log_prior(member.class_counts))
 
     def forward(self, faces: Tensor) -> Tensor:
-        members = self.description.members
-        all_logits = [
-            adjusted(network(view[:, None].float() / 255), getattr(self, f"prior{i}"), member.posthoc_tau)
-            for view in views(faces, self.description.tta)
-            for i, (network, member) in enumerate(zip(self.networks, members, strict=True))
-        ]
+        seen = list(views(faces, self.description.tta))
+        images = torch.cat(seen)[:, None].float() / 255  # in one pass, since quantising copies the weights of each
+        all_logits: list[Tensor] = []
+        for i, (network, member) in enumerate(zip(self.networks, self.description.members, strict=True)):
+            logits = adjusted(network(images), getattr(self, f"prior{i}"), member.posthoc_tau)
+            all_logits += logits.reshape(len(seen), -1, logits.shape[1]).unbind()
         logits = all_logits[0]
         if len(all_logits) > 1:
             logits = torch.stack([one.softmax(1) for one in all_logits]).mean(0).log()
         return (logits / self.description.calibration.temperature).softmax(1)
 
 
-def export(path: Path, networks: Sequence[FaceNetwork], description: Description) -> None:
-    """Write the graph of networks, which are on the CPU, as float32.
+def export(path: Path, networks: Sequence[FaceNetwork], description: Description, *, int8: bool = False) -> None:
+    """Write the graph of networks, which are on the CPU, with weights and arithmetic of float32.
+
+    Args:
+        path: the file to write.
+        networks: the members.
+        description: of them.
+        int8: store weights in 8 bits where they are integers times a scale of their channel; they become float32 when
+            the file is loaded.
 
     Raises:
         UserError: onnx or onnxscript is not installed.
@@ -77,8 +84,38 @@ def export(path: Path, networks: Sequence[FaceNetwork], description: Description
             verbose=False,
             **shapes,
         )
+    if int8:
+        _pack(path)
     onnx.checker.check_model(path)
     describe(path, description)
+
+
+def _pack(path: Path) -> None:
+    """Store weights as integers and scales, where that changes no more than their last digits."""
+    onnx = package("onnx")
+    model = onnx.load(path)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    axes = {}  # of the output channels
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in stored:
+            rows_are_outputs = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
+            axes[node.input[1]] = 0 if rows_are_outputs else 1
+    for name, axis in axes.items():
+        weights = onnx.numpy_helper.to_array(stored[name])
+        others = tuple(i for i in range(weights.ndim) if i != axis)
+        scales = np.maximum(np.abs(weights).max(others, keepdims=True), np.float32(1e-30)) / np.float32(127)
+        integers = np.rint(weights / scales).astype(np.int8)
+        if not np.allclose(integers * scales, weights, rtol=1e-5, atol=0):
+            continue
+        model.graph.initializer.remove(stored[name])
+        parts = {f"{name}.int8": integers, f"{name}.scale": scales}
+        model.graph.initializer.extend(onnx.numpy_helper.from_array(array, part) for part, array in parts.items())
+        # Not DequantizeLinear: onnxruntime would compute it in every run, and not merge norms into convolutions.
+        cast = onnx.helper.make_node("Cast", [f"{name}.int8"], [f"{name}.cast"], to=onnx.TensorProto.FLOAT)
+        scaled = onnx.helper.make_node("Mul", [cast.output[0], f"{name}.scale"], [name])
+        for node in (scaled, cast):
+            model.graph.node.insert(0, node)
+    onnx.save(model, path)
 
 
 def describe(path: Path, description: Description) -> None:

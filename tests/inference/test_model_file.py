@@ -491,7 +491,7 @@ def test_runs_of_other_data_are_not_averaged(run: Path, tmp_path: Path) -> None:
     ("to", "precision", "message"),
     [
         ("model.safetensors", "int4", "--precision int4: use fp16, fp32, int8"),
-        ("model.onnx", "int8", "an ONNX graph has float32, or 8 bits where its name ends in .int8.onnx"),
+        ("model.onnx", "int8", "an ONNX graph computes in float32, or in 8 bits where its name ends in .int8.onnx"),
     ],
 )
 def test_bad_precision_is_one_line(

@@ -99,6 +99,17 @@ def test_model_file_is_exported_without_its_data(
         export(model_file, tmp_path / "again.int8.onnx")
 
 
+def test_graph_of_an_int8_file_keeps_its_integers(run: Path, tmp_path: Path, test_images: NDArray[np.uint8]) -> None:
+    sizes = {}
+    for precision in ("fp16", "int8"):
+        export(run, tmp_path / f"{precision}.safetensors", precision=precision, tta="flip")
+        export(tmp_path / f"{precision}.safetensors", tmp_path / f"{precision}.onnx")
+        sizes[precision] = (tmp_path / f"{precision}.onnx").stat().st_size
+    assert sizes["int8"] < 0.4 * sizes["fp16"]
+    expected = load_model(tmp_path / "int8.safetensors", accelerator="cpu").probabilities(test_images)
+    np.testing.assert_allclose(load_model(tmp_path / "int8.onnx").probabilities(test_images), expected, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_8_bits_lose_little_and_are_small(run: Path, tmp_path: Path) -> None:
     export(run, tmp_path / "model.onnx")
