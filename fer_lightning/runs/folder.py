@@ -151,7 +151,7 @@ def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, An
             f"{f' and {len(changes) - 6} more' if len(changes) > 6 else ''}; leave these as they were, or accept that "
             "with allow_changes=true"
         )
-    files = [run_dir / name for name in (CONFIG, METRICS, OVERRIDES)]
+    files = [run_dir / name for name in (CONFIG, METRICS, OVERRIDES, PARTITION)]
     before = {path: path.read_bytes() for path in files if path.exists()} if changes or moved else {}
     if changes:  # the run is no longer finished
         (run_dir / METRICS).unlink(missing_ok=True)
@@ -165,7 +165,7 @@ def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, An
 
 def _is_kept(change: str, settings: Mapping[str, Any]) -> bool:
     """Whether a checkpoint restores what a change is about, so that it would have no effect, or cannot be restored."""
-    is_plateau = "plateau" in change or str(settings["schedule"]["_target_"]).endswith(".plateau")
+    is_plateau = "plateau" in change or str((settings.get("schedule") or {}).get("_target_")).endswith(".plateau")
     return change.startswith("optimizer.") or (change.startswith("schedule.") and is_plateau)
 
 

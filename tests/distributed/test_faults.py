@@ -188,12 +188,14 @@ def test_a_full_disk_during_training_ends_in_one_line(
 ) -> None:
     """Whichever file is written first; with room again, the run resumes."""
     run = disk / "run"
-    command = halted(tmp_path, *SETTINGS, *settings, f"hydra.run.dir={run}")
+    command = halted(
+        tmp_path, *SETTINGS, *settings, f"hydra.run.dir={run}", n=7
+    )  # no loss is logged before epoch 2 ends
     filler = fill(disk)
     continue_(command)
     ended = command.wait()
     assert ended.code == 1
-    assert ended.err.startswith(f"error: {run}/{file}: ")
+    assert ended.err.startswith(f"error: {run}/{file}: "), ended.err
     assert "No space left on device" in ended.err
     assert f"resume={run}`" in ended.err
     assert ended.err.count("\n") == 1, ended.err
