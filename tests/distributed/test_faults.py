@@ -188,9 +188,8 @@ def test_a_full_disk_during_training_ends_in_one_line(
 ) -> None:
     """Whichever file is written first; with room again, the run resumes."""
     run = disk / "run"
-    command = halted(
-        tmp_path, *SETTINGS, *settings, f"hydra.run.dir={run}", n=7
-    )  # no loss is logged before epoch 2 ends
+    # After a loss was logged, and before the end of an epoch.
+    command = halted(tmp_path, *SETTINGS, *settings, f"hydra.run.dir={run}", n=7)
     filler = fill(disk)
     continue_(command)
     ended = command.wait()
