@@ -80,7 +80,7 @@ def main() -> None:
     for run in runs:
         name = OmegaConf.load(run / "config.yaml").imbalance.name
         print(
-            f"\n### {name}: ours (the report's)\n\n{per_class(run)}\n\n### {name}: confusion matrix\n\n{confusion(run)}"
+            f"\n### {name}: ours (in brackets: the report)\n\n{per_class(run)}\n\n### {name}: confusion matrix\n\n{confusion(run)}"
         )
 
 

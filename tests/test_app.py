@@ -86,7 +86,7 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["trainer.limit_val_batches=0", "schedule=plateau", "callbacks=none"], "contradicts schedule=plateau"),
         (["trainer.check_val_every_n_epoch=3", "schedule=plateau", "callbacks=none"], "with schedule=plateau"),
         (["trainer.limit_val_batches=0", "callbacks.checkpoint=null"], "trainer.limit_val_batches=0 .* callbacks=none"),
-        (["imbalance=focal", "imbalance.loss.after=0.5"], "defers the weights of classes, and there are none"),
+        (["imbalance=focal", "imbalance.loss.after=0.5"], "defers class weights, but there are none"),
         (
             ["imbalance=remix", "+imbalance.mix.until=0.5", "trainer.max_epochs=-1", "trainer.max_steps=5"],
             "imbalance.mix.until=0.5 depends on the share of trainer.max_epochs",

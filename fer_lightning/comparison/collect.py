@@ -28,7 +28,7 @@ SOURCES = ("data.path", "data.votes", "data.relabel", "distill.teachers")
 if runs of the same seed differ in nothing else."""
 
 CONTENTS = {"data.relabel_digest": "data.relabel", "distill.digests": "distill.teachers"}
-"""Keys of the digests of files and the keys of these files, by which settings are named if they say the same."""
+"""Keys of file digests, and of these files, which name settings instead if they distinguish the same runs."""
 
 FEW = 3
 """Most keys by which every setting is named. If there are more, as where one part at a time is changed, settings are

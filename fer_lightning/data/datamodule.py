@@ -26,7 +26,7 @@ class FERDataModule(L.LightningDataModule):
 
     Args:
         faces: every image of the source.
-        parts: which of them train, validate and test.
+        parts: the training, validation and test images.
         resample: changes the training set, see `fer_lightning.data.transforms.resampling`; validation and test images
             are never changed.
         sampler: how often images are drawn, see `fer_lightning.data.transforms.resampling`.
@@ -37,7 +37,7 @@ class FERDataModule(L.LightningDataModule):
         eval_batch_size: images per validation and test batch on each device.
         seed: of the order of batches and of augmentation.
         epochs: of the training, for augmentation that changes with them; 0 or less if their number is unknown.
-        resident_gib: most GiB of images that a loader copies to the device; if there are more, each batch is read from
+        resident_gib: limit in GiB on the images a loader copies to the device; beyond it, each batch is read from
             the table.
         draw_labels: if the table has targets, train on a label drawn from them in each epoch.
         limit_val: of the batches of validation, see `evaluation_loader`.

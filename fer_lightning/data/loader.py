@@ -141,7 +141,7 @@ class FaceLoader:
         labels, rows: int64 (N,).
         order: the images and their order; augmentation needs a TrainingOrder.
         device: the device that the images are copied to, once.
-        resident_gib: most GiB of images to copy there; if there are more, each batch is read from `images`.
+        resident_gib: limit in GiB on images to copy there; beyond it, each batch is read from `images`.
         augment: applied to each batch.
         mix: applied to each batch after that.
         class_counts: training images per class, int64 (C,); for `mix`.

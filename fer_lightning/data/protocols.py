@@ -1,4 +1,4 @@
-"""Protocols: which images train, validate and test."""
+"""Protocols: training, validation and test images."""
 
 from __future__ import annotations
 

@@ -7,6 +7,6 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy of a tensor of the CPU, which does not wait for what a GPU still has to do. This is safe in this direction
+    """An asynchronous copy of a CPU tensor: it does not wait for a GPU's pending work. This is safe in this direction
     only: CUDA has read unpinned memory when the call returns."""
     return tensor.to(device, non_blocking=device.type == "cuda")

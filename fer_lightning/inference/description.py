@@ -1,4 +1,4 @@
-"""What model files and ONNX files say of themselves: one JSON in their metadata, with a strict schema."""
+"""The description in model and ONNX files: one JSON in their metadata, with a strict schema."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Description(_Strict):
         tta: test-time augmentation that the calibration holds for, and that is used by default.
         calibration: temperature and threshold.
         crop: for each detector the rule by which faces are cut out.
-        protocol: the config group `protocol`: who trained, validated and tested.
+        protocol: the config group `protocol`: how the data were divided.
         data: name, source and digests of the data.
         scores: metrics as in metrics.json: "test/accuracy", "test/accuracy_low", "test/clean/accuracy" ….
         precision: of the weights.

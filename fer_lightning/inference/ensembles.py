@@ -27,7 +27,7 @@ def title(models: Sequence[LoadedModel]) -> str:
 
 def default_folder(models: Sequence[LoadedModel], what: str, name: str) -> Path:
     """Where the results `name` of a command are written: into the run's folder `what` if it is of one run, else into
-    the folder `what` of the working directory. A digest of their paths tells several models from several others."""
+    the folder `what` of the working directory. A digest of the paths distinguishes one group from another."""
     if len(models) == 1 and models[0].description is None:
         return models[0].path / what / name
     paths = "\n".join(str(one.path.absolute()) for one in models)

@@ -92,7 +92,7 @@ def evaluate(
             known = seen(faces, chosen.protocol, chosen.parts.test)
             clean = ~np.isin(regrouped.duplicate_groups, regrouped.duplicate_groups[known])
     else:
-        clean = np.full(len(faces), len(runs) == len(loaded))  # what model files were trained on is not at hand
+        clean = np.full(len(faces), len(runs) == len(loaded))  # a model file's training set is unavailable
         for run_dir, settings in zip(runs, configs, strict=True):
             clean &= _unseen(faces, run_dir, settings, twins, trust)
     name = f"{source_name(data)}-{split}" if data else split

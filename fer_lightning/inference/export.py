@@ -41,7 +41,7 @@ NOTES = (
     "FER-2013 was collected from web searches for the ICML 2013 challenge; its images belong to their owners, and the "
     "data set is used for research. These weights are a product of training on it; no image is contained."
 )
-"""On weights that FER-2013 trained."""
+"""For weights trained on FER-2013."""
 
 Format = Literal["safetensors", "onnx", "int8"]
 
@@ -193,7 +193,7 @@ def _precision(kind: Format, asked: str | None) -> Precision:
     if kind != "safetensors":
         if asked is not None:
             raise UserError(
-                f"--precision {printable(asked)}: is of .safetensors files; an ONNX graph computes in float32, or in 8 "
+                f"--precision {printable(asked)} is for .safetensors files: an ONNX graph computes in float32, or in 8 "
                 "bits where its name ends in .int8.onnx"
             )
         return "int8" if kind == "int8" else "fp32"

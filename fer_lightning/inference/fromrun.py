@@ -22,7 +22,7 @@ NETWORK = "network."
 """Prefix of the network's parameters and buffers in a checkpoint's state dict."""
 
 PATHS = ("data.path", "data.votes", "data.relabel", "data.cache_dir", "distill.teachers")
-"""Keys whose values are files or folders of whoever trained."""
+"""Keys whose values are paths on the training machine."""
 
 
 def load_run(

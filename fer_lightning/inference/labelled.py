@@ -96,7 +96,7 @@ class Split:
     Attributes:
         faces: the table.
         rows: of the split.
-        parts: the partition that the models were trained by; None for other data than theirs.
+        parts: the partition used to train the models; None for data not their own.
         protocol: name of its protocol; None for other data.
     """
 
@@ -181,7 +181,7 @@ def rows_of(faces: FaceTable, split: str) -> Rows:
     if split == "all":
         return np.arange(len(faces))
     if split not in SPLITS:
-        raise UserError(f"--split {split}: there are all, {', '.join(SPLITS)}")
+        raise UserError(f"--split {split}: use all, {', '.join(SPLITS)}")
     rows = faces.rows("public", "private", "test") if split == "test" else faces.rows(split)
     if split == "test" and not len(rows):
         return np.arange(len(faces))

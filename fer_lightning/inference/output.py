@@ -97,7 +97,7 @@ class Output:
             self._progress.update(self._task, completed=index + min(share, 1))
 
     def finish(self, detector: str) -> None:
-        """Print the table and what there is to say at the end."""
+        """Print the table and the closing messages."""
         if self.table:
             self.table.finish()
         self._stop()

@@ -270,7 +270,7 @@ class Predictor:
 
 
 def pooled(logits: Sequence[Tensor]) -> Tensor:
-    """Logits (B, C) that have the mean of the probabilities of several ones; of one, itself."""
+    """Logits (B, C) of the mean probabilities of several logits; a single one is unchanged."""
     if len(logits) == 1:
         return logits[0]
     return torch.stack([one.log_softmax(1) for one in logits]).logsumexp(0) - float(np.log(len(logits)))

@@ -103,8 +103,8 @@ def adopted(settings: Mapping[str, Any], typed: Sequence[str]) -> dict[str, Any]
 
 
 def kept(settings: Mapping[str, Any], resumed: Mapping[str, Any], typed: Sequence[str]) -> dict[str, Any]:
-    """What `adopted` sets, from the run that is resumed: what it started from may have gone. What has been typed since
-    is in it, so that a change is noticed."""
+    """What `adopted` sets, from the resumed run, since its `init_from` may be gone. Overrides typed since are applied,
+    so that a change is noticed."""
     init_from = resumed.get("init_from")
     if init_from is None or Path(init_from).exists():
         init_from = str(zoo.find(Path(settings["init_from"]).expanduser()).absolute())

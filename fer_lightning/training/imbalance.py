@@ -94,7 +94,7 @@ class Strategy:
             raise UserError(f"imbalance={self.name} and mix both mix images: use mix=none")
         if self.loss.get("after") and self.loss.get("weights", "none") is None:
             raise UserError(
-                f"imbalance.loss.after={self.loss['after']} defers the weights of classes, and there are none: set "
+                f"imbalance.loss.after={self.loss['after']} defers class weights, but there are none: set "
                 "imbalance.loss.weights, or leave it out"
             )
         epochs, steps, every = trainer["max_epochs"], trainer["max_steps"], trainer["check_val_every_n_epoch"]

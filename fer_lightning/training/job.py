@@ -292,7 +292,7 @@ def _check_fits(checkpoint: Path, classifier: FERClassifier) -> None:
 
 
 def _check_monitors(settings: Settings, classes: tuple[str, ...]) -> None:
-    """Raises UserError for a validation score that there is not, in `monitor` or in a callback."""
+    """Raises UserError if `monitor` or a callback names a validation score that does not exist."""
     check_monitor(settings["monitor"]["metric"], settings["monitor"]["mode"], classes)
     for name, node in (settings["callbacks"] or {}).items():
         if node and str(node.get("monitor")).startswith("val/"):

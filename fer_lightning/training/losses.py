@@ -136,8 +136,8 @@ class Focal(ClassLoss):
 
 
 class LogitAdjusted(ClassLoss):
-    """Cross-entropy of the logits plus τ times the log of the class's frequency, which the logits themselves, and with
-    them the predictions, then do not contain (Menon et al. 2021, arXiv:2007.07314, equation 10).
+    """Cross-entropy of the logits plus τ times the log of the class's frequency; the logits themselves, and hence the
+    predictions, do not include that term (Menon et al. 2021, arXiv:2007.07314, equation 10).
 
     Args:
         tau: τ; 1 is consistent with the balanced error.

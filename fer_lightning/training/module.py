@@ -28,7 +28,7 @@ from fer_lightning.training.optim import parameter_groups
 from fer_lightning.training.statistics import estimate_statistics
 
 COMPILED_SIZES = 16
-"""Most sizes of images, of `augment.first_side`, that a network is compiled for; beyond torch's 8 it would not be."""
+"""Limit on the image sizes (`augment.first_side`) that a network is compiled for; torch's default is 8."""
 
 SUMS = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple GPUs have no float64
 
@@ -62,7 +62,7 @@ class FERClassifier(L.LightningModule):
         distillation: teachers to learn from as well; None for none.
         unaugmented: gives the images from which the statistics of batch norm are estimated before each validation of
             the training; None if they stay as they are.
-        compile_mode: of `torch.compile`, by which the network is compiled for training; None for not at all.
+        compile_mode: of `torch.compile`, for training only; None to leave the network uncompiled.
 
     Raises:
         UserError: the network, the loss or the head is invalid.
@@ -183,7 +183,7 @@ class FERClassifier(L.LightningModule):
             )
 
     def training_scores(self) -> dict[str, float]:
-        """Loss and accuracy over the epoch's images so far, those of all ranks; every rank has to ask."""
+        """Loss and accuracy over the epoch's images so far, on all ranks; every rank must call this."""
         loss, hits, images = ranks.gathered(self._sums).sum(0).tolist()
         return {"train/loss": loss / max(images, 1), "train/accuracy": hits / max(images, 1)}
 

@@ -127,7 +127,7 @@ class Muon(Optimizer):
         torch._foreach_addcdiv_(parameters, first, scale, [-lr / (1 - beta1**step) for step in steps])
 
     def _averages(self, name: str, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-        """Of the state, zero at first."""
+        """State tensors, 0 at first."""
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if name not in self.state[parameter]:
                 self.state[parameter][name] = torch.zeros_like(gradient)

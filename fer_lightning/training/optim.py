@@ -67,7 +67,7 @@ def parameter_groups(
 def layers_of(network: FaceNetwork) -> dict[str, int]:
     """The layer of each parameter, counted from 0 at the input; the head is the last one.
 
-    A backbone may say it itself, by a method `layer_of`; otherwise each of its children is one.
+    A backbone may define it in a method `layer_of`; else each of its children is one layer.
     """
     names = [name for name, _ in network.backbone.named_parameters()]
     children = {name: i for i, name in enumerate(dict.fromkeys(name.partition(".")[0] for name in names))}

@@ -129,7 +129,7 @@ def test_several_files_are_explained_together_on_other_data(
     [
         (["{run}x"], "neither a run folder or model file"),
         (["{run}", "--images", "-1"], "--images -1: use a number of images from 1, or 0 for all of them"),
-        (["{run}", "--split", "public2"], "--split public2: there are all, train"),
+        (["{run}", "--split", "public2"], "--split public2: use all, train"),
         (["{run}", "--data", "{run}x"], "does not exist"),
         (["{model}"], "a model file has no data of its own: name some with --data"),
         (["{run}", "--tta", "mirror"], "--tta mirror: use none, flip, ten_crop"),
