@@ -79,9 +79,8 @@ def main() -> None:
     print(headline(runs))
     for run in runs:
         name = OmegaConf.load(run / "config.yaml").imbalance.name
-        print(
-            f"\n### {name}: ours (in brackets: the report)\n\n{per_class(run)}\n\n### {name}: confusion matrix\n\n{confusion(run)}"
-        )
+        print(f"\n### {name}: ours (in brackets: the report)\n\n{per_class(run)}\n")
+        print(f"### {name}: confusion matrix\n\n{confusion(run)}")
 
 
 if __name__ == "__main__":
