@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, printable
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__.partition("\n")[0])
 
@@ -110,7 +110,7 @@ def export(
     checks = export_models(models, to, tta=tta, precision=precision, name=name, data=data, licence=licence, trust=trust)
     for what, value in checks:
         print(f"{what}: {value}")
-    print(f"file     {to} ({to.stat().st_size / 1e6:.2f} MB)\ncard     {card_of(to)}")
+    print(f"file     {printable(to)} ({to.stat().st_size / 1e6:.2f} MB)\ncard     {printable(card_of(to))}")
 
 
 @cli.command()

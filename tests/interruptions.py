@@ -100,6 +100,38 @@ class RecordSettings(L.Callback):
         (self.folder / f"settings{trainer.global_rank}").write_text(json.dumps(dict(pl_module.hparams), default=str))
 
 
+class RecordBatches(L.Callback):
+    """Writes what each rank trains on, and how, into a folder: a line of JSON for each batch, see `batches`."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        loss = pl_module.loss
+        line = {
+            "epoch": trainer.current_epoch,
+            "rows": batch.rows.tolist(),
+            "labels": batch.labels.tolist(),
+            "mixed": batch.targets is not None and bool((batch.targets.max(1).values < 1).any()),
+            "in_force": loss.in_force,
+            "weight": None if loss.weight is None else loss.weight.tolist(),
+            "rates": [group["lr"] for group in trainer.optimizers[0].param_groups],
+        }
+        with (self.folder / f"batches{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    @classmethod
+    def override(cls, folder: Path) -> str:
+        """The override that adds it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return f"+callbacks.record={{_target_: tests.interruptions.{cls.__name__}, folder: '{folder}'}}"
+
+
+def batches(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
+    """What `RecordBatches` has written."""
+    return [json.loads(line) for line in (folder / f"batches{rank}.jsonl").read_text().splitlines()]
+
+
 class RecordLosses(L.Callback):
     """Appends each optimizer step and the loss of its batch to a file."""
 

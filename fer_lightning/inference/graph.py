@@ -41,7 +41,8 @@ class Graph(nn.Module):
         all_logits: list[Tensor] = []
         for i, (network, member) in enumerate(zip(self.networks, self.description.members, strict=True)):
             logits = adjusted(network(images), getattr(self, f"prior{i}"), member.posthoc_tau)
-            all_logits += logits.reshape(len(seen), -1, logits.shape[1]).unbind()
+            # Numbers, as torch before 2.10 takes a traced size for one that varies.
+            all_logits += logits.reshape(len(seen), -1, len(self.description.classes)).unbind()
         logits = all_logits[0]
         if len(all_logits) > 1:
             logits = torch.stack([one.softmax(1) for one in all_logits]).mean(0).log()

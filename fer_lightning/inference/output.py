@@ -110,7 +110,7 @@ class Output:
                 if self.table is None and self._rows:
                     print(f"the first {SHOWN} of {self._n_rows:,} rows are shown; --out FOLDER stores all of them")
             if self.table:
-                print(f"table    {self.table.path}")
+                print(f"table    {printable(self.table.path)}")
         if self._n_rows and not self._n_faces and not self._resumed and len(self.failures) < self._n_rows:
             other = "blaze (after `fer-lightning download blaze`)" if detector == "haar" else "haar"
             print(

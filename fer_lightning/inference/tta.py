@@ -30,7 +30,7 @@ def views(faces: Tensor, tta: TTA) -> Iterator[Tensor]:
     elif tta == "flip":
         yield from (faces, faces.flip(2))
     else:
-        height, width = faces.shape[1:]
+        height, width = map(int, faces.shape[1:])  # tensors while torch before 2.10 exports a graph
         h, w = round(height * CROP), round(width * CROP)
         y, x = height - h, width - w
         for top, left in ((0, 0), (0, x), (y, 0), (y, x), (y // 2, x // 2)):

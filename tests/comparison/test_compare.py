@@ -280,6 +280,30 @@ def test_equal_settings_rarely_differ_significantly(n_settings: int, n_seeds: in
     assert wrong / repetitions < 0.10
 
 
+def test_noise_of_seeds_has_the_deviation_of_a_mean() -> None:
+    """σ / √n, widened by the degrees of freedom as in Student's t."""
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(14), [3, 3, 3, 3, 3, 3, 3, 5, 5, 5, 2, 2, 1, 1])
+    runs = rng.normal(size=len(groups)) + groups
+    sizes = np.bincount(groups)
+    free = len(groups) - 14
+    residuals = [runs[groups == group] - runs[groups == group].mean() for group in range(14)]
+    sigma = np.sqrt(sum((part**2).sum() for part in residuals) / free)
+    noise = seed_noise(rng, runs[:, None], groups, 20_000)[..., 0]
+    np.testing.assert_allclose(noise.std(1), sigma / np.sqrt(sizes) * np.sqrt(free / (free - 2)), rtol=0.05)
+    np.testing.assert_allclose(noise.mean(1), 0, atol=0.05)
+
+
+def test_mcnemar_of_several_seeds_is_twice_the_median(sweep: Path) -> None:
+    a, b = (collect([sweep / job for job in jobs])[0][0] for jobs in ("012", "678"))
+    p_values = []
+    for one, other in zip(a.runs, b.runs, strict=True):
+        right = [run.guesses == LABELS for run in (one, other)]
+        only = [int((right[i] & ~right[1 - i]).sum()) for i in (0, 1)]
+        p_values.append(stats.binomtest(only[0], sum(only)).pvalue)
+    assert mcnemar_p(a, b) == pytest.approx(min(1, 2 * np.median(p_values)))
+
+
 def test_mcnemar_equals_binomial_test_of_discordant_images(sweep: Path) -> None:
     a, b = (collect([sweep / job])[0][0] for job in ("0", "6"))
     right = [setting.runs[0].guesses == LABELS for setting in (a, b)]

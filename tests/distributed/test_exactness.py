@@ -19,8 +19,9 @@ import torch.nn.functional as F
 
 from fer_lightning.distributed import launch
 from tests.conftest import TINY
+from tests.interruptions import RecordBatches, batches
 from tests.processes import REPOSITORY, Command, apart, processes_of
-from tests.resuming import assert_same, ending, outcome, resumed, without
+from tests.resuming import assert_same, ending, outcome, resumed, waiting, without
 
 pytestmark = pytest.mark.ddp
 
@@ -31,6 +32,7 @@ SMALL = (
     "data.eval_batch_size=16",
     "trainer.max_epochs=3",
     "trainer.log_every_n_steps=3",
+    "augment.batch_norm_images=0",  # statistics that are estimated are those of all ranks in any case
 )
 """60 test images in batches of 16, the last of which is not full; 40 validation images."""
 
@@ -39,7 +41,7 @@ SMALL = (
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on one device."""
     folder = tmp_path_factory.mktemp("alone")
-    ended = apart(folder, *SMALL, f"hydra.run.dir={folder}/run")
+    ended = apart(folder, *SMALL, f"hydra.run.dir={folder}/run", RecordBatches.override(folder / "record"))
     assert ended.code == 0, ended.err
     return folder / "run"
 
@@ -48,9 +50,18 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on two devices."""
     folder = tmp_path_factory.mktemp("two")
-    ended = apart(folder, *SMALL, "trainer.devices=2", "logger=csv", f"hydra.run.dir={folder}/run")
+    record = RecordBatches.override(folder / "record")
+    ended = apart(folder, *SMALL, "trainer.devices=2", "logger=csv", f"hydra.run.dir={folder}/run", record)
     assert ended.code == 0, ended.err
     return folder / "run"
+
+
+def test_ranks_divide_the_batches_of_one_device(alone: Path, two_ranks: Path) -> None:
+    whole = [batch["rows"] for batch in batches(alone.parent / "record")]
+    first, second = ([batch["rows"] for batch in batches(two_ranks.parent / "record", rank)] for rank in (0, 1))
+    assert len(whole) == len(first) == len(second) == 3 * 4
+    assert [a + b for a, b in zip(first, second, strict=True)] == whole
+    assert all(len(a) == len(b) == 15 for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -216,20 +227,20 @@ def test_a_failing_rank_is_reported_with_its_own_traceback(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_ranks_save_and_end_with_their_launcher(number: signal.Signals, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    settings = without(SMALL, "trainer.max_epochs")
-    command = Command(tmp_path, *settings, "trainer.max_epochs=5000", "trainer.devices=2", f"hydra.run.dir={run}")
-    command.wait_for(lambda: "epoch 1/" in command.out)
+    run, once = tmp_path / "run", tmp_path / "once"
+    wait = waiting("SIGTERM", once, n=7)
+    command = Command(tmp_path, *SMALL, *wait, "trainer.devices=2", f"hydra.run.dir={run}")
+    command.wait_for(once.exists)
     assert len(processes_of(run)) == 3  # torchrun and two ranks
     assert command.process.pid is not None
     os.kill(command.process.pid, number)
     ended = command.wait()
     assert ended.code == (-9 if number == signal.SIGKILL else 128 + number)
-    end = time.monotonic() + 20
+    end = time.monotonic() + (20 if number == signal.SIGKILL else 0)  # which cannot wait for its ranks
     while processes_of(run) and time.monotonic() < end:
         time.sleep(0.1)
     assert processes_of(run) == []
-    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 7
     assert "Traceback" not in ended.err
 
 

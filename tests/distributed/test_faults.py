@@ -119,6 +119,8 @@ def test_failure_of_wandb_during_a_run_costs_one_line_and_a_few_seconds(
 
 @pytest.mark.slow
 def test_a_wandb_server_that_hangs_at_the_start_means_offline(server: WandbServer, tmp_path: Path) -> None:
+    import wandb  # noqa: F401 (is not on the clock)
+
     server.hang()
     since = time.monotonic()
     assert tracking.wandb_logger("p", str(tmp_path))._wandb_init["mode"] == "offline"
@@ -190,10 +192,12 @@ def test_a_full_disk_during_training_ends_in_one_line(
     run = disk / "run"
     # After a loss was logged, and before the end of an epoch.
     command = halted(tmp_path, *SETTINGS, *settings, f"hydra.run.dir={run}", n=7)
+    before = {path: path.read_bytes() for path in run.rglob("*.ckpt")}
     filler = fill(disk)
     continue_(command)
     ended = command.wait()
     assert ended.code == 1
+    assert {path: path.read_bytes() for path in run.rglob("*.ckpt")} == before
     assert ended.err.startswith(f"error: {run}/{file}: "), ended.err
     assert "No space left on device" in ended.err
     assert f"resume={run}`" in ended.err
@@ -338,7 +342,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path: Path) -> None:
     for _ in range(2):  # one Ctrl-C may arrive twice through two launchers
         os.kill(command.process.pid, signal.SIGINT)
         time.sleep(0.1)
-    time.sleep(INSIST)
+    time.sleep(INSIST + 2)  # from when the first was handled
     assert command.process.is_alive()
     os.kill(command.process.pid, signal.SIGINT)
     ended = command.wait(20)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from fer_lightning import load_model
@@ -97,6 +98,20 @@ def test_model_file_is_exported_without_its_data(
     np.testing.assert_allclose(load_model(tmp_path / "again.onnx").probabilities(test_images), expected, atol=1e-5)
     with pytest.raises(UserError, match="8 bits need images"):
         export(model_file, tmp_path / "again.int8.onnx")
+
+
+@pytest.mark.parametrize("tta", ["none", "flip", "ten_crop"])
+def test_exporter_of_torch_before_2_10(
+    tta: str, model_file: Path, tmp_path: Path, test_images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.0+cpu")
+    export(model_file, tmp_path / "old.onnx", tta=tta)
+    expected = load_model(model_file, accelerator="cpu", tta=tta)
+    found = load_model(tmp_path / "old.onnx")
+    for n in (0, 1, 3):
+        np.testing.assert_allclose(
+            found.probabilities(test_images[:n]), expected.probabilities(test_images[:n]), atol=1e-5
+        )
 
 
 def test_graph_of_an_int8_file_keeps_its_integers(run: Path, tmp_path: Path, test_images: NDArray[np.uint8]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
 
 from fer_lightning.errors import UserError
-from fer_lightning.runs.checkpoints import checkpoint_to_resume, read_checkpoint
-from fer_lightning.runs.folder import LAST, PREVIOUS
+from fer_lightning.runs.checkpoints import WholeCheckpointIO, checkpoint_to_resume, read_checkpoint
+from fer_lightning.runs.folder import BEST, LAST, PREVIOUS
 
 WEIGHTS = torch.arange(40.0)
 
@@ -37,6 +39,23 @@ def test_no_flipped_bit_is_read_as_other_weights(checkpoint: Path) -> None:
             assert torch.equal(state["weight"], WEIGHTS), position
     assert refused > len(content) / 2
     assert all(m.startswith(f"{checkpoint}: damaged") and "\n" not in m for m in messages)
+
+
+@pytest.mark.parametrize("name", [LAST, BEST])
+def test_a_write_that_fails_leaves_all_checkpoints(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {}
+    for i, old in enumerate((LAST, PREVIOUS, BEST)):
+        torch.save({"state_dict": {"weight": WEIGHTS + i}}, tmp_path / old)
+        before[tmp_path / old] = (tmp_path / old).read_bytes()
+
+    def half(content: object, file: BinaryIO) -> None:
+        file.write(b"PK" * 100)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(UserError, match=r"could not be written \(No space left on device\)"):
+        WholeCheckpointIO().save_checkpoint({"state_dict": {}}, tmp_path / name)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_tensor_marked_as_a_directory_is_refused(checkpoint: Path) -> None:

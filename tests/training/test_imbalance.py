@@ -16,6 +16,7 @@ from fer_lightning.app import CONF
 from fer_lightning.inference.evaluate import evaluate
 from fer_lightning.training.imbalance import epoch_at
 from tests.conftest import SMALL, TINY, Run
+from tests.interruptions import RecordBatches, batches
 from tests.processes import apart
 
 TRAINING = {"angry": 19, "disgust": 3, "fear": 19, "happy": 37, "sad": 23, "surprise": 15, "neutral": 24}
@@ -54,6 +55,73 @@ def test_every_strategy_trains(strategy: str, train: Callable[..., Run]) -> None
     run = train(*(TINY if needs_head else SMALL), f"imbalance={strategy}", "trainer.limit_train_batches=2")
     assert run.code == 0, run.err
     assert f"training {strategy}: " in run.out
+
+
+@pytest.mark.parametrize(
+    ("strategy", "resampled", "from_epoch"),
+    [("weighted", {}, 0), ("balanced_weighted", {"disgust": 6, "surprise": 1.2, "happy": 0.8}, 0), ("ldam_drw", {}, 3)],
+)
+def test_weights_of_classes_are_in_force(
+    strategy: str, resampled: dict[str, float], from_epoch: int, train: Callable[..., Run], tmp_path: Path
+) -> None:
+    record = RecordBatches.override(tmp_path / "record")
+    extra = ("imbalance.loss.after=0.75",) if from_epoch else ()
+    needs_head = strategy == "ldam_drw"
+    run = train(*(TINY if needs_head else SMALL), f"imbalance={strategy}", *extra, "trainer.max_epochs=4", record)
+    assert run.code == 0, run.err
+    counts = np.array([round(n * resampled.get(name, 1)) for name, n in TRAINING.items()])
+    for batch in batches(tmp_path / "record"):
+        assert batch["in_force"] == (batch["epoch"] >= from_epoch)
+        weights = np.array(batch["weight"])
+        assert weights.mean() == pytest.approx(1)
+        if strategy != "ldam_drw":
+            np.testing.assert_allclose(weights * counts, (weights * counts).mean(), rtol=1e-5)
+        else:  # of effective numbers
+            assert weights.argmax() == 1 and weights.argmin() == 3
+
+
+@pytest.mark.parametrize(("strategy", "power"), [("none", 1.0), ("sqrt_sampler", 0.5), ("sampler", 0.0)])
+def test_training_draws_classes_as_the_strategy_says(
+    strategy: str, power: float, train: Callable[..., Run], tmp_path: Path
+) -> None:
+    record = RecordBatches.override(tmp_path / "record")
+    run = train(*SMALL, f"imbalance={strategy}", "trainer.max_epochs=12", "callbacks=none", record)
+    assert run.code == 0, run.err
+    labels = [label for batch in batches(tmp_path / "record") for label in batch["labels"]]
+    shares = np.bincount(labels, minlength=7) / len(labels)
+    expected = np.array(list(TRAINING.values())) ** power
+    expected /= expected.sum()
+    assert np.abs(shares - expected).max() < 4 * np.sqrt(0.25 * 0.75 / len(labels))  # n is 1,536
+
+
+@pytest.mark.parametrize(("settings", "mixes"), [(["imbalance=remix"], True), (["mix=cutmix"], True), ([], False)])
+def test_training_mixes_images_if_asked_to(
+    settings: list[str], mixes: bool, train: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = train(*SMALL, *settings, "trainer.max_epochs=1", RecordBatches.override(tmp_path / "record"))
+    assert run.code == 0, run.err
+    assert any(batch["mixed"] for batch in batches(tmp_path / "record")) == mixes
+
+
+def test_rates_follow_the_schedule_in_every_stage(train: Callable[..., Run], tmp_path: Path) -> None:
+    record = RecordBatches.override(tmp_path / "record")
+    schedule = ("schedule=cosine", "schedule.warmup=0", "schedule.final=0.1", "optimizer.lr=0.02")
+    stages = ("imbalance=two_stage", "imbalance.retrain_after=0.5", "trainer.max_epochs=4")
+    run = train(*(s for s in SMALL if not s.startswith("optimizer")), *schedule, *stages, record)
+    assert run.code == 0, run.err
+    rates = [batch["rates"][0] for batch in batches(tmp_path / "record")]
+    # A warm-up has one step at least; then half a cosine over the other seven of a stage's eight.
+    after = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(7) / 7)) / 2
+    assert rates == pytest.approx(0.02 * np.tile([1, *after], 2))
+
+
+def test_rates_decay_from_layer_to_layer(train: Callable[..., Run], tmp_path: Path) -> None:
+    record = RecordBatches.override(tmp_path / "record")
+    run = train(*TINY, "finetune.layer_decay=0.5", "schedule=constant", "trainer.max_epochs=1", record)
+    assert run.code == 0, run.err
+    rates = sorted(set(batches(tmp_path / "record")[0]["rates"]), reverse=True)
+    assert len(rates) >= 5 and rates[0] == 0.02
+    assert rates == pytest.approx([0.02 * 0.5**i for i in range(len(rates))])
 
 
 def test_second_stage_trains_the_head_only(train: Callable[..., Run], tmp_path: Path) -> None:

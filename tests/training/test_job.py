@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import lightning.pytorch as L
@@ -25,10 +26,13 @@ from fer_lightning.config.schema import ADDED
 from fer_lightning.data.loader import Batch
 from fer_lightning.data.synthetic import synthetic
 from fer_lightning.data.table import FER_CLASSES
+from fer_lightning.distributed.signals import handled
 from fer_lightning.inference.evaluate import evaluate
 from fer_lightning.inference.export import export
+from fer_lightning.training.callbacks import History, LastCheckpoint
 from fer_lightning.training.module import FERClassifier
 from tests.conftest import SMALL, TINY, Run
+from tests.training.test_statistics import data_of, settings_of
 
 ROOT = Path(__file__).parents[2]
 Train = Callable[..., Run]
@@ -167,6 +171,27 @@ def test_same_seed_gives_the_same_weights(train: Train, threads: int, request: p
     ]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert not torch.equal(weights[0]["network.head.weight"], weights[2]["network.head.weight"])
+
+
+def test_order_and_augmentation_follow_the_seed() -> None:
+    def epoch(seed: int) -> tuple[list[int], torch.Tensor]:
+        """The order of an epoch's images, and the augmented images in that of the table."""
+        (batch,) = data_of(settings_of("data.batch_size=140", f"seed={seed}")).train_dataloader()
+        return batch.rows.tolist(), batch.images[batch.rows.argsort()]
+
+    (order, images), (other, others), (same, again) = epoch(0), epoch(1), epoch(0)
+    assert order == same and order != other and sorted(order) == sorted(other)
+    assert torch.equal(images, again) and not torch.equal(images, others)
+
+
+def test_the_best_checkpoint_follows_the_monitor(train: Train) -> None:
+    options = ("monitor.metric=val/loss", "monitor.mode=min", "optimizer.lr=0.5", "trainer.max_epochs=6")
+    run = train(*(s for s in TINY if not s.startswith(("optimizer", "trainer.max_epochs"))), *options)
+    assert run.code == 0, run.err
+    losses = pd.read_csv(run.folder / "metrics.csv")["val/loss"]
+    assert metrics_of(run.folder)["train/best_epoch"] == losses.idxmin()
+    saved = torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)["callbacks"]
+    assert [state["monitor"] for state in saved.values() if "best_model_score" in state] == ["val/loss"]
 
 
 @pytest.mark.parametrize("imbalance", ["none", "balanced"])
@@ -353,26 +378,77 @@ def test_settings_that_would_fail_after_training_are_refused_before(
 
 
 class Gradients(L.Callback):
-    """Records the largest gradient that each optimizer step was given."""
+    """Records the largest gradient that each optimizer step was given, and the norm of all."""
 
     largest: ClassVar[list[float]] = []
+    norms: ClassVar[list[float]] = []
 
     def on_before_zero_grad(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         found = [p.grad.abs().max().item() for p in pl_module.parameters() if p.grad is not None]
         if found:
             self.largest.append(max(found))
+            self.norms.append(float(sum(p.grad.square().sum() for p in pl_module.parameters() if p.grad is not None)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_gradients_are_clipped_by_the_algorithm_that_was_asked_for(train: Train, precision: str) -> None:
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped_by_the_algorithm_that_was_asked_for(
+    train: Train, precision: str, algorithm: str
+) -> None:
     Gradients.largest.clear()
-    clip = ("+trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_val=1e-4")
+    Gradients.norms.clear()
+    clip = ([f"+trainer.gradient_clip_algorithm={algorithm}"] if algorithm == "value" else []) + [
+        "trainer.gradient_clip_val=1e-4"
+    ]
     callback = f"+callbacks.gradients._target_={__name__}.Gradients"
     run = train(*TINY, f"precision={precision}", *clip, callback, "trainer.max_epochs=1")
     assert run.code == 0, run.err
-    # By value, several gradients reach the bound; by norm, none would.
-    assert Gradients.largest == pytest.approx([1e-4] * len(Gradients.largest), rel=1e-3)
-    assert len(Gradients.largest) >= 2
+    steps = len(Gradients.largest)
+    assert steps >= 2
+    if algorithm == "norm":
+        assert [norm**0.5 for norm in Gradients.norms] == pytest.approx([1e-4] * steps, rel=1e-3)
+    else:  # several gradients reach the bound; by norm, none would
+        assert Gradients.largest == pytest.approx([1e-4] * steps, rel=1e-3)
+
+
+def test_time_and_images_of_all_parts_and_ranks_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("fer_lightning.training.callbacks.history.time.perf_counter", lambda: now[0])
+    trainer: Any = SimpleNamespace(world_size=2)
+    batch = SimpleNamespace(labels=range(16))
+    first, second = History(tmp_path / "a.csv"), History(tmp_path / "b.csv")
+    first.on_train_start(trainer, None)  # type: ignore[arg-type]
+    first.on_train_epoch_start(trainer, None)  # type: ignore[arg-type]
+    now[0] += 100
+    first.on_train_batch_end(trainer, None, None, batch, 0)  # type: ignore[arg-type]
+    state = first.state_dict()
+    now[0] += 5000  # until it is resumed
+    second.load_state_dict(state)
+    second.on_train_start(trainer, None)  # type: ignore[arg-type]
+    now[0] += 50
+    second.on_train_batch_end(trainer, None, None, batch, 1)  # type: ignore[arg-type]
+    assert second.fit_seconds == 150
+    assert (second.epoch_images, second.epoch_seconds) == (64, 150)
+
+
+@pytest.mark.parametrize(("seconds", "saves"), [(599, False), (601, True)])
+def test_checkpoints_within_an_epoch_come_by_the_clock(
+    seconds: float, saves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, saved = [1000.0], []
+    monkeypatch.setattr("fer_lightning.training.callbacks.last.time.monotonic", lambda: now[0])
+    trainer: Any = SimpleNamespace(
+        should_stop=False, is_last_batch=False, accumulate_grad_batches=1, log_every_n_steps=20, val_check_batch=100,
+        global_step=7, callbacks=[], save_checkpoint=lambda path, weights_only: saved.append(path),
+    )  # fmt: skip
+    module: Any = SimpleNamespace(stop_on_bad_loss=lambda: None)
+    callback = LastCheckpoint(str(tmp_path), every_minutes=10)
+    with handled():
+        callback.on_train_start(trainer, module)
+        now[0] += seconds
+        callback.on_train_batch_end(trainer, module, None, None, 6)
+        callback.on_train_end(trainer, module)
+    assert saved == ([tmp_path / "last.ckpt"] if saves else [])
 
 
 def test_progress_is_printed_where_there_is_no_terminal(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

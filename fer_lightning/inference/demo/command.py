@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from fer_lightning.errors import printable
 from fer_lightning.inference import zoo
 from fer_lightning.inference.demo import server, site
 from fer_lightning.inference.load import load
@@ -49,4 +50,4 @@ def show(
             server.serve(file, port=port, assets=assets, open_browser=open_browser)
         else:
             site.build(file, build, assets=assets)
-            print(f"page     {build / 'index.html'}")
+            print(f"page     {printable(build / 'index.html')}")

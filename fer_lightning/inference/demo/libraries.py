@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,19 +83,28 @@ def read(library: Library, folder: Path) -> bytes:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; --assets is where the libraries lie")
-    try:
-        found = [path.read_bytes() for path in sorted(folder.rglob(library.name)) if path.is_file()]
-        for path in sorted(folder.glob("*.tgz")):
-            with tarfile.open(path) as archive:
-                if f"package/{library.path}" in archive.getnames() and (
-                    file := archive.extractfile(f"package/{library.path}")
-                ):
-                    found.append(file.read())
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise UserError(f"{folder}: cannot be read ({flat(error)})") from error
-    for content in found:
-        if hashlib.sha256(content).hexdigest() == library.sha256:
-            return content
-    problem = "has another version of" if found else "does not contain"
     packages = " ".join(dict.fromkeys(one.package for one in LIBRARIES.values()))
-    raise UserError(f"{folder} {problem} {library.name}: run `npm pack {packages}` there")
+    remedy = f"run `npm pack {packages}` there"
+    problem, damaged = "does not contain", []
+    for path in [*sorted(folder.rglob(library.name)), *sorted(folder.glob("*.tgz"))]:
+        try:
+            content = _packed(path, library) if path.suffix == ".tgz" else path.read_bytes() if path.is_file() else None
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            damaged.append(f"{path.name} ({flat(error)})")
+            continue
+        if content is not None and hashlib.sha256(content).hexdigest() == library.sha256:
+            return content
+        if content is not None:
+            problem = "has another version of"
+    if damaged:
+        problem, remedy = f"has damaged files, {', '.join(damaged)}, and no good", f"remove them, and {remedy}"
+    raise UserError(f"{folder} {problem} {library.name}: {remedy}")
+
+
+def _packed(path: Path, library: Library) -> bytes | None:
+    """The library in a package of npm; None if the package is another one."""
+    with tarfile.open(path) as archive:
+        if f"package/{library.path}" not in archive.getnames():
+            return None
+        file = archive.extractfile(f"package/{library.path}")
+        return file.read() if file else None

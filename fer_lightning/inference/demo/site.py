@@ -45,8 +45,8 @@ def build(model: Path, folder: Path, *, assets: Path | None = None) -> None:
     of_assets = ("NOTICES.txt", *(library.name for library in LIBRARIES.values()))  # an earlier build may have them
     known = {*files, README, *(f"{ASSETS}/{name}" for name in of_assets)}
     for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in known and name != "CNAME" and not name.startswith("."):
+        name, is_hidden = path.relative_to(folder).as_posix(), any(p[0] == "." for p in path.relative_to(folder).parts)
+        if path.is_file() and name not in known and name != "CNAME" and not is_hidden:
             raise UserError(f"{folder}: holds {printable(name)}, no file of this page; choose an empty folder")
     if not (folder / README).exists():
         files[README] = _readme(json.loads(files["model.json"])).encode()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_lightning.errors import UserError, printable
-from fer_lightning.inference.media.video import silent_cv2
+from fer_lightning.inference.media.video import properties, silent_cv2
 from fer_lightning.report.files import write_atomically
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class VideoWriter:
         self.path, self.rate = path, min(max(rate, 0.1), 240.0)
         self._partial = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
         self._writer: Any = None
-        self._size = (0, 0)
+        self._size, self._frames = (0, 0), 0
 
     def write(self, image: NDArray[np.uint8]) -> None:
         """Add a frame, uint8 RGB (H, W, 3), scaled to the size of the first one."""
@@ -158,6 +158,7 @@ class VideoWriter:
         if bgr.shape[1::-1] != self._size:
             bgr = cv2.resize(bgr, self._size, interpolation=cv2.INTER_AREA)
         self._writer.write(bgr)
+        self._frames += 1
 
     def __enter__(self) -> Self:
         return self
@@ -169,11 +170,20 @@ class VideoWriter:
             self._writer.release()
         try:
             if kind is None and self._writer is not None:
+                if not self._is_complete():
+                    raise _unwritable(self.path, "the disk may be full")
                 self._partial.replace(self.path)
         except OSError as failure:
             raise _unwritable(self.path, str(failure.strerror)) from failure
         finally:
             self._partial.unlink(missing_ok=True)
+
+    def _is_complete(self) -> bool:
+        """Whether the file can be opened and has all frames: OpenCV reports no failure to write."""
+        try:
+            return properties(self._partial).n_frames == self._frames
+        except UserError:
+            return False
 
     def _opened(self) -> Any:
         cv2 = silent_cv2()

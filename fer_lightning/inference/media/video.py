@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -111,10 +111,13 @@ def _file_frames(path: Path, every: float | None, start: int) -> Iterator[Frame]
                 yield Frame(number, seconds, _rgb(image))
             number += 1
         if not number:
-            raise UserError(f"{where}: no frame can be decoded: the video is damaged, or its codec unknown")
+            raise UserError(
+                f"{where}: no frame can be decoded: it is damaged, or its codec unknown; convert or remove it"
+            )
         if _ends_early(path, header, number, seconds):
             raise UserError(
-                f"{where} is truncated or damaged: nothing can be read after frame {number - 1}, {seconds:.1f} s"
+                f"{where} is truncated or damaged: nothing can be read after frame {number - 1}, {seconds:.1f} s; "
+                "what comes before is kept"
             )
 
 
@@ -192,7 +195,7 @@ def _open(path: Path) -> Iterator[VideoCapture]:
             finally:
                 capture.release()
     except OSError as error:
-        raise UserError(f"{where} cannot be read ({error.strerror})") from error
+        raise UserError(f"{where} cannot be read ({error.strerror}): replace or remove it") from error
 
 
 @contextmanager
@@ -218,28 +221,70 @@ def _properties(capture: VideoCapture) -> Properties:
 def _ends_early(path: Path, header: Properties, read: int, seconds: float) -> bool:
     """Whether a file is shorter than its header states: OpenCV ends the frames of a truncated file without an error."""
     with path.open("rb") as file:
-        if file.read(8)[4:] == b"ftyp":  # MP4, MOV: an edit list may hide frames that the header counts
-            return _boxes_exceed(file, path.stat().st_size)
-    if header.n_frames is None:
+        size = path.stat().st_size
+        if file.read(8)[4:] == b"ftyp":  # MP4, MOV
+            if any(box.end > size for box in _boxes(file, 0, size)):
+                return True
+            duration = _shown_for(file, size)  # an edit list may hide frames that the header counts
+        else:
+            duration = None if header.n_frames is None else header.n_frames / header.rate
+    if header.n_frames is None or duration is None:
         return False
     # Counts that are estimates may be wrong by a few frames, and by many in a file of variable frame rate, whose
     # duration is right.
-    return header.n_frames - read > max(3, 0.02 * header.n_frames) and header.n_frames / header.rate - seconds > 0.5
+    return header.n_frames - read > max(3, 0.02 * header.n_frames) and duration - seconds > 0.5
 
 
-def _boxes_exceed(file: IO[bytes], size: int) -> bool:
-    """Whether the outermost boxes of an MP4 or MOV file (ISO/IEC 14496-12, 4.2) are longer than the file."""
-    position = 0
-    while position < size:
+class _Box(NamedTuple):
+    """A box of an MP4 or MOV file (ISO/IEC 14496-12, 4.2): its type, and where its content starts and ends."""
+
+    kind: bytes
+    start: int
+    end: int
+
+
+def _boxes(file: IO[bytes], position: int, end: int) -> Iterator[_Box]:
+    """The boxes between two positions, of which the last may exceed the second; none after what is no box."""
+    while position < end:
         file.seek(position)
         header = file.read(16)
-        length = int.from_bytes(header[:4], "big")
+        kind, length, start = header[4:8], int.from_bytes(header[:4], "big"), position + 8
         if length == 1:
-            length = int.from_bytes(header[8:], "big")
-        if length < 8:  # 0: up to the end of the file
-            return False
+            length, start = int.from_bytes(header[8:], "big"), position + 16
+        if length < 8 or not (kind.isascii() and kind.decode("ascii").isprintable()):  # 0: up to the end of the file
+            return
         position += length
-    return position > size
+        yield _Box(kind, start, position)
+
+
+def _shown_for(file: IO[bytes], size: int) -> float | None:
+    """Seconds for which the video track of an MP4 or MOV file is shown (8.2.2, 8.3.2); None if they are not stated."""
+
+    def inside(box: _Box, kind: bytes) -> Iterator[_Box]:
+        return (one for one in _boxes(file, box.start, box.end) if one.kind == kind)
+
+    scale = 0
+
+    def numbers(box: _Box) -> tuple[int, Callable[[int, int], int]]:
+        """The version of a box, and a reader of its numbers by their position and length."""
+        file.seek(box.start)
+        content = file.read(min(box.end - box.start, 64))
+        return content[0] if content else 0, lambda at, length: int.from_bytes(content[at : at + length], "big")
+
+    for movie in (box for box in _boxes(file, 0, size) if box.kind == b"moov"):
+        for header in inside(movie, b"mvhd"):
+            version, number = numbers(header)
+            scale = number(20 if version else 12, 4)
+        for track in inside(movie, b"trak"):
+            kinds = [numbers(box)[1](8, 4) for media in inside(track, b"mdia") for box in inside(media, b"hdlr")]
+            if int.from_bytes(b"vide", "big") not in kinds:
+                continue
+            for header in inside(track, b"tkhd"):
+                version, number = numbers(header)
+                at, length = (28, 8) if version else (20, 4)
+                ticks = number(at, length)
+                return ticks / scale if scale and 0 < ticks < 256**length - 1 else None
+    return None
 
 
 @contextmanager

@@ -325,6 +325,22 @@ def test_changed_data_is_rejected_on_resume_and_evaluation(train: Train, csv: Pa
     assert train(f"resume={run.folder}", folder=run.folder).code == 1  # what was allowed once is not for ever
 
 
+@pytest.mark.parametrize(
+    ("usage", "parts"), [("Training", "training|validation|training, validation"), ("PrivateTest", "test")]
+)
+def test_changed_labels_are_rejected(usage: str, parts: str, train: Train, csv: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.csv"
+    own.write_bytes(csv.read_bytes())
+    run = train(*ON_CSV, f"data.path={own}", "protocol=report", "trainer.max_epochs=1")
+    assert run.code == 0, run.err
+    table = pd.read_csv(own)
+    row = table.index[table["Usage"] == usage][3]
+    table.loc[row, "emotion"] = (table.loc[row, "emotion"] + 1) % 7
+    table.to_csv(own, index=False)
+    with pytest.raises(UserError, match=f"the ({parts}) images of .*own.csv, or their labels, are not those"):
+        evaluate(run.folder)
+
+
 def test_changed_votes_are_rejected_if_they_change_the_training_set(train: Train, csv: Path, tmp_path: Path) -> None:
     votes = pd.DataFrame(0, index=range(240), columns=["Usage", "Image name", *VOTES])
     votes["Usage"], votes["Image name"], votes["happiness"] = pd.read_csv(csv)["Usage"], "", 10

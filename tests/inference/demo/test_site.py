@@ -59,6 +59,8 @@ def test_build_replaces_an_earlier_build_and_keeps_what_belongs_to_the_repositor
     (tmp_path / "README.md").write_text("mine")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "HEAD").write_text("ref")
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / ".DS_Store").touch()
     for name in ("CNAME", ".nojekyll", ".DS_Store"):
         (tmp_path / name).write_text("mine")
     (tmp_path / "demo.js").write_text("old")
@@ -125,7 +127,7 @@ def test_missing_and_changed_libraries_are_refused(network: Path, tmp_path: Path
     with pytest.raises(UserError, match="another version of"):
         build(network, tmp_path / "site", assets=folder)
     (folder / "broken.tgz").write_bytes(b"\x1f\x8b\x08")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"has damaged files, broken\.tgz \(.*: remove them, and run `npm pack"):
         build(network, tmp_path / "site", assets=folder)
     assert not (tmp_path / "site").exists()
 
@@ -133,8 +135,10 @@ def test_missing_and_changed_libraries_are_refused(network: Path, tmp_path: Path
 @pytest.mark.slow
 def test_libraries_become_part_of_the_site(network: Path, assets: Path, tmp_path: Path) -> None:
     build(network, tmp_path / "site", assets=assets)
+    (tmp_path / "site" / "broken.tgz").write_bytes(b"\x1f\x8b\x08")  # of another package
     build(network, tmp_path / "again", assets=tmp_path / "site")  # the files themselves will do as well
     assert names(tmp_path / "again") == names(tmp_path / "site")
     assert {f"assets/{library.name}" for library in LIBRARIES.values()} <= names(tmp_path / "site")
+    (tmp_path / "site" / "broken.tgz").unlink()
     build(network, tmp_path / "site")  # an earlier build with libraries is no obstacle
     assert "https://" not in (tmp_path / "again" / "index.html").read_text()

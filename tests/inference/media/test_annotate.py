@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +145,28 @@ def test_video(tmp_path: Path) -> None:
     read = list(frames(path))
     assert [round(float(frame.image[..., 0].mean()) / 20) for frame in read] == list(range(10))
     assert abs(read[0].image.shape[0] - 49) <= 1 and [entry.name for entry in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_video_that_fills_the_disk_is_reported(tmp_path: Path) -> None:
+    """The limit of a file's size stands for the disk's, which OpenCV does not report either."""
+    script = f"""
+import resource
+import numpy as np
+from pathlib import Path
+from fer_lightning.errors import UserError
+from fer_lightning.inference.media.annotate import VideoWriter
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+rng = np.random.default_rng(0)
+try:
+    with VideoWriter(Path("{tmp_path}/full.mp4"), 25.0) as video:
+        for _ in range(60):
+            video.write(rng.integers(0, 256, (240, 320, 3), np.uint8))
+except UserError as error:
+    print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert "full.mp4" in ended.stdout and "the disk may be full" in ended.stdout, ended.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_video_leaves_no_file(tmp_path: Path) -> None:

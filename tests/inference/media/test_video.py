@@ -121,6 +121,24 @@ def refused(frames: Iterator[Frame], *parts: str) -> int:
     return len(read)
 
 
+@pytest.mark.parametrize("filler", [b"\0", b"\xa7"])
+def test_an_mp4_that_is_damaged_in_the_middle_is_reported(tmp_path: Path, filler: bytes) -> None:
+    """As an interrupted download into a file of the right size."""
+    path = write_video(tmp_path / "a.mp4", 60)
+    data = bytearray(path.read_bytes())
+    start, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
+    middle = (start + end) // 2
+    data[middle:end] = filler * (end - middle)
+    path.write_bytes(data)
+    assert 10 < refused(frames(path), "a.mp4 is truncated or damaged: nothing can be read after frame") < 55
+
+
+def test_bytes_after_a_video_are_not_a_part_of_it(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    path.write_bytes(path.read_bytes() + bytes(range(128, 256)) * 8)  # such as the trailer of a camera
+    assert len(list(frames(path))) == 30
+
+
 def test_truncated_videos(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for name, codec in (("a.avi", "MJPG"), ("a.mkv", "MJPG"), ("a.mp4", "mp4v")):
         path = write_video(tmp_path / name, codec=codec)
@@ -264,7 +282,7 @@ except UserError as error:
     print(error)
 print(read[0].number, read[0].seconds)
 print(all(a.seconds < b.seconds and a.number < b.number for a, b in zip(read, read[1:])))
-print(all(int(a.seconds / 0.1) < int(b.seconds / 0.1) for a, b in zip(read, read[1:])), 3 <= len(read) <= 15)
+print(all(int(a.seconds / 0.1) < int(b.seconds / 0.1) for a, b in zip(read, read[1:])), len(read) >= 3)
 """
     out, err = fake_camera(write_video(tmp_path / "a.mp4", 30), script).communicate(timeout=30)
     assert err == ""

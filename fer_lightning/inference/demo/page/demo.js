@@ -19,6 +19,7 @@ let early; // a photo dropped, pasted or chosen before they are there
 let stream = null; // of the webcam, while it is on
 let turn = 0; // counts pictures shown and cameras switched on: what is older is dropped
 let choice = 0; // counts pictures chosen, which take time to decode, and cameras
+let starting = false; // the camera; disabling the button would take the keyboard's focus from it
 
 const status = (text) => { if (byId("status").textContent !== text) byId("status").textContent = text; };
 const problem = (text) => { byId("problem").textContent = text; };
@@ -33,7 +34,7 @@ async function start() {
 
 for (const one of [choose, byId("empty")]) one.addEventListener("click", () => file.click());
 file.addEventListener("change", () => { openPhoto(file.files[0]); file.value = ""; });
-webcam.addEventListener("click", () => (stream ? stopCamera() : guarded(startCamera)));
+webcam.addEventListener("click", () => { if (!starting) stream ? stopCamera() : guarded(startCamera); });
 document.addEventListener("paste", (event) => openPhoto(event.clipboardData.files[0]));
 document.addEventListener("drop", (event) => openPhoto(event.dataTransfer.files[0]));
 
@@ -105,7 +106,7 @@ async function startCamera() {
   }
   const own = ++turn;
   choice++;
-  webcam.disabled = true;
+  starting = true;
   try {
     const size = { width: { ideal: 640 }, height: { ideal: 480 } };
     const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "user", ...size } });
@@ -116,7 +117,9 @@ async function startCamera() {
     stream = opened;
     video.srcObject = stream;
     await video.play();
+    if (own !== turn) return;
   } catch (error) {
+    if (own !== turn) return; // a photo was chosen, which stops the camera
     stopCamera();
     throw new Problem({
       NotFoundError: "No camera was found. Connect one, or choose a photo.",
@@ -124,7 +127,7 @@ async function startCamera() {
       NotReadableError: "The camera is in use by another program. Close that, or choose a photo.",
     }[error.name] ?? `The camera could not be started (${error.message}). Choose a photo instead.`);
   } finally {
-    webcam.disabled = false;
+    starting = false;
   }
   stream.getVideoTracks()[0].addEventListener("ended", () => {
     stopCamera();
@@ -133,7 +136,12 @@ async function startCamera() {
   webcam.setAttribute("aria-pressed", "true");
   present(video, video.videoWidth, video.videoHeight);
   status("Webcam on.");
-  await watch(own);
+  try {
+    await watch(own);
+  } catch (error) {
+    stopCamera();
+    throw error;
+  }
 }
 
 async function watch(own) {
@@ -201,15 +209,17 @@ function show(found, media) {
   const width = media.videoWidth ?? media.width, height = media.videoHeight ?? media.height;
   boxes.replaceChildren(...found.map((face, i) => {
     const { box, unsure } = face;
-    const left = media === video ? width - box.x - box.width : box.x; // mirrored
+    const x = media === video ? width - box.x - box.width : box.x; // mirrored
+    const [left, right] = [x, x + box.width].map((value) => Math.min(Math.max(value, 0), width));
+    const [top, bottom] = [box.y, box.y + box.height].map((value) => Math.min(Math.max(value, 0), height));
     const element = document.createElement("div");
     element.className = "box";
     element.classList.toggle("unsure", unsure);
-    element.classList.toggle("top", (box.y / height) * picture.clientHeight < LABEL);
+    element.classList.toggle("top", (top / height) * picture.clientHeight < LABEL);
     element.classList.toggle("right", left > 0.7 * width);
     Object.assign(element.style, {
-      left: percent(left / width, 2), top: percent(box.y / height, 2),
-      width: percent(box.width / width, 2), height: percent(box.height / height, 2),
+      left: percent(left / width, 2), top: percent(top / height, 2),
+      width: percent((right - left) / width, 2), height: percent((bottom - top) / height, 2),
     });
     const tag = document.createElement("span");
     tag.textContent = (found.length > 1 ? `${i + 1} ` : "") + verdict(face);
