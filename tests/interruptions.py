@@ -104,9 +104,12 @@ class RecordBatches(L.Callback):
     """Writes what each rank trains on, and how, into a folder: a line of JSON for each batch, see `batches`."""
 
     def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+        self.folder, self._rates = Path(folder), [0.0]
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self._rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         loss = pl_module.loss
         line = {
             "epoch": trainer.current_epoch,
@@ -115,7 +118,7 @@ class RecordBatches(L.Callback):
             "mixed": batch.targets is not None and bool((batch.targets.max(1).values < 1).any()),
             "in_force": loss.in_force,
             "weight": None if loss.weight is None else loss.weight.tolist(),
-            "rates": [group["lr"] for group in trainer.optimizers[0].param_groups],
+            "rates": self._rates,
         }
         with (self.folder / f"batches{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
