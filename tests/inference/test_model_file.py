@@ -182,7 +182,7 @@ def test_calibration_of_models_that_were_calibrated_apart_claims_no_coverage(
         calibration = load_model(models, accelerator="cpu", tta=tta).calibration
         assert calibration is not None and calibration.coverage is calibration.accuracy is None
         export(models, tmp_path / "both.safetensors", tta=tta)
-        assert "calibrated by themselves" in (tmp_path / "both.md").read_text()
+        assert "calibrated separately" in (tmp_path / "both.md").read_text()
         assert description_of(tmp_path / "both.safetensors")["scores"] == {}
 
 
