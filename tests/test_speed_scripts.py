@@ -42,7 +42,9 @@ def test_measurements_take_turns_and_another_one_begins_each_round(measure: Modu
 
 
 def test_ratios_are_taken_within_rounds(measure: ModuleType) -> None:
-    assert measure.ratio([1, 10, 3], [2, 10, 3]) == {"ratio": 1.0, "lowest": 0.5, "highest": 1.0}
+    assert measure.ratio([1, 10, 3], [2, 10, 3]) == {
+        "ratio": 1.0, "lowest": 0.5, "highest": 1.0, "ratios": [0.5, 1.0, 1.0],
+    }  # fmt: skip
 
 
 def test_results_name_no_folder_of_the_machine(

@@ -6,8 +6,8 @@
 A set is FER-2013 repeated: each copy of an image is shifted by up to three pixels and has noise, so that no two are
 identical. Nine tenths of it train, the rest is tested. Each size has a process of its own. Measured are the parts as a
 job and the commands call them, small sets several times; an epoch is one of a very small network in batches of 100.
-Then epochs with images on the device and with all of them read from the memory map take turns, and each is run once
-more in a process of its own, whose memory is measured.
+Then epochs with images on the device and with all of them read from the memory map take turns, of at most 100,000
+images, and a whole one of each is run in a process of its own, whose memory is measured.
 
 --near measures the search for near-duplicates alone, up to 40,000 images also by comparing all pairs, and what share of
 the pairs so found it finds.
@@ -47,6 +47,9 @@ BUDGETS = {"on the device": 1e3, "from the memory map": 0.0}
 
 SMALL = 20_000
 """Up to so many images, parts are measured three times."""
+
+IN_TURNS = 100_000
+"""At most so many images are trained on where the device and the memory map take turns, drawn from all of them."""
 
 ALL_PAIRS = 40_000
 """Up to so many images, all pairs are compared as well."""
@@ -124,13 +127,16 @@ def measured(path: Path, folder: Path, n: int) -> dict[str, Any]:
     job = job_of(path, cache)
     faces, parts = job.data.faces, job.data.parts
 
-    def epoch(gib: float) -> float:
-        job.data.resident_gib = gib
-        return job.seconds_of_epochs(1)
+    trained = len(parts.train)
+    share = min(1.0, IN_TURNS / trained)
 
-    epoch(0.0)  # memory is allocated, and libraries are loaded
-    clock.measure("epoch", lambda: epoch(BUDGETS["on the device"]))
-    seconds = measure.take_turns({name: partial(epoch, gib) for name, gib in BUDGETS.items()}, 3, unit="s")
+    def epoch(gib: float, share: float) -> float:
+        job.data.resident_gib = gib
+        return job.seconds_of_epochs(1, limit_train_batches=share)
+
+    epoch(0.0, share)  # memory is allocated, and libraries are loaded
+    clock.measure("epoch", lambda: epoch(BUDGETS["on the device"], 1.0))
+    seconds = measure.take_turns({name: partial(epoch, gib, share) for name, gib in BUDGETS.items()}, 3, unit="s")
     rows = np.arange(len(faces))
     logits = torch.randn(len(rows), 7, generator=torch.Generator().manual_seed(0))
     logits[rows, torch.tensor(faces.labels)] += 1.5
@@ -150,7 +156,7 @@ def measured(path: Path, folder: Path, n: int) -> dict[str, Any]:
         ),
     )  # fmt: skip
     clock.measure("audit, without near-duplicates", lambda: audit(path, near=False, out=folder / "audit"))
-    trained = len(parts.train)
+    trained = round(share * trained)
     streamed = {
         "trained": trained,
         "resident": trained / statistics.median(seconds["on the device"]),
@@ -192,7 +198,7 @@ def child(arguments: argparse.Namespace) -> None:
     n = arguments.child
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        os.environ["FER_LIGHTNING_CACHE"] = str(folder / "cache")  # of `audit` and `survey`
+        os.environ["FER_LIGHTNING_CACHE"] = str(folder / "cache-0")  # of `audit`, filled by then
         if arguments.near:
             found = near(load(str(arguments.data), cache_dir=folder / "source"), n)
         else:

@@ -1,11 +1,11 @@
 """Images per second of a complete training job against a bare PyTorch loop over the same network and one fixed batch.
 
-    python benchmarks/speed/loop.py [--cases report laptop …] [--rounds 5] [--steps 30] [--out FILE] [overrides …]
+    python benchmarks/speed/loop.py [--cases report laptop …] [--rounds 5] [--steps 40] [--out FILE] [overrides …]
 
-The job has its default augmentation, metrics and a CSV logger, and strong_cpu its average of the weights; the bare loop
-nothing of these. For validation and test, the job gathers every answer and computes the scores, and the bare loop is a
-forward pass. "validation, in training" also estimates the statistics of batch norm from 2,048 training images, whose
-passes the bare loop does not have, before it validates as many images as PublicTest has.
+The job has its default augmentation, metrics, checkpoints and a CSV logger, and strong_cpu its average of the weights;
+the bare loop nothing of these. For validation and test, of as many images as PublicTest has, the job gathers every
+answer and computes the scores, and the bare loop makes the forward passes. "validation, in training" first estimates
+the statistics of batch norm from 2,048 training images; the bare loop passes as many in training mode.
 
 The two take turns in one process, and the ratio is taken within each round, so that other load on the machine slows
 both alike. The first steps, in which memory is allocated, count for neither. Overrides, such as precision=fp32, apply
@@ -33,7 +33,7 @@ from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.metrics.scores import scores
 from fer_lightning.report.loggers import CSV
 from fer_lightning.runs.results import sums_of
-from fer_lightning.training.callbacks import EMA, History
+from fer_lightning.training.callbacks import EMA, History, LastCheckpoint
 from fer_lightning.training.imbalance import Stage, Strategy
 from fer_lightning.training.job import make_classifier, make_data
 from fer_lightning.training.optim import parameter_groups
@@ -50,9 +50,9 @@ CASES = {
     "laptop": ["experiment=laptop"],
     "strong_cpu": ["experiment=strong_cpu"],
     "small batch": ["experiment=laptop", "data.batch_size=32"],
-    "validation": ["experiment=laptop", "data.eval_batch_size=128"],
-    "test": ["experiment=laptop", "data.eval_batch_size=128"],
-    "validation, in training": ["experiment=laptop", "data.eval_batch_size=128"],
+    "validation": ["experiment=laptop"],
+    "test": ["experiment=laptop"],
+    "validation, in training": ["experiment=laptop"],
 }
 
 
@@ -63,16 +63,15 @@ def wait() -> None:
 
 
 class Stopwatch(L.Callback):
-    """Images and seconds after the first steps of an epoch, or of a pass over validation or test images.
+    """Images and seconds after the first steps of an epoch, or of the last pass over validation or test images.
 
     Args:
-        steps: of an epoch that are timed.
-        whole_validation: time the second validation of a fit, from its start.
+        steps: of an epoch that are timed; None to time the last pass over validation or test images, from its start.
         whole_fit: time all epochs of a fit.
     """
 
-    def __init__(self, steps: int, *, whole_validation: bool = False, whole_fit: bool = False) -> None:
-        self.steps, self.whole_validation, self.whole_fit = steps, whole_validation, whole_fit
+    def __init__(self, steps: int | None, *, whole_fit: bool = False) -> None:
+        self.steps, self.whole_fit = steps, whole_fit
         self.started = self.seconds = 0.0
         self.images = 0
 
@@ -94,31 +93,33 @@ class Stopwatch(L.Callback):
 
     def _passed(self, batch: Any, batch_idx: int) -> None:
         self.images += len(batch.labels)
-        if batch_idx + 1 == WARM_UP and not self.whole_validation:
+        if batch_idx + 1 == WARM_UP and self.steps:
             self._begin()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not (self.whole_validation or self.whole_fit):
+        if self.steps and not self.whole_fit:
             self._passed(batch, batch_idx)
             if batch_idx + 1 == WARM_UP + self.steps:
                 self.end()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.whole_validation:
+        if not (self.steps or self.whole_fit):
             self._begin()
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self._passed(batch, batch_idx)
+        if not self.steps:
+            self._passed(batch, batch_idx)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.end()
+        if not (self.steps or self.whole_fit):
+            self.end()
 
-    on_test_batch_end = on_validation_batch_end
+    on_test_start, on_test_batch_end = on_validation_start, on_validation_batch_end
 
 
 class BareLoop:
@@ -135,8 +136,8 @@ class BareLoop:
         half = {BF16: torch.bfloat16, FP16: torch.float16}.get(precision)
         self.autocast = partial(torch.autocast, device.type, half, enabled=half is not None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == FP16)
-        if settings["trainer"]["compile"]:
-            self.network.compile()
+        if compiled := settings["trainer"]["compile"]:
+            self.network.compile(mode="default" if compiled is True else compiled, dynamic=False)
         self.smoothing = settings["imbalance"]["loss"].get("label_smoothing", 0.0)
         self.n, self.eval_n = settings["data"]["batch_size"], settings["data"]["eval_batch_size"]
         self.images = torch.rand(self.n, 1, side, side, device=device)
@@ -163,17 +164,24 @@ class BareLoop:
         return steps * self.n / (time.perf_counter() - started)
 
     @torch.no_grad()
-    def scored_per_second(self, steps: int) -> float:
-        """The same of forward passes."""
-        self.network.eval()
-        for step in range(WARM_UP + steps):
-            if step == WARM_UP:
-                wait()
-                started = time.perf_counter()
+    def scored_per_second(self, images: int, estimated_from: int = 0) -> float:
+        """Images per second of a pass over so many; before it, on the clock, others pass in training mode."""
+        whole, rest = divmod(images, self.eval_n)
+        batches = [self.whole] * whole + [self.whole[:rest]] * bool(rest)
+        seconds = 0.0
+        for _ in range(2):  # of which the second counts
+            wait()
+            started = time.perf_counter()
             with self.autocast():
-                self.network(self.whole)
-        wait()
-        return steps * self.eval_n / (time.perf_counter() - started)
+                self.network.train()
+                for _ in range(estimated_from // self.n):
+                    self.network(self.images)
+                self.network.eval()
+                for batch in batches:
+                    self.network(batch)
+            wait()
+            seconds = time.perf_counter() - started
+        return images / seconds
 
 
 class Job:
@@ -192,20 +200,20 @@ class Job:
     def trained_per_second(self, steps: int) -> float:
         return self._speed("fit", Stopwatch(steps), limit_train_batches=WARM_UP + steps, limit_val_batches=0)
 
-    def validated_per_second(self, steps: int) -> float:
-        return self._speed("validate", Stopwatch(steps), limit_val_batches=WARM_UP + steps)
+    def validated_per_second(self) -> float:
+        return self._speed("validate", Stopwatch(None))
 
-    def tested_per_second(self, steps: int) -> float:
-        return self._speed("test", Stopwatch(steps), limit_test_batches=WARM_UP + steps)
+    def tested_per_second(self) -> float:
+        return self._speed("test", Stopwatch(None))
 
-    def validated_in_training_per_second(self, steps: int) -> float:
-        """Of the second of two validations, each after a single step of training, on all validation images."""
-        return self._speed("fit", Stopwatch(steps, whole_validation=True), epochs=2, limit_train_batches=1)
+    def validated_in_training_per_second(self) -> float:
+        """Of the second of two validations, each after a single step of training."""
+        return self._speed("fit", Stopwatch(None), epochs=2, limit_train_batches=1)
 
-    def seconds_of_epochs(self, epochs: int) -> float:
-        """Of training for whole epochs, from the first batch to the last metrics."""
-        stopwatch = Stopwatch(0, whole_fit=True)
-        self._run("fit", stopwatch, epochs=epochs, limit_val_batches=0)
+    def seconds_of_epochs(self, epochs: int, **limits: Any) -> float:
+        """Of training for whole epochs, from the first batch to the last metrics; within `limits` of the trainer."""
+        stopwatch = Stopwatch(None, whole_fit=True)
+        self._run("fit", stopwatch, epochs=epochs, limit_val_batches=0, **limits)
         return stopwatch.seconds
 
     def _speed(self, what: str, stopwatch: Stopwatch, **limits: Any) -> float:
@@ -223,16 +231,20 @@ class Job:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
             history = History(Path(folder) / "metrics.csv")
             loggers = [CSV(folder, name="csv", version="", flush_logs_every_n_steps=1)] if what == "fit" else []
+            if what == "fit" and not stopwatch.whole_fit:
+                callbacks.append(LastCheckpoint(str(Path(folder) / "checkpoints")))
             trainer = make_trainer(trainer_group, Path(folder), callbacks, history, loggers, max_epochs=epochs)
             if what == "fit":
                 trainer.fit(classifier, datamodule=self.data)
             elif what == "validate":
-                trainer.validate(classifier, datamodule=self.data, verbose=False)
+                for _ in range(2):
+                    trainer.validate(classifier, datamodule=self.data, verbose=False)
             else:
-                trainer.test(classifier, datamodule=self.data, verbose=False)
-                _, labels, logits = classifier.predictions.compute()
-                scores(sums_of(logits, labels.numpy()), classifier.classes)
-                stopwatch.end()
+                for _ in range(2):
+                    trainer.test(classifier, datamodule=self.data, verbose=False)
+                    _, labels, logits = classifier.predictions.compute()
+                    scores(sums_of(logits, labels.numpy()), classifier.classes)
+                    stopwatch.end()
 
 
 METHODS = {
@@ -247,7 +259,7 @@ def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=40, help="twice the steps between two lines of the log")
     arguments, overrides = parser.parse_known_args()
     quiet()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -256,24 +268,24 @@ def main() -> None:
         scored = case in METHODS
         chosen = [CASES[case][0], "data=synthetic", *CASES[case][1:], *overrides]
         data, steps = measure.settings_of(chosen)["data"], WARM_UP + arguments.steps + 1
-        n_scored = PUBLIC if case == "validation, in training" else steps * data["eval_batch_size"]
         drawn = {
             "n_train": 2100 if scored else steps * data["batch_size"],
-            "n_val": n_scored if scored else 30,
-            "n_test": n_scored if case == "test" else 30,
+            "n_val": PUBLIC if scored else 30,
+            "n_test": PUBLIC if case == "test" else 30,
         }
         settings = measure.settings_of([*chosen, *(f"data.synthetic.{name}={n}" for name, n in drawn.items())])
         job = Job(settings, measure.decay_of(chosen))
         side = (settings["augment"] or {}).get("crop") or 48
         bare = BareLoop(settings, side, device)
         print(case, flush=True)
-        speeds = measure.take_turns(
-            {
-                "bare": partial(bare.scored_per_second if scored else bare.trained_per_second, arguments.steps),
-                "job": partial(getattr(job, METHODS.get(case, "trained_per_second")), arguments.steps),
-            },
-            arguments.rounds,
-        )
+        estimated = settings["augment"]["batch_norm_images"] if case == "validation, in training" else 0
+        ways = {
+            "bare": partial(bare.scored_per_second, PUBLIC, estimated)
+            if scored
+            else partial(bare.trained_per_second, arguments.steps),
+            "job": getattr(job, METHODS[case]) if scored else partial(job.trained_per_second, arguments.steps),
+        }
+        speeds = measure.take_turns(ways, arguments.rounds)
         results.add(
             {
                 "case": case,

@@ -9,6 +9,7 @@ import platform
 import shlex
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,25 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return result
 
 
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""That tell generations of processors apart, whose names may be alike."""
+
+
 def machine() -> dict[str, Any]:
-    """Processor or GPU, cores, threads, whether bf16 is native, and PyTorch's version."""
+    """Processor or GPU, cores, threads, whether bf16 is native, load before the script, date and PyTorch's version."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = cpuinfo.read_text().splitlines()
-        processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), processor)
+        facts = {line.partition(":")[0].strip(): line.partition(": ")[2] for line in lines if ": " in line}
+        processor = facts.get("model name", processor)
+        has = [name for name in INSTRUCTIONS if name in facts.get("flags", "").split()]
+        if "cpu family" in facts:
+            processor += f" (family {facts['cpu family']}, model {facts['model']}; {', '.join(has)})"
     return {
         "processor": processor,
+        "load": round(os.getloadavg()[0], 1),
+        "date": time.strftime("%Y-%m-%d"),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -87,10 +98,10 @@ def take_turns(
     return results
 
 
-def ratio(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+def ratio(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
     """Median, lowest and highest of `one` over `other`, round by round: other load on the machine slows both alike."""
     ratios = [a / b for a, b in zip(one, other, strict=True)]
-    return {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+    return {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "ratios": ratios}
 
 
 class Results:
