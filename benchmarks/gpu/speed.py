@@ -2,6 +2,8 @@
 
     python benchmarks/gpu/speed.py --data fer2013.csv --work WORK [--out OUT] [--minutes 9]
 
+One call has time for all parts but `options`, which is another one: --only options.
+
 Measures the share of the device's own rate of bf16 matrix products that ResNet-50 with the small stem trains at, with
 what its steps spend their time on in hotspots.txt; then runs scripts of benchmarks/speed with settings for a GPU, each
 until it ends or the time is up. Their JSON files, and speed-gpu.json, are those from which benchmarks/speed/page.py
@@ -25,6 +27,9 @@ from fer_lightning.config import instantiate
 SPEED = ROOT / "benchmarks" / "speed"
 
 RESNET50 = ("experiment=laptop", "model=resnet50", "model.stem=small", "model.width=64", "augment.crop=null")
+
+LIMITS = 180
+"""Seconds that measuring the limits may take."""
 
 MODES = (None, "default", "reduce-overhead")
 """Of `trainer.compile`."""
@@ -85,21 +90,24 @@ class Steps:
 def limits(call: Call, results: Any, batches: list[int], steps: int) -> None:
     """Share of the matrix rate by batch and mode of compiling; hotspots of those that are not compiled, and of each
     that is faster than all before."""
-    rate, overrides = matrix_rate(), [*RESNET50, *call.overrides]
+    overrides = [*RESNET50, *call.overrides]
     cost = operations_per_image(instantiate.network(model_of(overrides), 7), 48)
-    results.note(bf16_matrix_operations_per_second=rate, operations_per_image=cost)
-    fastest = 0.0
+    results.note(operations_per_image=cost)
+    fastest, until = 0.0, call.left - LIMITS
     for mode in MODES:
         for batch in batches:
-            if call.left < 60:
-                return
+            if call.left < max(60, until):
+                results.add({"compile": mode, "batch": batch, "skipped": "time"})
+                continue
+            rate = matrix_rate()  # each time, as a device that warms up slows down
             steps_of = Steps(overrides, mode, batch)
             try:
                 speed = steps_of.images_per_second(steps)
             except RuntimeError as error:  # of the compiler, or of memory; the other parts go on
                 print(f"compiled: {mode}, batch {batch}: {error}", file=sys.stderr)
                 continue
-            results.add({"compile": mode, "batch": batch, "images_per_second": speed, "share": speed * cost / rate})
+            row = {"compile": mode, "batch": batch, "images_per_second": speed, "share": speed * cost / rate}
+            results.add(row | {"bf16_matrix_operations_per_second": rate})
             if mode is None or speed > fastest:
                 with (call.out / "hotspots.txt").open("a") as file:
                     file.write(f"compiled: {mode}, batch {batch}\n{steps_of.hotspots()}\n")
@@ -130,12 +138,12 @@ def main() -> None:
         return ["to_accuracy", experiment, *data, "--runs", str(call.work), *call.overrides]
 
     parts = {
-        "loop": ["loop", *few, *call.overrides],
+        "loop": ["loop", *few, "--cases", "report", "laptop", "small batch", "validation", *call.overrides],
         "speed_report": to_accuracy("speed_report"),
-        "speed_70": to_accuracy("speed_70"),
+        "speed_70": [*to_accuracy("speed_70"), "--seeds", "0"],
         "options": ["options", *few, "--network", "laptop", *call.overrides],
     }
-    wanted = arguments.only or ["limits", *parts]
+    wanted = arguments.only or ["limits", *(name for name in parts if name != "options")]
     if "limits" in wanted:
         results = measure.Results(call.out / "speed-gpu.json", precision="bf16-mixed")
         limits(call, results, arguments.batches, arguments.steps)

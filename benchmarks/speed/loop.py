@@ -67,7 +67,7 @@ class Stopwatch(L.Callback):
 
     Args:
         steps: of an epoch that are timed; None to time the last pass over validation or test images, from its start.
-        whole_fit: time all epochs of a fit.
+        whole_fit: `begin` and `end` are called around a fit.
     """
 
     def __init__(self, steps: int | None, *, whole_fit: bool = False) -> None:
@@ -75,7 +75,7 @@ class Stopwatch(L.Callback):
         self.started = self.seconds = 0.0
         self.images = 0
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         wait()
         self.images, self.started = 0, time.perf_counter()
 
@@ -83,18 +83,10 @@ class Stopwatch(L.Callback):
         wait()
         self.seconds = time.perf_counter() - self.started
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.whole_fit:
-            self._begin()
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.whole_fit:
-            self.end()
-
     def _passed(self, batch: Any, batch_idx: int) -> None:
         self.images += len(batch.labels)
         if batch_idx + 1 == WARM_UP and self.steps:
-            self._begin()
+            self.begin()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -106,7 +98,7 @@ class Stopwatch(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not (self.steps or self.whole_fit):
-            self._begin()
+            self.begin()
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -211,7 +203,7 @@ class Job:
         return self._speed("fit", Stopwatch(None), epochs=2, limit_train_batches=1)
 
     def seconds_of_epochs(self, epochs: int, **limits: Any) -> float:
-        """Of training for whole epochs, from the first batch to the last metrics; within `limits` of the trainer."""
+        """Of `Trainer.fit` for whole epochs, within `limits` of the trainer."""
         stopwatch = Stopwatch(None, whole_fit=True)
         self._run("fit", stopwatch, epochs=epochs, limit_val_batches=0, **limits)
         return stopwatch.seconds
@@ -235,7 +227,11 @@ class Job:
                 callbacks.append(LastCheckpoint(str(Path(folder) / "checkpoints")))
             trainer = make_trainer(trainer_group, Path(folder), callbacks, history, loggers, max_epochs=epochs)
             if what == "fit":
+                if stopwatch.whole_fit:
+                    stopwatch.begin()
                 trainer.fit(classifier, datamodule=self.data)
+                if stopwatch.whole_fit:
+                    stopwatch.end()
             elif what == "validate":
                 for _ in range(2):
                     trainer.validate(classifier, datamodule=self.data, verbose=False)

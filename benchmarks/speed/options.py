@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import measure
 import torch
@@ -43,7 +44,7 @@ def variants() -> dict[str, tuple[list[str], dict[str, str]]]:
         found["compiled, CUDA graphs"] = (["trainer.compile=reduce-overhead"], {})
         found["compiled, autotuned"] = (["trainer.compile=max-autotune"], {})
         return found
-    for threads in (1, os.cpu_count() or 1):
+    for threads in {1, os.cpu_count() or 1} - {torch.get_num_threads()}:
         found[f"{threads} threads"] = ([], {"OMP_NUM_THREADS": str(threads)})
     found["memory kept (glibc)"] = (
         [],
@@ -96,18 +97,14 @@ def main() -> None:
     }
     results = measure.Results(arguments.out, precision=measure.settings_of(given)["trainer"]["precision"])
 
+    def row(name: str, values: list[float], default: list[float]) -> dict[str, Any]:
+        row = {"network": arguments.network, "variant": name, "rounds": len(values)}
+        if any(map(math.isnan, (*values, *default))):
+            return row | {"failed": True}
+        return row | {"images_per_second": statistics.median(values), **measure.ratio(values, default)}
+
     def write(speeds: dict[str, list[float]]) -> None:
-        results.replace(
-            {
-                "network": arguments.network,
-                "variant": name,
-                "images_per_second": statistics.median(values),
-                **measure.ratio(values, speeds["default"]),
-                "rounds": len(values),
-            }
-            for name, values in speeds.items()
-            if not any(map(math.isnan, (*values, *speeds["default"])))
-        )
+        results.replace(row(name, values, speeds["default"]) for name, values in speeds.items())
 
     measure.take_turns(runs, arguments.rounds, after=write)
     print(json.dumps(results.rows, indent=1))

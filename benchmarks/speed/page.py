@@ -56,6 +56,8 @@ def number(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 def interval(row: Mapping[str, Any]) -> str:
+    if row.get("failed"):
+        return "failed"
     return f"{row['ratio']:.3f} ({row['lowest']:.3f} to {row['highest']:.3f})"
 
 
@@ -134,12 +136,14 @@ SECTIONS = [
                 Column("batch", number("batch", ",")),
                 Column("peer, s", number("peer_seconds", ".2f")),
                 Column("here, s", number("our_seconds", ".2f")),
+                Column("in the default precision, s", number("in_default_precision", ".2f")),
                 Column("peer / here", interval),
             ],
             "starts": [
                 Column("peer", text("name"), right=False),
                 Column("peer reads, s", number("peer reads", ".1f")),
                 Column("here, s", number("ours reads", ".1f")),
+                Column("peer / here", number("ratio of reads", ".1f")),
                 Column("peer's first batch, s", number("peer", ".1f")),
                 Column("here, first, s", number("ours, first", ".1f")),
                 Column("here, cached, s", number("ours, cached", ".1f")),
@@ -279,7 +283,13 @@ def where(result: Result) -> str:
     machine = result["machine"]
     device = machine["gpu"] or f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
     bf16 = "with" if machine["native bf16"] else "without"
-    return f"`{result['command']}`, commit {result['commit']}: {device}, {bf16} native bf16, torch {machine['torch']}."
+    versions = ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items())
+    return (
+        f"`{result['command']}`, commit {result['commit']}: {device}, {bf16} native bf16, torch {machine['torch']}"
+        + (f", {versions}" if versions else "")
+        + (f"; {machine['date']}, load before it {machine['load']}" if "date" in machine else "")
+        + "."
+    )
 
 
 def wrapped(paragraph: str) -> str:
@@ -300,8 +310,11 @@ def growth(results: Sequence[Result]) -> Figure:
     """Time per image of each part over the number of images."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    rows = pd.DataFrame(row for result in results if not result["machine"]["gpu"] for row in result["rows"])
-    for (part, some), marker in zip(rows.groupby("part", sort=False), cycle("osD^vP*Xh<>"), strict=False):
+    on_cpus = [result for result in results if not result["machine"]["gpu"]]
+    rows = pd.DataFrame({"result": i, **row} for i, result in enumerate(on_cpus) for row in result["rows"])
+    for ((_, part), some), marker in zip(
+        rows.groupby(["result", "part"], sort=False), cycle("osD^vP*Xh<>"), strict=False
+    ):
         per_image = 1e3 * some["seconds"] / some["images"]
         axes.plot(some["images"], per_image, marker=marker, markersize=5, linewidth=1.2, label=part)
     axes.set_xscale("log")

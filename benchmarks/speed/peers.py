@@ -3,7 +3,7 @@
     git clone https://github.com/LetheSec/Fer2013-Facial-Emotion-Recognition-Pytorch lethesec
     git clone https://github.com/usef-kh/fer usef-kh
     git clone https://github.com/ashleve/lightning-hydra-template template
-    pip install torchvision tensorboard
+    pip install tensorboard; pip install --no-deps torchvision   # the version made for this torch; 0.28.0 for 2.13
     python benchmarks/speed/peers.py --data fer2013.csv --lethesec lethesec --usef-kh usef-kh --template template
 
 Of each peer, its own data loading, augmentation and training function run for one epoch, unchanged, with the network
@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import measure
@@ -49,12 +49,13 @@ SIDE = 40
 """Pixels of a crop, in all of them."""
 
 NETWORKS = {
+    "tiny": ["model=vgg", "model.width=4"],
     "small": ["model=vgg", "model.width=8"],
     "laptop": ["experiment=laptop"],
 }
 """Overrides."""
 
-IMAGES = {"small": 6400, "laptop": 1280}
+IMAGES = {"tiny": 6400, "small": 6400, "laptop": 640}
 """Images of an epoch, many enough for the start of a peer's workers to count for little."""
 
 BATCH = {"lethesec": 128, "usef-kh": 64, "template": 128}
@@ -169,15 +170,15 @@ def template(folder: Path, data: Path, model: nn.Module, workers: int = 2) -> Ep
     with importing(folder, "src.models.mnist_module") as (mnist_module,):
         module = mnist_module.MNISTLitModule(net=model, optimizer=sgd_of_parameters, scheduler=None, compile=False)
 
-    def epoch() -> None:
+    def epoch() -> float:
         with tempfile.TemporaryDirectory() as logs:
             trainer = L.Trainer(
                 max_epochs=1, accelerator="auto", devices=1, logger=L.loggers.CSVLogger(logs),
                 enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             )  # fmt: skip
-            trainer.fit(module, loader)
+            return _timed(lambda: trainer.fit(module, loader))()
 
-    return _timed(epoch)
+    return epoch
 
 
 def sgd_of_parameters(params: Any) -> torch.optim.Optimizer:
@@ -191,20 +192,22 @@ PEERS: dict[str, Callable[[Path, Path, nn.Module], Epoch]] = {
 }
 
 
-def ours(data: Path, name: str, peer: str) -> Epoch:
-    """A job of this project with as many samples in a batch and in all."""
+def ours(data: Path, name: str, peer: str, *, own_precision: bool = False) -> Epoch:
+    """A job of this project with as many samples in a batch and in all, in the peer's precision or its own default."""
     from loop import Job
 
     crops, gpu = CROPS[peer], torch.cuda.is_available()
+    theirs = "fp16" if gpu and peer != "template" else "fp32"
     overrides = [
         *NETWORKS[name],
         f"data.path={data}",
         f"data.batch_size={BATCH[peer] * crops}",
         "augment=window",
+        f"augment.erase={0.0 if peer == 'template' else 0.5}",  # as theirs
         "optimizer=sgd",
         "optimizer.lr=0.01",
         "trainer.gradient_clip_val=null",
-        f"precision={'fp16' if gpu and peer != 'template' else 'fp32'}",  # as theirs
+        f"precision={'auto' if own_precision else theirs}",
         f"mix={'mixup' if gpu and peer == 'lethesec' else 'none'}",
     ]
     job = Job(measure.settings_of(overrides))
@@ -258,15 +261,17 @@ def start(peer: str, folder: Path, data: Path) -> dict[str, float]:
 def main() -> None:
     warnings.filterwarnings("ignore")
     quiet()
+    if "+cpu" in torch.__version__:  # torchvision of PyPI registers operators for a build with CUDA
+        sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_registrations")
     parser = measure.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     for peer in PEERS:
         parser.add_argument(f"--{peer}", type=Path, help="its folder; left out if not given")
     parser.add_argument("--images", type=int, help="a multiple of 640, the samples in a batch")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--networks", default="small,laptop")
+    parser.add_argument("--networks", default="tiny,small,laptop")
     arguments = parser.parse_args()
-    versions = {name: metadata.version(name) for name in ("torchvision", "lightning", "numpy", "pillow")}
+    versions = {name: metadata.version(name) for name in ("torchvision", "lightning", "numpy", "pandas", "pillow")}
     results = measure.Results(arguments.out, versions=versions)
     with tempfile.TemporaryDirectory() as temporary:
         for name in arguments.networks.split(","):
@@ -278,7 +283,11 @@ def main() -> None:
                 if folder is None:
                     continue
                 print(f"{name}, {peer}", flush=True)
-                turns = {"peer": make(folder.resolve(), data, network(name)), "ours": ours(data, name, peer)}
+                turns = {
+                    "peer": make(folder.resolve(), data, network(name)),
+                    "ours": ours(data, name, peer),
+                    "ours, default precision": ours(data, name, peer, own_precision=True),
+                }
                 for run in turns.values():
                     run()  # memory is allocated
                 seconds = measure.take_turns(turns, arguments.rounds, unit="s")
@@ -292,6 +301,7 @@ def main() -> None:
                         "precision": "fp16" if torch.cuda.is_available() and peer != "template" else "fp32",
                         "peer_seconds": statistics.median(seconds["peer"]),
                         "our_seconds": statistics.median(seconds["ours"]),
+                        "in_default_precision": statistics.median(seconds["ours, default precision"]),
                         **measure.ratio(seconds["peer"], seconds["ours"]), "rounds": arguments.rounds,
                     }
                 )  # fmt: skip
@@ -301,7 +311,8 @@ def main() -> None:
             taken = [start(peer, folder.resolve(), arguments.data.resolve()) for _ in range(arguments.rounds)]
             medians = {name: statistics.median(t[name] for t in taken) for name in taken[0]}
             first = measure.ratio([t["peer"] for t in taken], [t["ours, first"] for t in taken])
-            starts.append({"name": peer, **medians, **first, "rounds": arguments.rounds})
+            reads = measure.ratio([t["peer reads"] for t in taken], [t["ours reads"] for t in taken])["ratio"]
+            starts.append({"name": peer, **medians, "ratio of reads": reads, **first, "rounds": arguments.rounds})
             results.note(starts=starts)
 
 
