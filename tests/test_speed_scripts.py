@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.data.conftest import csv_bytes, fer_rows
+
 SPEED = Path(__file__).parents[1] / "benchmarks" / "speed"
 
 
@@ -131,3 +133,41 @@ def test_growth_measures_every_part(tmp_path: Path, fer2013_dir: Path) -> None:
     assert {"first read", "scores", "epoch"} <= {row["part"] for row in rows}
     assert all(row["seconds"] > 0 for row in rows)
     assert json.loads(out.read_text())["streamed"][0]["trained"] == 540
+
+
+@pytest.mark.slow
+def test_sweeps_are_divided_into_training_and_the_rest(tmp_path: Path) -> None:
+    out = tmp_path / "sweeps.json"
+    tiny = ["data.synthetic.n_train=140", "data.synthetic.n_test=40", "model.width=8", "trainer.max_epochs=1"]
+    script("sweeps", "--jobs", "2", "--few", "2", "--rounds", "1", "--out", str(out), *tiny)
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["launcher"] for row in rows] == ["basic", "basic", "joblib"]
+    assert all(0 < row["share_not_training"] < 1 for row in rows[:2])
+    assert rows[2]["faster_than_basic"] > 0
+
+
+@pytest.mark.slow
+def test_options_and_reading_are_measured(tmp_path: Path) -> None:
+    out = tmp_path / "options.json"
+    script("options", "--rounds", "1", "--steps", "2", "--out", str(out), "model.width=8", "data.batch_size=16")
+    rows = {row["variant"]: row for row in json.loads(out.read_text())["rows"]}
+    assert rows["default"]["ratio"] == 1 and {"channels first", "optimizer not fused"} <= set(rows)
+    assert not any(row.get("failed") for name, row in rows.items() if name != "compiled")  # which needs a compiler
+    faces = tmp_path / "fer2013.csv"
+    faces.write_bytes(csv_bytes(fer_rows(40)))
+    script("reading", str(faces), "--rounds", "1", "--out", str(tmp_path / "reading.json"))
+    assert all(row["best"] > 0 for row in json.loads((tmp_path / "reading.json").read_text())["rows"])
+
+
+@pytest.mark.slow
+def test_time_to_accuracy_has_a_curve_that_ends_with_the_test(tmp_path: Path) -> None:
+    out, faces = tmp_path / "out.json", tmp_path / "fer2013.csv"
+    faces.write_bytes(csv_bytes(fer_rows(700)))
+    tiny = ["model.width=4", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1", "augment.first_side=null"]
+    options = ["--data", str(faces), "--runs", str(tmp_path / "runs"), "--seeds", "0", "--out", str(out)]
+    script("to_accuracy", "speed_65", *options, *tiny)
+    content = json.loads(out.read_text())
+    (row,) = content["rows"]
+    seconds = [point[0] for point in row["curve"]]
+    assert len(seconds) == 3 and seconds == sorted(seconds) and row["curve"][-1] == [row["seconds"], row["accuracy"]]
+    assert content["summary"][0]["target"] == 0.65

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=8, help="jobs of the sweeps that take turns")
     parser.add_argument("--rounds", type=int, default=2)
     arguments, overrides = parser.parse_known_args()
-    precision = measure.settings_of([*JOB, *overrides])["trainer"]["precision"]
+    precision = measure.settings_of([*JOB, "logger=none", *overrides])["trainer"]["precision"]
     results = measure.Results(arguments.out, precision=precision)
     with tempfile.TemporaryDirectory() as temporary:
         folders = (Path(temporary) / str(number) for number in itertools.count())

@@ -215,17 +215,27 @@ def test_compiled_networks_are_saved_like_others(train: Train, monkeypatch: pyte
 
     in_place = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", compile_without_generating_code)
-    options = [*SMALL, "callbacks=ema", "trainer.max_epochs=2"]
-    eager, run = (train(*options, f"trainer.compile={choice}") for choice in ("false", "true"))
+    options = [*SMALL, "callbacks=ema", "schedule=constant"]
+    eager, run = (train(*options, "trainer.max_epochs=2", f"trainer.compile={choice}") for choice in ("false", "true"))
     assert eager.code == run.code == 0, run.err
     assert compiled == ["default"]
+    half = train(*options, "trainer.max_epochs=1", "trainer.compile=true")
+    whole = train(
+        f"resume={half.folder}", "trust=true", "trainer.max_epochs=2", "allow_changes=true", folder=half.folder
+    )
+    assert whole.code == 0, whole.err
+
+    def weights(run: Run, name: str) -> dict[str, torch.Tensor]:
+        state: dict[str, torch.Tensor] = torch.load(run.folder / "checkpoints" / name, weights_only=True)["state_dict"]
+        return state
+
     for name in ("best.ckpt", "last.ckpt"):
-        expected, found = (
-            torch.load(r.folder / "checkpoints" / name, weights_only=True)["state_dict"] for r in (eager, run)
-        )
+        expected, found = weights(eager, name), weights(run, name)
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
+    resumed = weights(half, "last.ckpt")
+    assert all(torch.equal(value, resumed[key]) for key, value in weights(run, "last.ckpt").items())
     assert metrics_of(run.folder)["test/loss"] == pytest.approx(metrics_of(eager.folder)["test/loss"], rel=1e-4)
 
 
