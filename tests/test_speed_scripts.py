@@ -74,7 +74,7 @@ def test_the_page_has_a_table_for_each_result(tmp_path: Path) -> None:
     }  # fmt: skip
     growth = [
         {"part": part, "images": n, "seconds": seconds, "memory_mib": n}
-        for n, seconds in ((1000, 1.0), (10_000, 3.7))
+        for n, seconds in ((1000, 1.0), (10_000, 3.7), (20_000, 6.7))
         for part in ("reading", "scores")
     ]
     near = [
@@ -100,10 +100,10 @@ def test_the_page_has_a_table_for_each_result(tmp_path: Path) -> None:
         (folder / f"{name}-cpu.json").write_text(json.dumps(content))
     script("page", str(folder))
     page = (tmp_path / "performance.md").read_text()
-    assert "| reading | 1.0000 | 0.3700 |" in page
-    assert "| ms per further image | 1,000 to 10,000 |" in page
-    assert "| reading | 0.3000 |" in page
-    assert "| peak memory, MiB | 1,000 | 10,000 |" in page
+    assert "| reading | 1.0000 | 0.3700 | 0.3350 |" in page
+    assert "| ms per further image | 1,000 to 10,000 | 10,000 to 20,000 | last / first |" in page
+    assert "| reading | 0.3000 | 0.3000 | 1.00 |" in page
+    assert "| reading | 1,000 | 10,000 | 20,000 |" in page
     assert "| all pairs | 2.0000 |  |" in page
     assert "| near-duplicates | 2,000 | 200 | 0.9950 |\n| near-duplicates | 20,000 | 2,000 |  |" in page
     assert "| speed_65 | 1 | 0.6500 | 0.6000 | 15.0 | 400 | 32-true | abc |" in page
@@ -131,7 +131,7 @@ def test_growth_measures_every_part(tmp_path: Path, fer2013_dir: Path) -> None:
     script("growth", "--data", data, "--sizes", "600", "--out", str(out))
     rows = json.loads(out.read_text())["rows"]
     assert {"first read", "scores", "epoch"} <= {row["part"] for row in rows}
-    assert all(row["seconds"] > 0 for row in rows)
+    assert all(row["seconds"] > 0 and row["memory_mib"] > 10 for row in rows)
     assert json.loads(out.read_text())["streamed"][0]["trained"] == 540
 
 
@@ -155,8 +155,14 @@ def test_options_and_reading_are_measured(tmp_path: Path) -> None:
     assert not any(row.get("failed") for name, row in rows.items() if name != "compiled")  # which needs a compiler
     faces = tmp_path / "fer2013.csv"
     faces.write_bytes(csv_bytes(fer_rows(40)))
-    script("reading", str(faces), "--rounds", "1", "--out", str(tmp_path / "reading.json"))
-    assert all(row["best"] > 0 for row in json.loads((tmp_path / "reading.json").read_text())["rows"])
+    out, other = tmp_path / "reading.json", tmp_path / "other"
+    other.mkdir()
+    (other / "fer_lightning").symlink_to(SPEED.parents[1] / "fer_lightning")
+    subprocess.run("git init -q && git -c user.name=a -c user.email=a@b commit -qm a --allow-empty", cwd=other, shell=True)
+    script("reading", str(faces), "--rounds", "2", "--against", str(other), "--out", str(out))
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["read"].partition(",")[0] for row in rows] == ["first", "first", "cached", "cached"]
+    assert all(row["best"] > 0 and row["cpu"] > 0 for row in rows) and {rows[1]["ratio"], rows[3]["ratio"]} == {1.0}
 
 
 @pytest.mark.slow

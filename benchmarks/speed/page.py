@@ -62,19 +62,16 @@ def interval(row: Mapping[str, Any]) -> str:
 
 
 def by_size(rows: Rows) -> str:
-    """Milliseconds per image of each part (and, at the end, megabytes in all) by number of images; then those of each
-    further image from one number to the next, which are free of what a job costs whatever its size."""
+    """Milliseconds per image of each part, by number of images; then those of each further image from one number to the
+    next, which are free of what a job costs whatever its size, with the last over the first; then peak memory."""
     sizes = sorted({row["images"] for row in rows})
     seconds = {(row["part"], row["images"]): row["seconds"] for row in rows}
     parts = list(dict.fromkeys(row["part"] for row in rows))
     measured = {part: [n for n in sizes if (part, n) in seconds] for part in parts}
     per_image = [{"part": part} | {str(n): 1e3 * seconds[part, n] / n for n in measured[part]} for part in parts]
+    memory = {(row["part"], row["images"]): row["memory_mib"] for row in rows}
     columns = [Column(f"{n:,} images", number(str(n), ".4f")) for n in sizes]
-    most = [f"{max(row['memory_mib'] for row in rows if row['images'] == n):,.0f}" for n in sizes]
-    tables = [
-        table([Column("ms per image", text("part"), right=False), *columns], per_image)
-        + "\n| peak memory, MiB | " + " | ".join(most) + " |"
-    ]  # fmt: skip
+    tables = [table([Column("ms per image", text("part"), right=False), *columns], per_image)]
     if steps := list(pairwise(sizes)):
         further = [
             {"part": part}
@@ -86,7 +83,15 @@ def by_size(rows: Rows) -> str:
             for part in parts
         ]
         columns = [Column(f"{a:,} to {b:,}", number(f"{a}", ".4f")) for a, b in steps]
+        if len(steps) > 1:
+            first, last = f"{steps[0][0]}", f"{steps[-1][0]}"
+            columns.append(
+                Column("last / first", lambda row: f"{row[last] / row[first]:.2f}" if {first, last} <= set(row) else "")
+            )
         tables.append(table([Column("ms per further image", text("part"), right=False), *columns], further))
+    columns = [Column(f"{n:,} images", number(str(n), ",.0f")) for n in sizes]
+    most = [{"part": part} | {str(n): memory[part, n] for n in measured[part]} for part in parts]
+    tables.append(table([Column("peak memory, MiB", text("part"), right=False), *columns], most))
     if pairs := [row for row in rows if "pairs" in row]:
         columns = [
             Column("part", text("part"), right=False),
@@ -196,7 +201,8 @@ SECTIONS = [
         "Growth",
         "Time per image of each part of a job on FER-2013 repeated, each copy shifted and with noise. What does not "
         "depend on the number of images, such as the figures of the report, counts for most at a thousand of them; the "
-        "second table leaves it out. Images beyond "
+        "second table leaves it out. Peak memory counts the pages of the cache's memory map as well, which the system "
+        "drops where others need memory; that of a process's own is below. Images beyond "
         "`data.resident_gib` are not copied to the device: batches are read from the memory map of the cache.",
         "speed/growth",
         {
@@ -255,6 +261,7 @@ SECTIONS = [
                 Column("read", text("read"), right=False),
                 Column("best, s", number("best", ".2f")),
                 Column("median, s", number("median", ".2f")),
+                Column("processor time, s", number("cpu", ".2f")),
                 Column("peak memory, MiB", number("memory_mib", ",.0f")),
             ]
         },
