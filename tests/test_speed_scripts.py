@@ -158,7 +158,8 @@ def test_options_and_reading_are_measured(tmp_path: Path) -> None:
     out, other = tmp_path / "reading.json", tmp_path / "other"
     other.mkdir()
     (other / "fer_lightning").symlink_to(SPEED.parents[1] / "fer_lightning")
-    subprocess.run("git init -q && git -c user.name=a -c user.email=a@b commit -qm a --allow-empty", cwd=other, shell=True)
+    commit = "git init -q && git -c user.name=a -c user.email=a@b commit -qm a --allow-empty"
+    subprocess.run(commit, cwd=other, shell=True, check=True)
     script("reading", str(faces), "--rounds", "2", "--against", str(other), "--out", str(out))
     rows = json.loads(out.read_text())["rows"]
     assert [row["read"].partition(",")[0] for row in rows] == ["first", "first", "cached", "cached"]
