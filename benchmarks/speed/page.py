@@ -268,12 +268,13 @@ SECTIONS = [
     ),
     Section(
         "Networks",
-        "Forward and backward of a batch of 128; the step of Muon that follows has a column of its own.",
+        "Forward and backward of a batch; the step of Muon that follows has a column of its own.",
         "speed/candidates",
         {
             "rows": [
                 Column("network", text("network"), right=False),
                 Column("pixels", text("pixels")),
+                Column("batch", text("batch")),
                 Column("parameters", number("parameters", ",")),
                 Column("multiply-adds, million", lambda row: f"{row['multiply_adds'] / 1e6:.1f}"),
                 Column("images/s", number("images_per_second", ",.0f")),
