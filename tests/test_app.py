@@ -99,6 +99,10 @@ def write_csv(path: Path, rows: int = 4) -> Path:
             ["model=vit", "model.width=12", "model.preprocessing.size=50"],
             "model: patch=6 does not divide images of 50 pixels, set model.preprocessing.size to a size that fits",
         ),
+        (
+            ["model=vit", "model.width=12", "model.preprocessing.size=96", "augment.crop=40"],
+            "model: patch=6 does not divide images of 80 pixels, which augment.crop and augment.first_side ask for",
+        ),
         (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0: use 1 or more"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0 leaves nothing to train on"),
         (["trainer.limit_test_batches=0"], "trainer.limit_test_batches=0 leaves nothing to score"),

@@ -57,7 +57,7 @@ class FaceNetwork(nn.Module):
         they are scaled to."""
         check = getattr(self.backbone, "check_side", None)
         if check is not None:
-            check(side if self.preprocessing.size is None else self.preprocessing.size)
+            check(self.preprocessing.side_of(side))
 
     def forward(self, images: Tensor) -> Tensor:
         inputs = self.preprocessing(images).contiguous(memory_format=self._memory_format)

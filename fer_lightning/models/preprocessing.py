@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fer_lightning.data.table import SIDE
+
 MEAN, STD = (0.5077,), (0.2551,)
 """Mean and standard deviation of FER-2013's training pixels, as fractions of the full range."""
 
@@ -17,11 +19,12 @@ MAX_SIZE = 1024
 
 
 class Preprocessing(nn.Module):
-    """Grey faces (B, 1, H, W), float in [0, 1], to the input of a backbone (B, channels, size, size).
+    """Grey faces (B, 1, H, W), float in [0, 1], to the input of a backbone (B, channels, H, W).
 
     Args:
         channels: 1, or 3 for a backbone that expects colour: the grey channel is repeated.
-        size: height and width to resize to (bilinear); None leaves the image as it is.
+        size: height and width that a whole face of 48 pixels is resized to (bilinear), and windows of it in proportion,
+            so that faces are as large in training as in prediction; None leaves images as they are.
         mean: of each channel, as a fraction of the full range; one value serves all channels.
         std: of each channel, likewise.
 
@@ -50,7 +53,12 @@ class Preprocessing(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
+    def side_of(self, side: int) -> int:
+        """Pixels that `side` pixels are resized to."""
+        return side if self.size is None else max(1, round(self.size * side / SIDE))
+
     def forward(self, images: Tensor) -> Tensor:
-        if self.size is not None and images.shape[2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=False)
+        sides = tuple(map(self.side_of, images.shape[2:]))
+        if images.shape[2:] != sides:
+            images = F.interpolate(images, sides, mode="bilinear", align_corners=False)
         return ((images - self.mean) / self.std).expand(-1, self.channels, -1, -1)

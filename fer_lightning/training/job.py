@@ -270,10 +270,10 @@ def _check_sides(augment: Augment | None, classifier: FERClassifier, distillatio
             try:
                 network.check_side(side)
             except ValueError as error:
-                if network.preprocessing.size is not None:
-                    remedy = "set model.preprocessing.size to a size that fits"
-                elif side in augmented:
+                if side != SIDE:
                     remedy = "which augment.crop and augment.first_side ask for: set them to null or to sizes that fit"
+                elif network.preprocessing.size is not None:
+                    remedy = "set model.preprocessing.size to a size that fits"
                 else:
                     remedy = "the size of the data: choose another network, or set model.preprocessing.size"
                 raise UserError(f"{name}: {error}, {remedy}") from error

@@ -33,6 +33,14 @@ def test_preprocessing_normalises_resizes_and_repeats_channels() -> None:
         torch.testing.assert_close(out[:, channel], (resized - mean) / std)
 
 
+def test_windows_are_resized_by_the_same_factor_as_whole_faces() -> None:
+    preprocessing = Preprocessing(size=96, mean=(0.0,), std=(1.0,))
+    images = torch.rand(2, 1, 48, 48)
+    window = preprocessing(images[:, :, 4:44, 2:42])
+    assert window.shape == (2, 1, 80, 80)
+    torch.testing.assert_close(window[:, :, 1:-1, 1:-1], preprocessing(images)[:, :, 9:87, 5:83])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
