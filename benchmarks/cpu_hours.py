@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -45,7 +46,10 @@ def draw(runs: pd.DataFrame) -> Figure:
                 )  # fmt: skip
     for number, row in enumerate(runs.itertuples(), 1):
         where = (float(row.core_hours), 100 * float(row.accuracy))  # type: ignore[arg-type]
-        axes.annotate(str(number), where, xytext=(5, 3), fontsize=7, textcoords="offset points")
+        right = (runs["core_hours"] / row.core_hours).between(1, 1.25, inclusive="neither")
+        crowded = (right & ((runs["accuracy"] - row.accuracy).abs() < 0.006)).any()
+        aside: dict[str, Any] = {"xytext": (-5, 3), "ha": "right"} if crowded else {"xytext": (5, 3)}
+        axes.annotate(str(number), where, fontsize=7, textcoords="offset points", **aside)
     names = "\n".join(f"{number}  {name}" for number, name in enumerate(runs["run"], 1))
     axes.annotate(names, (1.02, 1), xycoords="axes fraction", va="top", fontsize=7, linespacing=1.5)
     axes.set_xlabel("core-hours of training")

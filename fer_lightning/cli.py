@@ -91,7 +91,7 @@ def export(
         typer.Option(
             help="Of the weights in a .safetensors file: fp16, fp32, or int8 with a scale for each channel.",
             metavar="NAME",
-            show_default="fp16",
+            show_default="fp16, or that of a model file",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; else that of the file.")] = None,

@@ -43,7 +43,8 @@ class MemberConfig(_Strict):
         posthoc_tau: strength of the post-hoc logit adjustment.
         seed: of its run.
         overrides: of the command that trained it, `python train.py <overrides>`; paths without their folders.
-        teachers: the same of the runs that it was distilled from, by the names of their folders.
+        teachers: the same of the runs that it was distilled from or started from, in the order in which they have to be
+            trained, by the names of their folders.
     """
 
     model: dict[str, Any]

@@ -80,9 +80,9 @@ def export(
         to: the file: .safetensors, .onnx, or .int8.onnx for 8 bits.
         tta: test-time augmentation to calibrate for, which predicting then uses; None for that of a single model
             file, and none for runs.
-        precision: of the weights in a .safetensors file: "fp16" by default, "fp32", or "int8" with a scale for each
-            output channel. An ONNX graph computes in float32, or in 8 bits by its name, and keeps the integers of an
-            int8 model file.
+        precision: of the weights in a .safetensors file: "fp16", "fp32", or "int8" with a scale for each output
+            channel; None for that of a single model file, else "fp16". An ONNX graph computes in float32, or in 8 bits
+            by its name, and keeps the integers of an int8 model file.
         name: of the model; by default that of the file.
         data: for model files, the data that they were made with; without it they keep their calibration and scores,
             and only their answers are compared.
@@ -100,6 +100,8 @@ def export(
     kind = _format(to)
     stored = _precision(kind, precision)
     loaded = [load(model, accelerator="cpu", trust=trust) for model in as_list(models)]
+    if kind == "safetensors" and precision is None and len(loaded) == 1 and loaded[0].description is not None:
+        stored = loaded[0].description.precision
     networks, members = _members(loaded)
     if kind == "safetensors":
         modelfile.check_buildable(members, len(loaded[0].classes), to)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +23,7 @@ from fer_lightning.runs.resume import HYDRA, ONE_RUN
 NETWORK = "network."
 """Prefix of the network's parameters and buffers in a checkpoint's state dict."""
 
-PATHS = ("data.path", "data.votes", "data.relabel", "data.cache_dir", "distill.teachers")
+PATHS = ("data.path", "data.votes", "data.relabel", "data.cache_dir", "distill.teachers", "init_from")
 """Keys whose values are paths on the training machine."""
 
 
@@ -59,7 +61,6 @@ def load_run(
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path}: damaged, or not a checkpoint of this project ({flat(error, 300)})") from error
     metrics = finished(run_dir) or {}
-    teachers = [Path(one) for one in settings.get("distill", {}).get("teachers", [])]
     config = MemberConfig(
         model=own["model"],
         head_scale=own["head_scale"],
@@ -67,7 +68,7 @@ def load_run(
         posthoc_tau=own["posthoc_tau"],
         seed=own["seed"],
         overrides=_overrides(run_dir),
-        teachers={one.name: told for one in teachers if (told := _overrides(one))},
+        teachers=_teachers(settings),
     )
     values = {key.removeprefix(PREFIX): value for key, value in metrics.items() if key.startswith(PREFIX)}
     try:
@@ -88,8 +89,18 @@ def load_run(
     )
 
 
+def _teachers(settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Overrides of the runs that a run was distilled from or started from, and before each those of its own."""
+    earlier = [*settings.get("distill", {}).get("teachers", []), settings.get("init_from")]
+    found: dict[str, list[str]] = {}
+    for run in (Path(one) for one in earlier if one):
+        if own := _overrides(run):
+            found |= _teachers(read_yaml(run / CONFIG, dict)) | {run.name: own}
+    return found
+
+
 def _overrides(run_dir: Path) -> list[str]:
-    """The overrides that a run was started with, the paths of its data and teachers without their folders."""
+    """The overrides that a run was started with, the paths of its data and of other runs without their folders."""
     file = run_dir / HYDRA / "overrides.yaml"
     if not file.is_file():
         return []

@@ -94,7 +94,8 @@ def test_weights_of_8_bits_are_those_of_torch(run: Path, tmp_path: Path, test_im
     found = load_model(file, accelerator="cpu")
     np.testing.assert_allclose(found.probabilities(test_images), expected, atol=0.05)
     again = tmp_path / "again.safetensors"
-    export([file], again, precision="int8")
+    export([file], again)  # keeps the precision of the file
+    assert description_of(again)["precision"] == "int8"
     np.testing.assert_allclose(
         load_model(again, accelerator="cpu").probabilities(test_images), found.probabilities(test_images), atol=1e-5
     )

@@ -129,6 +129,13 @@ def test_distilled_network_follows_its_teacher(taught: Path, train: Train) -> No
     commands = [line for line in file.with_suffix(".md").read_text().splitlines() if line.startswith("python train.py")]
     assert [command.split()[-1] for command in commands] == ["hydra.run.dir=run", "hydra.run.dir=outputs/member1"]
     assert "trainer.max_epochs=4" in commands[0] and "distill.teachers=[run]" in commands[1]
+    started = train(*TINY, *LEAN, "model.stem=small", f"init_from={distilled.folder}")
+    assert started.code == 0, started.err
+    export([started.folder], file)
+    commands = [line for line in file.with_suffix(".md").read_text().splitlines() if line.startswith("python train.py")]
+    names = ["run", distilled.folder.name, "outputs/member1"]  # in the order in which they have to be trained
+    assert [command.split()[-1] for command in commands] == [f"hydra.run.dir={name}" for name in names]
+    assert f"init_from={distilled.folder.name}" in commands[2]
     apart_own, apart_distilled = (np.abs(probabilities(run.folder) - of_teacher).mean() for run in (own, distilled))
     assert apart_distilled < 0.8 * apart_own
 
