@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fer_lightning.config import instantiate
+from fer_lightning.data.table import SIDE
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.models.vgg import Stage
 from fer_lightning.training.muon import Muon
@@ -34,12 +35,17 @@ LITE = "model=timm model.name=tf_efficientnet_lite0 model.preprocessing.size={}"
 
 
 class Candidate(NamedTuple):
-    """A network, its overrides, and the side of its images in pixels."""
+    """A network, its overrides, and the side of its input in pixels, to which a network of timm scales whole faces."""
 
     network: str
     overrides: str
     pixels: int
     batch: int = 128
+
+    @property
+    def side(self) -> int:
+        """Of the images that it is given."""
+        return SIDE if "model=timm" in self.overrides else self.pixels
 
 
 CANDIDATES = [
@@ -118,15 +124,16 @@ def main() -> None:
     for candidate in candidates:
         network = made(candidate.network, candidate.overrides)
         parameters = sum(p.numel() for p in network.parameters())
-        operations = multiply_adds(network, candidate.pixels)
+        operations = multiply_adds(network, candidate.side)
         rows.append(candidate._asdict() | {"parameters": parameters, "multiply_adds": operations})
         network.arrange(torch.device("cpu"), channels_last=True)
         networks.append(network.train())
     optimizers = [Muon(parameter_groups(network, 0.01, mark_head=True), lr=1e-4) for network in networks]
     seconds: list[list[tuple[float, float]]] = [[] for _ in networks]
     for number in range(arguments.rounds + 1):
-        for i, (network, (*_, side, batch)) in enumerate(zip(networks, candidates, strict=True)):
-            took = step(network, optimizers[i], torch.rand(batch, 1, side, side), torch.randint(0, 7, (batch,)))
+        for i, (network, candidate) in enumerate(zip(networks, candidates, strict=True)):
+            images = torch.rand(candidate.batch, 1, candidate.side, candidate.side)
+            took = step(network, optimizers[i], images, torch.randint(0, 7, (candidate.batch,)))
             if number:  # memory is allocated in the first round
                 seconds[i].append(took)
     results = measure.Results(arguments.out, precision="32-true")
