@@ -96,7 +96,7 @@ class Clock:
     def measure(self, part: str, run: Callable[[], Any], rounds: int = 0) -> Any:
         """The result of `run`, which is timed."""
         seconds = []
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         for _ in range(rounds or self.rounds):
             started = time.perf_counter()
             result = run()

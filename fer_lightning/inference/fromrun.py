@@ -91,11 +91,17 @@ def load_run(
 
 def _teachers(settings: Mapping[str, Any]) -> dict[str, list[str]]:
     """Overrides of the runs that a run was distilled from or started from, and before each those of its own."""
-    earlier = [*settings.get("distill", {}).get("teachers", []), settings.get("init_from")]
     found: dict[str, list[str]] = {}
-    for run in (Path(one) for one in earlier if one):
-        if own := _overrides(run):
-            found |= _teachers(read_yaml(run / CONFIG, dict)) | {run.name: own}
+
+    def add(settings: Mapping[str, Any], later: frozenset[Path]) -> None:
+        earlier = [*settings.get("distill", {}).get("teachers", []), settings.get("init_from")]
+        for run in (Path(one) for one in earlier if one):
+            if run not in later and (own := _overrides(run)):
+                if (run / CONFIG).is_file():
+                    add(read_yaml(run / CONFIG, dict), later | {run})
+                found[run.name] = own
+
+    add(settings, frozenset())  # a stranger's run may name itself
     return found
 
 

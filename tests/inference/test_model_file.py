@@ -96,6 +96,7 @@ def test_weights_of_8_bits_are_those_of_torch(run: Path, tmp_path: Path, test_im
     again = tmp_path / "again.safetensors"
     export([file], again)  # keeps the precision of the file
     assert description_of(again)["precision"] == "int8"
+    assert " --precision int8 --to again.safetensors" in again.with_suffix(".md").read_text()
     np.testing.assert_allclose(
         load_model(again, accelerator="cpu").probabilities(test_images), found.probabilities(test_images), atol=1e-5
     )
