@@ -101,7 +101,7 @@ def test_the_page_has_a_table_for_each_result(tmp_path: Path) -> None:
     script("page", str(folder))
     page = (tmp_path / "performance.md").read_text()
     assert "| reading | 1.0000 | 0.3700 | 0.3350 |" in page
-    assert "| ms per further image | 1,000 to 10,000 | 10,000 to 20,000 | last / first |" in page
+    assert "| ms per further image | 1,000 to 10,000 | 10,000 to 20,000 | last / first to double |" in page
     assert "| reading | 0.3000 | 0.3000 | 1.00 |" in page
     assert "| reading | 1,000 | 10,000 | 20,000 |" in page
     assert "| all pairs | 2.0000 |  |" in page
@@ -121,6 +121,40 @@ def test_the_loop_is_compared_with_a_bare_one(tmp_path: Path) -> None:
     rows = json.loads(out.read_text())["rows"]
     assert [row["case"] for row in rows] == ["laptop", "validation"]
     assert all(0.1 < row["ratio"] < 3 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_the_others(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tiny = ["precision=fp32", "model.width=8", "data.batch_size=16", "data.eval_batch_size=64"]
+    options = ["--data", "none.csv", "--work", str(tmp_path / "work"), "--out", str(out), "--only", "limits", "loop"]
+    script("../gpu/speed", *options, "--batches", "4", "--steps", "1", "--overrides", *tiny)
+    assert "loop: done" in (out / "speed.log").read_text()
+    assert len(json.loads((out / "loop-gpu.json").read_text())["rows"]) == 5
+    assert json.loads((out / "speed-gpu.json").read_text())["rows"][0]["share"] > 0
+
+
+@pytest.mark.slow
+def test_starts_of_a_peer_and_of_this_project_are_timed(measure: ModuleType, tmp_path: Path) -> None:
+    import peers
+
+    (tmp_path / "dataset.py").write_text("def get_dataloaders(path, bs):\n    return [[path], [], []]\n")
+    faces = tmp_path / "fer2013.csv"
+    faces.write_bytes(csv_bytes(fer_rows(700)))
+    seconds = peers.start("lethesec", tmp_path, faces)
+    assert set(seconds) == {"peer", "ours, first", "ours, cached", "peer reads", "ours reads"}
+    assert all(value >= 0 for value in seconds.values())
+
+
+def test_all_measurements_name_what_is_missing(measure: ModuleType, tmp_path: Path) -> None:
+    import importlib
+    from argparse import Namespace
+
+    everything = importlib.import_module("all")
+    arguments = Namespace(data=tmp_path / "fer2013.csv", zip=tmp_path, peers=tmp_path, work=tmp_path)
+    absent = everything.missing(arguments)
+    assert absent[:2] == [str(tmp_path / "fer2013.csv"), str(tmp_path / "lethesec")]
+    assert {"loop", "growth", "peers"} <= set(everything.parts(arguments))
 
 
 @pytest.mark.slow

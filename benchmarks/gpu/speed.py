@@ -138,7 +138,8 @@ def main() -> None:
         return ["to_accuracy", experiment, *data, "--runs", str(call.work), *call.overrides]
 
     parts = {
-        "loop": ["loop", *few, "--cases", "report", "laptop", "small batch", "validation", *call.overrides],
+        "loop": ["loop", *call.overrides, *few, "--cases", "report", "laptop", "small batch", "validation", "test"],
+        "growth": ["growth", *data, "--sizes", "100000"],  # from the memory map as well
         "speed_report": to_accuracy("speed_report"),
         "speed_70": [*to_accuracy("speed_70"), "--seeds", "0"],
         "options": ["options", *few, "--network", "laptop", *call.overrides],

@@ -25,7 +25,6 @@ from fer_lightning.config import instantiate
 from fer_lightning.data.table import SIDE
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.models.vgg import Stage
-from fer_lightning.training.muon import Muon
 from fer_lightning.training.optim import parameter_groups
 
 VGG = "model=vgg model.width={}"
@@ -102,7 +101,9 @@ def multiply_adds(network: FaceNetwork, side: int) -> int:
     return int(counter.get_total_flops() // 2)
 
 
-def step(network: FaceNetwork, optimizer: Muon, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+def step(
+    network: FaceNetwork, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor
+) -> tuple[float, float]:
     """Seconds of forward and backward, and of the optimizer."""
     started = time.perf_counter()
     F.cross_entropy(network(images), labels).backward()
@@ -128,7 +129,10 @@ def main() -> None:
         rows.append(candidate._asdict() | {"parameters": parameters, "multiply_adds": operations})
         network.arrange(torch.device("cpu"), channels_last=True)
         networks.append(network.train())
-    optimizers = [Muon(parameter_groups(network, 0.01, mark_head=True), lr=1e-4) for network in networks]
+    muon = measure.settings_of(["optimizer=muon", "optimizer.lr=1e-4"])["optimizer"]
+    groups = [parameter_groups(network, 0.01, mark_head=True) for network in networks]
+    optimizers = [instantiate.call("optimizer", muon, group) for group in groups]
+    results = measure.Results(arguments.out, precision="32-true")
     seconds: list[list[tuple[float, float]]] = [[] for _ in networks]
     for number in range(arguments.rounds + 1):
         for i, (network, candidate) in enumerate(zip(networks, candidates, strict=True)):
@@ -136,7 +140,6 @@ def main() -> None:
             took = step(network, optimizers[i], images, torch.randint(0, 7, (candidate.batch,)))
             if number:  # memory is allocated in the first round
                 seconds[i].append(took)
-    results = measure.Results(arguments.out, precision="32-true")
     for row, took in zip(rows, seconds, strict=True):
         row["images_per_second"] = row["batch"] / statistics.median(trained for trained, _ in took)
         row["optimizer_ms"] = 1e3 * statistics.median(of_optimizer for _, of_optimizer in took)

@@ -4,8 +4,9 @@
     python benchmarks/speed/growth.py --data fer2013.csv --near [--sizes 36000 200000] [--out FILE]
 
 A set is FER-2013 repeated: each copy of an image is shifted by up to three pixels and has noise, so that no two are
-identical. Nine tenths of it train, the rest is tested. Each size has a process of its own. Measured are the parts as a
-job and the commands call them, small sets several times; an epoch is one of a very small network in batches of 100.
+identical. Nine tenths of it train, the rest is tested. Each size has a process of its own, which first goes through all
+parts with a few images, so that libraries are loaded. Measured are the parts as a job and the commands call them, small
+sets several times; an epoch is one of a very small network in batches of 100.
 Then epochs with images on the device and with all of them read from the memory map take turns, of at most 100,000
 images, and a whole one of each is run in a process of its own, whose memory is measured.
 
@@ -16,6 +17,7 @@ the pairs so found it finds.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -44,8 +46,11 @@ TINY = ["model=vgg", "model.width=4", "augment=light", "precision=fp32", "data.b
 BUDGETS = {"on the device": 1e3, "from the memory map": 0.0}
 """GiB of images that may be on the device."""
 
-SMALL = 20_000
-"""Up to so many images, parts are measured three times."""
+ROUNDS = {20_000: 5, 200_000: 3}
+"""Up to so many images, so many measurements of a part, of larger sets one."""
+
+FEW = 400
+"""Images of the pass before."""
 
 IN_TURNS = 100_000
 """At most so many images are trained on where the device and the memory map take turns, drawn from all of them."""
@@ -96,6 +101,7 @@ class Clock:
     def measure(self, part: str, run: Callable[[], Any], rounds: int = 0) -> Any:
         """The result of `run`, which is timed."""
         seconds = []
+        gc.collect()  # trainers are parts of cycles, and keep their images
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         for _ in range(rounds or self.rounds):
             started = time.perf_counter()
@@ -111,6 +117,28 @@ def job_of(path: Path, cache: Path) -> Job:
     return Job(measure.settings_of([f"data.path={path}", f"data.cache_dir={cache}", *TINY]))
 
 
+def epochs(path: Path, cache: Path, clock: Clock) -> dict[str, Any]:
+    """Time a whole epoch; the speeds of shorter ones with images on the device and from the memory map."""
+    job = job_of(path, cache)
+    trained = len(job.data.parts.train)
+    share = min(1.0, IN_TURNS / trained)
+
+    def epoch(gib: float, share: float) -> float:
+        job.data.resident_gib = gib
+        return job.seconds_of_epochs(1, limit_train_batches=share)
+
+    epoch(0.0, share)  # memory is allocated
+    clock.measure("epoch", lambda: epoch(BUDGETS["on the device"], 1.0))
+    seconds = measure.take_turns({name: partial(epoch, gib, share) for name, gib in BUDGETS.items()}, 3, unit="s")
+    trained = round(share * trained)
+    return {
+        "trained": trained,
+        "resident": trained / statistics.median(seconds["on the device"]),
+        "mapped": trained / statistics.median(seconds["from the memory map"]),
+        **measure.ratio(seconds["on the device"], seconds["from the memory map"]),
+    }
+
+
 def measured(path: Path, folder: Path, n: int) -> dict[str, Any]:
     """Every part of a job on the CSV `path`, and its training from the device and from the memory map."""
     from fer_lightning.audit.write import audit
@@ -120,28 +148,18 @@ def measured(path: Path, folder: Path, n: int) -> dict[str, Any]:
     from fer_lightning.training.imbalance import Strategy
     from fer_lightning.training.job import make_data
 
-    clock, caches = Clock(3 if n <= SMALL else 1), iter(range(100))
+    clock, caches = Clock(next((rounds for size, rounds in ROUNDS.items() if n <= size), 1)), iter(range(100))
     time.sleep(1.5)  # a file that has just changed is not trusted to be the one in the cache
     clock.measure("first read", lambda: load(str(path), cache_dir=folder / f"cache-{next(caches)}"))
     cache = folder / "cache-0"
-    load(str(path), cache_dir=cache)
+    os.environ["FER_LIGHTNING_CACHE"] = str(cache)  # of `audit`
     clock.measure("cached read", lambda: load(str(path), cache_dir=cache), rounds=3)
     settings = measure.settings_of([f"data.path={path}", f"data.cache_dir={cache}", "imbalance=balanced"])
     strategy = Strategy.from_config(settings["imbalance"])
     clock.measure("splits, balanced copies", lambda: make_data(settings, strategy))
-    job = job_of(path, cache)
-    faces, parts = job.data.faces, job.data.parts
-
-    trained = len(parts.train)
-    share = min(1.0, IN_TURNS / trained)
-
-    def epoch(gib: float, share: float) -> float:
-        job.data.resident_gib = gib
-        return job.seconds_of_epochs(1, limit_train_batches=share)
-
-    epoch(0.0, share)  # memory is allocated, and libraries are loaded
-    clock.measure("epoch", lambda: epoch(BUDGETS["on the device"], 1.0))
-    seconds = measure.take_turns({name: partial(epoch, gib, share) for name, gib in BUDGETS.items()}, 3, unit="s")
+    streamed = epochs(path, cache, clock)
+    data = job_of(path, cache).data
+    faces, parts = data.faces, data.parts
     rows = np.arange(len(faces))
     logits = torch.randn(len(rows), 7, generator=torch.Generator().manual_seed(0))
     logits[rows, torch.tensor(faces.labels)] += 1.5
@@ -161,13 +179,6 @@ def measured(path: Path, folder: Path, n: int) -> dict[str, Any]:
         ),
     )  # fmt: skip
     clock.measure("audit, without near-duplicates", lambda: audit(path, near=False, out=folder / "audit"))
-    trained = round(share * trained)
-    streamed = {
-        "trained": trained,
-        "resident": trained / statistics.median(seconds["on the device"]),
-        "mapped": trained / statistics.median(seconds["from the memory map"]),
-        **measure.ratio(seconds["on the device"], seconds["from the memory map"]),
-    }
     return {"rows": clock.rows, "streamed": streamed}
 
 
@@ -202,16 +213,18 @@ def child(arguments: argparse.Namespace) -> None:
     n = arguments.child
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        os.environ["FER_LIGHTNING_CACHE"] = str(folder / "cache-0")  # of `audit`, filled by then
         if arguments.near:
             found = near(load(str(arguments.data), cache_dir=folder / "source"), n)
         else:
-            path = folder / "faces.csv"
-            write(load(str(arguments.data), cache_dir=folder / "source"), n, path)
-            found = measured(path, folder, n)
+            source = load(str(arguments.data), cache_dir=folder / "source")
+            for images, name in ((FEW, "before"), (n, "measured")):
+                path = folder / name / "faces.csv"
+                path.parent.mkdir()
+                write(source, images, path)
+                found = measured(path, path.parent, images)
             for name, gib in BUDGETS.items():
                 command = [sys.executable, __file__, "--data", str(path), "--epoch", str(gib)]
-                cache = ["--cache", str(folder / "cache-0")]
+                cache = ["--cache", str(path.parent / "cache-0")]
                 done = subprocess.run([*command, *cache], check=True, capture_output=True, text=True)
                 found["streamed"][f"memory, {name}"] = float(done.stdout.split()[-1])
     arguments.result.write_text(json.dumps(found))

@@ -51,6 +51,7 @@ CASES = {
     "strong_cpu": ["experiment=strong_cpu"],
     "small batch": ["experiment=laptop", "data.batch_size=32"],
     "validation": ["experiment=laptop"],
+    "validation, report": ["experiment=report_weighted", "protocol=kaggle"],
     "test": ["experiment=laptop"],
     "validation, in training": ["experiment=laptop"],
 }
@@ -245,6 +246,7 @@ class Job:
 
 METHODS = {
     "validation": "validated_per_second",
+    "validation, report": "validated_per_second",
     "test": "tested_per_second",
     "validation, in training": "validated_in_training_per_second",
 }

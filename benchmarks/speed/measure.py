@@ -149,6 +149,7 @@ def _without_paths(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         if not skip and argument != "--out" and not argument.startswith("--out="):
             key, equals, value = argument.rpartition("=")
-            kept.append(key + equals + (Path(value).name if "/" in value and Path(value).exists() else value))
+            named = Path(value).is_absolute() or ("/" in value and Path(value).exists())
+            kept.append(key + equals + (Path(value).name if named else value))
         skip = argument == "--out"
     return kept

@@ -63,7 +63,8 @@ def interval(row: Mapping[str, Any]) -> str:
 
 def by_size(rows: Rows) -> str:
     """Milliseconds per image of each part, by number of images; then those of each further image from one number to the
-    next, which are free of what a job costs whatever its size, with the last over the first; then peak memory."""
+    next, which are free of what a job costs whatever its size, with the last over the first of the steps that doubled
+    the time, below which the difference is noise; then peak memory."""
     sizes = sorted({row["images"] for row in rows})
     seconds = {(row["part"], row["images"]): row["seconds"] for row in rows}
     parts = list(dict.fromkeys(row["part"] for row in rows))
@@ -84,10 +85,11 @@ def by_size(rows: Rows) -> str:
         ]
         columns = [Column(f"{a:,} to {b:,}", number(f"{a}", ".4f")) for a, b in steps]
         if len(steps) > 1:
-            first, last = f"{steps[0][0]}", f"{steps[-1][0]}"
-            columns.append(
-                Column("last / first", lambda row: f"{row[last] / row[first]:.2f}" if {first, last} <= set(row) else "")
-            )
+            last = f"{steps[-1][0]}"
+            for row in further:
+                doubled = [a for a, b in steps if seconds[row["part"], b] >= 2 * seconds[row["part"], a]]
+                row["growth"] = row[last] / row[f"{doubled[0]}"] if doubled and last in row else None
+            columns.append(Column("last / first to double", number("growth", ".2f")))
         tables.append(table([Column("ms per further image", text("part"), right=False), *columns], further))
     columns = [Column(f"{n:,} images", number(str(n), ",.0f")) for n in sizes]
     most = [{"part": part} | {str(n): memory[part, n] for n in measured[part]} for part in parts]
@@ -201,7 +203,8 @@ SECTIONS = [
         "Growth",
         "Time per image of each part of a job on FER-2013 repeated, each copy shifted and with noise. What does not "
         "depend on the number of images, such as the figures of the report, counts for most at a thousand of them; the "
-        "second table leaves it out. Peak memory counts the pages of the cache's memory map as well, which the system "
+        "second table leaves it out, and its last column divides the last step by the first that doubled the time of "
+        "the part. Peak memory counts the pages of the cache's memory map as well, which the system "
         "drops where others need memory; that of a process's own is below. Images beyond "
         "`data.resident_gib` are not copied to the device: batches are read from the memory map of the cache.",
         "speed/growth",

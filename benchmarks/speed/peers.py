@@ -56,7 +56,10 @@ NETWORKS = {
 """Overrides."""
 
 IMAGES = {"tiny": 6400, "small": 6400, "laptop": 640}
-"""Images of an epoch, many enough for the start of a peer's workers to count for little."""
+"""Images of an epoch."""
+
+MORE = {"template": 5}
+"""Times as many, for samples enough that the start of its workers counts for little."""
 
 BATCH = {"lethesec": 128, "usef-kh": 64, "template": 128}
 """Images in a batch: the peers' defaults, the template's raised from 64."""
@@ -254,7 +257,9 @@ def start(peer: str, folder: Path, data: Path) -> dict[str, float]:
             seconds[name] = time.perf_counter() - begun
             if name == "peer":
                 seconds["peer reads"] = float(done.stdout.rpartition("read ")[2].split()[0])
-        seconds["ours reads"] = read(data, str(Path(temporary) / "another cache"))[0]
+        cache = Path(temporary) / "another cache"
+        cache.mkdir()
+        seconds["ours reads"] = read(data, str(cache), measure.ROOT).seconds
     return seconds
 
 
@@ -275,14 +280,14 @@ def main() -> None:
     results = measure.Results(arguments.out, versions=versions)
     with tempfile.TemporaryDirectory() as temporary:
         for name in arguments.networks.split(","):
-            images = arguments.images or IMAGES[name]
-            data = Path(temporary) / f"{name}.csv"
-            write_part(arguments.data, data, images)
             for peer, make in PEERS.items():
                 folder = getattr(arguments, peer.replace("-", "_"))
                 if folder is None:
                     continue
                 print(f"{name}, {peer}", flush=True)
+                images = (arguments.images or IMAGES[name]) * MORE.get(peer, 1)
+                data = Path(temporary) / f"{images}.csv"
+                write_part(arguments.data, data, images)
                 turns = {
                     "peer": make(folder.resolve(), data, network(name)),
                     "ours": ours(data, name, peer),

@@ -4,7 +4,8 @@
 
 Each run is a process of its own. The clock includes everything but imports and the first read: it is the time of the
 process less that of one that imports what a job does and opens the cache of the data. Runs in FOLDER that are finished
-are not repeated, so that the command can be interrupted; others begin again.
+by this commit are not repeated, so that the command can be interrupted; others begin again. Their checkpoints are
+deleted.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from omegaconf import OmegaConf
 
 from fer_lightning.data.readers.sources import load
 from fer_lightning.runs.folder import finished
+from fer_lightning.runs.results import git_commit
 
 IMPORTS = """
 import gc, sys
@@ -57,12 +59,14 @@ TARGETS: dict[str, tuple[float, dict[str, float]]] = {
 def run(folder: Path, overrides: list[str], data: Path, without: float) -> dict[str, Any]:
     """Seconds, scores and the curve of a run; `without` are the seconds that are not on the clock."""
     clock = json.loads((folder / SECONDS).read_text()) if (folder / SECONDS).exists() else {}
-    if clock.get("overrides") != overrides or finished(folder) is None:
+    of_now = {"overrides": overrides, "by": git_commit()}
+    if not of_now.items() <= clock.items() or finished(folder) is None:
         shutil.rmtree(folder, ignore_errors=True)
         job = [str(measure.ROOT / "train.py"), *overrides, "trainer.progress_bar=false"]
         seconds = timed([sys.executable, *job, f"data.path={data}", f"hydra.run.dir={folder}"]) - without
-        clock = {"seconds": seconds, "imports": without, "overrides": overrides}
+        clock = {"seconds": seconds, "imports": without, **of_now}
         (folder / SECONDS).write_text(json.dumps(clock))
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     metrics = finished(folder)
     assert metrics is not None
     return {
