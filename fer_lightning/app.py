@@ -62,7 +62,7 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
     """The content of the job's metrics.json, after running it in this process, in one per device, or as one of the
     ranks that torchrun or srun started."""
     gc.disable()  # what modules define stays, and searching it takes an eighth of the time of importing Lightning
-    from fer_lightning.config import devices
+    from fer_lightning.config import devices, signatures
     from fer_lightning.config.resolve import resolve
     from fer_lightning.config.validation import Started, check
     from fer_lightning.distributed import launch, ranks
@@ -79,14 +79,15 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
     if rank and rank.rank > 0:  # a launcher that composes the config on every rank
         return worker.follow()
     resumed = folder.load_settings(run_dir) if folder.has_trained(run_dir) else None
-    settings = resolve(cfg, resumed)
+    typed: list[str] = OmegaConf.to_container(HydraConfig.get().overrides.task)  # type: ignore[assignment]
+    settings = resolve(cfg, resumed, typed=typed)
     if resumed:
-        settings |= sweeps.named_as_before(settings, resumed, HydraConfig.get().overrides.task)
+        settings |= sweeps.named_as_before(settings, resumed, typed)
+    signatures.check(settings)
     check(settings, Started(rank.world, rank.local_world) if rank else None)
     Strategy.from_config(settings["imbalance"]).check(settings["trainer"], mixes=bool(settings.get("mix")))
     finetuning.check(settings)
     if settings["init_from"]:
-        typed = list(HydraConfig.get().overrides.task)
         settings |= finetuning.kept(settings, resumed, typed) if resumed else finetuning.adopted(settings, typed)
     if settings["distill"]["teachers"]:
         distillation.check(settings["distill"])

@@ -121,7 +121,10 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["trainer.gradient_clip_val=nan"], "trainer.gradient_clip_val=nan"),
         (["trainer.max_steps=0"], "trainer.max_steps=0: use 1 or more, or -1"),
         (["imbalance=balanced", "imbalance.resample.seed=-1"], "imbalance.resample.seed=-1: use a whole number"),
-        (["imbalance=balanced", "imbalance.resample.factors.happy=many"], "imbalance.resample: factors.happy must be"),
+        (
+            ["imbalance=balanced", "imbalance.resample.factors.happy=many"],
+            "imbalance.resample.factors.happy=many: use a number",
+        ),
         (["imbalance=balanced", "imbalance.resample.factors.happy=nan"], "imbalance.resample: factors.happy must be"),
         (["augment.rotate=inf"], "augment: rotate is a number of degrees, not inf"),
         (["data.eval_batch_size=0"], "data.eval_batch_size=0"),
@@ -156,6 +159,18 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         ),
         (["+optimizer.lr=0.1"], "An item is already at 'optimizer.lr'.; leave out the +"),
         (["protocol.fold=2"], "protocol.fold=2 has no effect on protocol=kaggle: add protocol=kfold"),
+        (["protocol.folds=10"], "protocol.folds=10 has no effect on protocol=kaggle: add protocol=kfold"),
+        (["distill.alpha=0.7"], r"distill.alpha=0.7 has no effect without teachers: add distill.teachers=\[…\]"),
+        (["finetune.freeze_epochs=1"], "finetune.freeze_epochs=1 would train a head on random features: add init_from"),
+        (["data.drop=duplicates"], r"data.drop takes a list: write 'data.drop=\[…\]'"),
+        (["imbalance=none,weighted"], "imbalance=none,weighted: several values; add -m for a job with each of them$"),
+        (["imbalance=[none,weighted]"], r"imbalance=\[none,weighted\]: name one option; add -m, without brackets"),
+        (["data.classes=[happy]"], "happy is all that there is to tell; add images of other classes"),
+        (["optimizer.momentum=abc"], "optimizer.momentum=abc: use a number"),
+        (["callbacks.early_stopping.patience=abc"], "callbacks.early_stopping.patience=abc: use a whole number"),
+        (["mix=mixup", "mix.until=abc"], "mix.until=abc: use a number"),
+        (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run is set by this project: for a short run, use trainer.m"),
+        (["+trainer.enable_progress_bar=true"], "trainer.enable_progress_bar is set .*: use trainer.progress_bar"),
         (
             ["callbacks=none", "+callbacks.ema.decay=0.9"],
             "callbacks.ema: has settings and no _target_; choose an option .* or remove it: ~callbacks.ema",
@@ -165,6 +180,16 @@ def write_csv(path: Path, rows: int = 4) -> Path:
 )
 def test_bad_option_is_one_line(train: Train, overrides: list[str], message: str) -> None:
     assert_refused_in_one_line(train(*TINY, *overrides), message)
+
+
+def test_an_option_in_place_of_an_experiments_has_its_own_values(train: Train) -> None:
+    tiny = (o for o in TINY if not o.startswith("model=resnet"))
+    run = train("experiment=laptop", *tiny, "model=vgg", "optimizer=sgd", "augment=none", "trainer.max_epochs=1")
+    assert run.code == 0, run.err
+    settings = load_settings(run.folder)
+    assert settings["model"]["width"] == 8 and "stem" not in settings["model"]
+    assert settings["optimizer"]["lr"] == 0.02 and settings["optimizer"]["weight_decay"] == 5e-4
+    assert settings["schedule"]["_target_"].endswith("onecycle") and settings["trainer"]["gradient_clip_val"] == 1
 
 
 def test_no_augmentation_whatever_an_experiment_sets_of_it(train: Train) -> None:

@@ -67,7 +67,7 @@ def settings_of(overrides: Sequence[str], lean: Sequence[str] = LEAN) -> dict[st
     """The resolved config of `python train.py OVERRIDES`, without what cannot be used outside a run folder."""
     schema.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolve(compose("config", [*lean, *overrides]))
+        return resolve(compose("config", [*lean, *overrides]), typed=overrides)
 
 
 def decay_of(overrides: Sequence[str]) -> float | None:

@@ -14,6 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.config import CONF
 
+ONE_OPTION = (
+    *("accelerator", "augment", "data", "imbalance", "mix", "model", "optimizer", "precision", "protocol"),
+    *("schedule", "trainer"),
+)
+"""Config groups of whose options a job has one."""
+
 
 def composition_error(error: BaseException, arguments: Sequence[str]) -> str | None:
     """What is wrong with a command line, and the remedy, in one line; None where nothing shows that it is the user's.
@@ -23,7 +29,7 @@ def composition_error(error: BaseException, arguments: Sequence[str]) -> str | N
     if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         options = error.options or []
-        return f"{group}={option}: there is no such option{_near(option, options)} {group} has {', '.join(options)}"
+        return f"{group}={option}: there is no such option{near(option, options)} {group} has {', '.join(options)}"
     if isinstance(error, OverrideParseException):
         reason = _flat(str(error)).partition(" See http")[0]
         return f"{error.override!r} is not an override: write key=value, as in imbalance=weighted ({reason})"
@@ -46,13 +52,14 @@ def value_error(error: OmegaConfBaseException) -> str:
         return f"{match[1]}: {_flat(match[2])}"
     if match := re.match(r"Ambiguous value for argument '([^=']+)=(.*)'", str(error)):
         key, values = match[1], match[2]
-        return (
-            f"{key}={values}: several values; add -m for a job with each of them, or write a list, '{key}=[{values}]'"
-        )
+        as_list = "" if key in ONE_OPTION else f", or write a list, '{key}=[{values}]'"
+        return f"{key}={values}: several values; add -m for a job with each of them{as_list}"
     reason = _flat(str(error).strip().splitlines()[0])
     if reason.startswith("Could not append to config. An item is already at"):
         reason += "; leave out the +"
     key = getattr(error, "full_key", None)
+    if key and "is not a ListConfig, list or tuple" in reason:
+        return f"{key} takes a list: write '{key}=[…]'"
     return f"{key}: {reason}" if key else reason
 
 
@@ -120,7 +127,7 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> str:
     except HydraException:
         composed = _with_options(())
     known = list(dict.fromkeys([*_keys(composed), *(f.name for f in CONF.iterdir() if f.is_dir())]))
-    return f"{key}: there is no such key with these options{_near(key, known)} `python train.py --cfg job` lists all"
+    return f"{key}: there is no such key with these options{near(key, known)} `python train.py --cfg job` lists all"
 
 
 def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:
@@ -130,7 +137,8 @@ def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(child, f"{prefix}{key}.")
 
 
-def _near(word: str, known: Sequence[str]) -> str:
+def near(word: str, known: Sequence[str]) -> str:
+    """A question with the nearest of the known words, or a semicolon."""
     matches = difflib.get_close_matches(word, known, 3, 0.5)
     if not matches:  # the right name below another key
         matches = [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]][:3]

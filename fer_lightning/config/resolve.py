@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,22 +11,25 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.config import devices
 from fer_lightning.config.messages import value_error
+from fer_lightning.config.options import with_own_values
 from fer_lightning.config.precision import AUTO, FP16, choose_precision
 from fer_lightning.data.quality.cleaning import digest
 from fer_lightning.data.readers.remote import is_url
 from fer_lightning.errors import UserError
 
 
-def resolve(cfg: DictConfig, resumed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def resolve(cfg: DictConfig, resumed: Mapping[str, Any] | None = None, *, typed: Sequence[str] = ()) -> dict[str, Any]:
     """The config with its interpolations filled in, as plain containers.
 
     Args:
         cfg: as Hydra composed it.
+        typed: the overrides of the command line.
         resumed: the resolved config of the run that is resumed, if any, whose choice for `precision=auto` stays.
 
     Raises:
         UserError: an interpolation cannot be resolved, a file is missing, or there is no such accelerator.
     """
+    cfg = with_own_values(cfg, typed)
     try:
         settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:

@@ -17,6 +17,7 @@ import torch
 
 from fer_lightning.config import devices
 from fer_lightning.config.precision import BF16, FP16, has_native_bf16
+from fer_lightning.config.schema import Distill, Protocol
 from fer_lightning.errors import UserError
 from fer_lightning.metrics.scores import by_name
 
@@ -31,6 +32,21 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 """Of `torch.compile`."""
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 """Of these, those whose gradients are overwritten by the next batch."""
+
+
+RANKS = "choose trainer.devices, or start the ranks with torchrun or srun"
+SHORT = "for a short run, use trainer.max_epochs=1 trainer.limit_train_batches=2"
+OF_THIS_PROJECT = {
+    **dict.fromkeys(("strategy", "num_nodes", "use_distributed_sampler"), RANKS),
+    **dict.fromkeys(("fast_dev_run", "overfit_batches", "num_sanity_val_steps"), SHORT),
+    "enable_progress_bar": "use trainer.progress_bar",
+    **dict.fromkeys(("callbacks", "enable_checkpointing"), "use the config group callbacks"),
+    "logger": "use the config group logger",
+    "default_root_dir": "use hydra.run.dir",
+    **dict.fromkeys(("enable_model_summary", "plugins", "reload_dataloaders_every_n_epochs"), "leave it out"),
+}
+"""Arguments of Lightning's Trainer that this project sets itself, or that would change what it measures; what to do
+instead."""
 
 
 class Started(NamedTuple):
@@ -56,14 +72,23 @@ def check(settings: Mapping[str, Any], started: Started | None = None) -> None:
         UserError: the first problem found.
     """
     _check_seeds(settings)
-    protocol = settings["protocol"]
-    if protocol["fold"] and protocol["name"] != "kfold":
-        raise UserError(
-            f"protocol.fold={protocol['fold']} has no effect on protocol={protocol['name']}: add protocol=kfold"
-        )
+    _check_effect(settings)
     _check_data(settings["data"])
     _check_training(settings)
     _check_devices(settings, started)
+
+
+def _check_effect(settings: Mapping[str, Any]) -> None:
+    """Raises UserError for a value that was set and would change nothing."""
+    protocol, distill = settings["protocol"], settings["distill"]
+    for key in ("fold", "folds"):
+        if protocol[key] != getattr(Protocol, key) and protocol["name"] != "kfold":
+            raise UserError(
+                f"protocol.{key}={protocol[key]} has no effect on protocol={protocol['name']}: add protocol=kfold"
+            )
+    for key in ("alpha", "temperature"):
+        if distill[key] != getattr(Distill, key) and not distill["teachers"]:
+            raise UserError(f"distill.{key}={distill[key]} has no effect without teachers: add distill.teachers=[…]")
 
 
 def _check_seeds(settings: Mapping[str, Any]) -> None:
@@ -94,6 +119,9 @@ def _check_compile(choice: object) -> None:
 
 def _check_training(settings: Mapping[str, Any]) -> None:
     trainer = settings["trainer"]
+    for key in trainer:
+        if key in OF_THIS_PROJECT:
+            raise UserError(f"trainer.{key} is set by this project: {OF_THIS_PROJECT[key]}")
     epochs, steps, every = trainer["max_epochs"], trainer["max_steps"], trainer["check_val_every_n_epoch"]
     if epochs == 0 or (epochs < 1 and steps < 1):
         raise UserError(f"trainer.max_epochs={epochs}: use 1 or more")
@@ -161,7 +189,8 @@ def _check_data(data: Mapping[str, Any]) -> None:
     for key in ("path", "target"):
         if data.get(key) is not None and key not in data["source"].get("takes", ()):
             raise UserError(
-                f"data.{key}={data[key]} contradicts data={data['name']}, whose source does not take it: leave one out"
+                f"data.{key}={data[key]} contradicts data={data['name']}, whose source does not take it: add "
+                f"data=fer2013, or leave data.{key} out"
             )
     merge = data.get("merge")
     if merge is not None and not (
@@ -177,11 +206,13 @@ def _check_data(data: Mapping[str, Any]) -> None:
 
 def check_monitor(metric: str, mode: str, classes: tuple[str, ...], key: str = "monitor.metric") -> None:
     """Raises UserError for a metric that validation does not compute, or the wrong mode; `key` holds the metric."""
-    known = {f"val/{name}": entry for name, entry in by_name(classes).items()}
-    if metric not in known:
-        near = difflib.get_close_matches(metric, known, 3, 0.5)
-        raise UserError(f"{key}={metric}: no such score; did you mean {' or '.join(near or list(known)[:6])}?")
-    if mode != (right := known[metric].mode):
+    modes = {f"val/{name}": entry.mode for name, entry in by_name(classes).items()}
+    if key != "monitor.metric":  # of a callback
+        modes |= {"train/loss": "min", "train/accuracy": "max"}
+    if metric not in modes:
+        near = difflib.get_close_matches(metric, modes, 3, 0.5)
+        raise UserError(f"{key}={metric}: no such score; did you mean {' or '.join(near or list(modes)[:6])}?")
+    if mode != (right := modes[metric]):
         mode_key = key.removesuffix("metric").removesuffix("monitor") + "mode"
         raise UserError(f"{mode_key}={mode} contradicts {key}={metric}: use {mode_key}={right}")
 

@@ -72,6 +72,7 @@ class Description(_Strict):
         crop: for each detector the rule by which faces are cut out.
         protocol: the config group `protocol`: how the data were divided.
         data: name, source and digests of the data.
+        merge: classes of the data that were merged into others in training.
         scores: metrics as in metrics.json: "test/accuracy", "test/accuracy_low", "test/clean/accuracy" ….
         precision: of the weights.
         checks: what the export compared, and with what result.
@@ -91,6 +92,7 @@ class Description(_Strict):
     crop: dict[str, CropRule]
     protocol: dict[str, str | int | float]
     data: dict[str, str]
+    merge: dict[str, str] = {}
     scores: dict[str, float]
     precision: Precision
     checks: dict[str, str] = {}

@@ -258,6 +258,7 @@ def _judged(description: Description, predictor: Predictor, found: Labelled) -> 
         "scores": scores,
         "protocol": dict(found.protocol),
         "data": {"name": card.FER2013 if is_fer else source, "source": source, "twins": found.twins, **found.digests},
+        "merge": dict(found.merge),
         "notes": NOTES if is_fer else "",
     }
     return description.model_copy(update=changed), scored

@@ -30,6 +30,7 @@ class Labelled:
         protocol: the config group `protocol`.
         digests: of the images and labels of each part.
         twins: "exact" or "near", what counts as the same image in the partition.
+        merge: classes that were merged into others.
     """
 
     faces: FaceTable
@@ -37,6 +38,7 @@ class Labelled:
     protocol: Mapping[str, Any]
     digests: Mapping[str, str]
     twins: str
+    merge: Mapping[str, str]
 
 
 def of_runs(
@@ -70,7 +72,10 @@ def of_runs(
         compare_partition(
             other, loaded.faces.source, same, f"or name only runs of the same data and protocol as {first}"
         )
-    return Labelled(loaded.faces, loaded.parts, settings["protocol"], loaded.digests, settings["data"]["twins"])
+    own = settings["data"]
+    return Labelled(
+        loaded.faces, loaded.parts, settings["protocol"], loaded.digests, own["twins"], own.get("merge") or {}
+    )
 
 
 def of_file(data: str, description: Description, path: Path) -> Labelled:
@@ -79,14 +84,15 @@ def of_file(data: str, description: Description, path: Path) -> Labelled:
     Raises:
         UserError: they cannot be read, or are not the same.
     """
-    faces = sources.load(data).as_known_by(tuple(description.classes), None)
-    parts = _own_partition(faces, description)
-    if parts is None:
+    faces = _as_made_with(sources.load(data), description)
+    parts = None if faces is None else _own_partition(faces, description)
+    if faces is None or parts is None:
         raise UserError(
             f"{data}: its validation and test images are not those that {path} was made with; name the same data, or "
             "leave --data out"
         )
-    return Labelled(faces, parts, description.protocol, parts.digests(faces), twins_of(description))
+    digests = parts.digests(faces)
+    return Labelled(faces, parts, description.protocol, digests, twins_of(description), description.merge)
 
 
 @dataclass(frozen=True)
@@ -134,15 +140,23 @@ def split_of(
         found = of_runs(runs, remedy=remedy, cleaned=split == "train", trust=trust)
         faces, parts, protocol = found.faces, found.parts, found.protocol["name"]
     else:
-        own: Mapping[str, Any] = settings_of(runs[0], trust=trust)["data"] if runs else {"cache_dir": None}
-        faces = sources.load(data, cache_dir=cache_root(own)).as_known_by(loaded[0].classes, own.get("merge"))
+        same = None
         if runs:
+            own: Mapping[str, Any] = settings_of(runs[0], trust=trust)["data"]
             same = _own_data(runs, files, data, cleaned=split == "train", trust=trust)
-            if same is not None:
-                faces, parts, protocol = same.faces, same.parts, same.protocol["name"]
-        elif None not in (of_files := [_own_partition(faces, description) for description in files]):
-            check_same(described, "score them apart")
-            parts, protocol = of_files[0], cast(ProtocolName, files[0].protocol["name"])
+        else:
+            own = {"cache_dir": None, "merge": files[0].merge}
+        if same is not None:
+            faces, parts, protocol = same.faces, same.parts, same.protocol["name"]
+        else:
+            read = sources.load(data, cache_dir=cache_root(own))
+            made = None if runs else _as_made_with(read, files[0])
+            of_files = [_own_partition(made, description) for description in files] if made is not None else [None]
+            if made is not None and None not in of_files:
+                check_same(described, "score them apart")
+                faces, parts, protocol = made, of_files[0], cast(ProtocolName, files[0].protocol["name"])
+            else:
+                faces = read.as_known_by(loaded[0].classes, own.get("merge"))
         if parts is None and split == "test" and len(public := faces.rows("public")):
             print(
                 f"{faces.source} is not the data of {loaded[0].path}: its public and private test images are scored, "
@@ -188,6 +202,17 @@ def rows_of(faces: FaceTable, split: str) -> Rows:
     if not len(rows):
         raise UserError(f"--split {split}: {faces.source} has no such images")
     return rows
+
+
+def _as_made_with(faces: FaceTable, description: Description) -> FaceTable | None:
+    """The table with the classes of a model file, others being merged as in its training or left out; None if it lacks
+    one of them."""
+    merge = {old: new for old, new in description.merge.items() if old in faces.classes}
+    try:
+        faces = faces.merged(merge) if merge else faces
+        return faces if faces.classes == tuple(description.classes) else faces.only(description.classes)
+    except UserError:
+        return None
 
 
 def _own_partition(faces: FaceTable, description: Description) -> Partition | None:

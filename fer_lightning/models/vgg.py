@@ -7,7 +7,7 @@ leads around those others (He et al. 2016, arXiv:1512.03385).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -53,13 +53,11 @@ class VGG(nn.Module):
 
     Attributes:
         num_features: channels of the last stage.
-        saliency_layers: by title the layers whose maps `fer-lightning explain` shows.
+        saliency_layers: by title the last two layers whose maps `fer-lightning explain` shows.
 
     Raises:
         ValueError: a width or a number of convolutions below 1, or no stages.
     """
-
-    saliency_layers: ClassVar[dict[str, str]] = {"Stage 3": "stages.2", "Stage 4": "stages.3"}
 
     def __init__(
         self, in_channels: int = 1, width: int = 32, convs: Sequence[int] = (1, 3, 3, 2), drop_path: float = 0.0
@@ -74,6 +72,7 @@ class VGG(nn.Module):
         self.stages = nn.Sequential(*(Stage(*of_one) for of_one in stages))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.num_features = channels[-1]
+        self.saliency_layers = {f"Stage {i + 1}": f"stages.{i}" for i in range(len(convs))[-2:]}
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # see ResNet
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

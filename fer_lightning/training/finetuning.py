@@ -66,6 +66,11 @@ def check(settings: Mapping[str, Any]) -> None:
             f"finetune.freeze_epochs={freeze} contradicts trainer.max_time and trainer.max_steps: limit "
             "trainer.max_epochs instead"
         )
+    if settings["init_from"] is None and not settings["model"].get("pretrained"):
+        raise UserError(
+            f"finetune.freeze_epochs={freeze} would train a head on random features: add init_from=<run or file>, or "
+            "set it to 0"
+        )
 
 
 def read(init_from: str, *, trust: bool) -> Source:

@@ -294,9 +294,14 @@ def _check_fits(checkpoint: Path, classifier: FERClassifier) -> None:
 def _check_monitors(settings: Settings, classes: tuple[str, ...]) -> None:
     """Raises UserError if `monitor` or a callback names a validation score that does not exist."""
     check_monitor(settings["monitor"]["metric"], settings["monitor"]["mode"], classes)
-    for name, node in (settings["callbacks"] or {}).items():
-        if node and str(node.get("monitor")).startswith("val/"):
-            check_monitor(node["monitor"], node.get("mode", "min"), classes, f"callbacks.{name}.monitor")
+    nodes = {name: node for name, node in (settings["callbacks"] or {}).items() if node}
+    if all(
+        str(node.get(instantiate.TARGET)).startswith((instantiate.OWN, *instantiate.LIBRARY_TARGETS))
+        for node in nodes.values()
+    ):  # which log no others
+        for name, node in nodes.items():
+            if node.get("monitor") is not None:
+                check_monitor(node["monitor"], node.get("mode", "min"), classes, f"callbacks.{name}.monitor")
 
 
 def _in_folder(nodes: Mapping[str, Any] | None, checkpoints: Path, folder: Path) -> dict[str, Any]:

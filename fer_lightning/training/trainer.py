@@ -23,9 +23,6 @@ from fer_lightning.errors import UserError, flat
 from fer_lightning.runs.checkpoints import WholeCheckpointIO
 from fer_lightning.training.callbacks import History, ProgressBar, ProgressLine
 
-LAUNCHING = ("strategy", "num_nodes", "use_distributed_sampler")
-"""Arguments of Lightning's Trainer that this project sets itself."""
-
 
 def make_trainer(
     group: Mapping[str, Any],
@@ -54,11 +51,6 @@ def make_trainer(
     arguments = dict(group) | limits | {"max_epochs": max_epochs}
     del arguments["channels_last"], arguments["compile"]  # of the network
     bar = arguments.pop("progress_bar") and sys.stdout.isatty()  # in a file it would be noise
-    if reserved := [key for key in LAUNCHING if key in arguments]:
-        raise UserError(
-            f"trainer.{reserved[0]} is set by this project: leave it out, and choose trainer.devices, or start the "
-            "ranks with torchrun or srun"
-        )
     rank = ranks.started_outside()
     arguments["devices"] = devices.chosen(group, rank.local_world if rank else 1)
     if rank:

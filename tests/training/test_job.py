@@ -370,11 +370,13 @@ def test_a_non_finite_loss_ends_a_run_that_max_steps_ends(train: Train) -> None:
     [
         (["trainer.limit_val_batches=0.1"], "trainer.limit_val_batches=0.1 of 1 batches is less than one batch"),
         (["trainer.limit_test_batches=0.1"], "trainer.limit_test_batches=0.1 of 1 batches is less than one batch"),
-        (["+trainer.strategy=ddp_spawn"], "trainer.strategy is set by this project: leave it out"),
+        (["+trainer.strategy=ddp_spawn"], "trainer.strategy is set by this project: choose trainer.devices"),
         (["callbacks.early_stopping.monitor=val/f1"], "callbacks.early_stopping.monitor=val/f1: no such score"),
         (["callbacks.checkpoint.monitor=val/loss"], "use callbacks.checkpoint.mode=min"),
+        (["callbacks.early_stopping.monitor=f1_macro"], "callbacks.early_stopping.monitor=f1_macro: no such score"),
+        (["callbacks.early_stopping.monitor=train/loss"], "use callbacks.early_stopping.mode=min"),
         (["callbacks.checkpoint.filename=mine"], "callbacks.checkpoint.filename: there is no such key"),
-        (["+callbacks.checkpoint.filename=mine"], "unexpected keyword argument 'filename'"),
+        (["+callbacks.checkpoint.filename=mine"], "callbacks.checkpoint.filename: BestCheckpoint has no such setting"),
     ],
 )
 def test_settings_that_would_fail_after_training_are_refused_before(

@@ -76,7 +76,10 @@ def download(url: str, cache_root: Path) -> Path:
     except UserError:
         raise
     except Exception as error:  # each protocol's package has exceptions of its own
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else flat(error)
+        missing = isinstance(error, FileNotFoundError)
+        if missing and isinstance(cause := error.__cause__, OSError):  # fsspec's for a server that cannot be reached
+            missing, error = isinstance(cause, FileNotFoundError), cause
+        reason = "there is no such file" if missing else flat(error)
         if copy.is_file():
             log.warning("%s cannot be reached (%s): using the copy in %s", where, reason, folder)
             return copy

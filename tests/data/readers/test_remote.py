@@ -104,7 +104,7 @@ def test_earlier_copy_replaces_an_unreachable_server(server: Server, caplog: pyt
     server.server_close()
     assert len(load(url)) == 21
     assert any("cannot be reached" in r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
-    refused(f"{server.url}/other.csv", url.partition("/fer")[0], "cannot be downloaded", "local path")
+    refused(f"{server.url}/other.csv", url.partition("/fer")[0], "cannot be downloaded (Cannot connect", "local path")
 
 
 def test_message_about_the_content_names_the_url_and_row(server: Server) -> None:
