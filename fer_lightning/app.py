@@ -72,6 +72,7 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
     from fer_lightning.training.job import run
 
     gc.enable()
+    sweeps.check_trial()
     run_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
     rank = ranks.started_outside()
     if rank and HydraConfig.get().mode is RunMode.MULTIRUN and not slurm.launched_by_submitit():
@@ -91,7 +92,7 @@ def _metrics(cfg: DictConfig) -> dict[str, float | str]:
         settings |= finetuning.kept(settings, resumed, typed) if resumed else finetuning.adopted(settings, typed)
     if settings["distill"]["teachers"]:
         distillation.check(settings["distill"])
-        settings["distill"] = distillation.located(settings["distill"])
+        settings["distill"] = distillation.located(settings["distill"], (resumed or {}).get("distill"))
     if multiprocessing.current_process().name.startswith("Loky"):  # a worker that joblib started
         end_with_parent()
     with folder.enter(run_dir, settings):

@@ -68,6 +68,17 @@ class EndAt(L.Callback):
         self._called("on_test_start", trainer)
 
 
+class FailWhile(L.Callback):
+    """Raises at the start of a job of a sweep while a file exists."""
+
+    def __init__(self, path: str, job: int) -> None:
+        self.path, self.job = Path(path), job
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.path.exists() and Path(trainer.default_root_dir).name == str(self.job):
+            raise RuntimeError("a passing failure")
+
+
 class WaitAt(EndAt):
     """Waits there until the signal arrives from elsewhere."""
 

@@ -202,6 +202,22 @@ class TestScoring:
         path.write_bytes(forged(path, forge, marker))
         assert_refused(*score(folder), marker, "best.ckpt: damaged or not a checkpoint of this project")
 
+    @pytest.mark.parametrize(
+        ("model", "reason"),
+        [
+            ({"_target_": "fer_lightning.models.vgg.VGG", "width": 4096}, "does not fit its network"),
+            ({"_target_": "fer_lightning.models.vit.ViT", "depth": 10**5}, "more layers than weights"),
+        ],
+    )
+    def test_checkpoint_of_a_huge_network(
+        self, score: Command, folder: Path, marker: Path, model: dict[str, Any], reason: str
+    ) -> None:
+        path = folder / "checkpoints/best.ckpt"
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["hyper_parameters"]["model"] = model
+        torch.save(checkpoint, path)
+        assert_refused(*score(folder), marker, "best.ckpt: damaged, or not a checkpoint of this project", reason)
+
 
 def forged(path: Path, kind: str, marker: Path) -> bytes:
     """A hostile checkpoint made of a good one."""

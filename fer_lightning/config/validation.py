@@ -150,8 +150,9 @@ def _check_training(settings: Mapping[str, Any]) -> None:
         limit = 1.0 if trainer[key] is None else trainer[key]
         if not isinstance(limit, int | float) or not (0 <= limit <= 1 or (limit > 1 and limit % 1 == 0)):
             raise UserError(f"trainer.{key}={limit}: use a number of batches, or a fraction from 0 to 1")
-    if trainer["max_time"] is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", trainer["max_time"].strip()):
-        raise UserError(f"trainer.max_time={trainer['max_time']}: use days:hours:minutes:seconds, as in 00:12:00:00")
+    limit = trainer["max_time"]
+    if limit is not None and not (re.fullmatch(r"\d+:\d\d:\d\d:\d\d", limit.strip()) and re.search("[1-9]", limit)):
+        raise UserError(f"trainer.max_time={limit}: use days:hours:minutes:seconds, as in 00:12:00:00")
     if trainer["limit_train_batches"] == 0:
         raise UserError("trainer.limit_train_batches=0 leaves nothing to train on: use 1 or more, or a fraction")
     if trainer["limit_test_batches"] == 0:

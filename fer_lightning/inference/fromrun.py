@@ -16,6 +16,7 @@ from fer_lightning.errors import UserError, flat
 from fer_lightning.inference.description import MemberConfig
 from fer_lightning.inference.predictor import LoadedModel, NetworkMember
 from fer_lightning.metrics.calibration import PREFIX, Calibration
+from fer_lightning.models.build import PACKAGE, check_weights
 from fer_lightning.runs.checkpoints import read_checkpoint
 from fer_lightning.runs.folder import BEST, CHECKPOINTS, CONFIG, METRICS, finished
 from fer_lightning.runs.resume import HYDRA, ONE_RUN
@@ -42,12 +43,15 @@ def load_run(
     try:
         own, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
         instantiate.check_targets(own["model"], where=str(path), trust=trust)
+        weights = {name[len(NETWORK) :]: value for name, value in state.items() if name.startswith(NETWORK)}
+        if str(own["model"].get(instantiate.TARGET)).startswith(PACKAGE):
+            shapes = {name: tuple(value.shape) for name, value in weights.items()}
+            check_weights(own["model"], len(own["classes"]), own["head_scale"], shapes)
         try:
             network = instantiate.network(own["model"], len(own["classes"]), own["head_scale"])
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        prefix = len(NETWORK)
-        network.load_state_dict({n[prefix:]: value for n, value in state.items() if n.startswith(NETWORK)})
+        network.load_state_dict(weights)
         if len(own["class_counts"]) != len(own["classes"]):
             raise ValueError(f"class_counts must hold {len(own['classes'])} numbers")
         member = NetworkMember(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fer_lightning.errors import UserError, flat
 from fer_lightning.inference.description import KEY, Description, MemberConfig, Precision, parse
-from fer_lightning.models.build import build
+from fer_lightning.models.build import build, check_layers
 from fer_lightning.models.network import FaceNetwork
 from fer_lightning.report.files import write_atomically
 
@@ -142,6 +142,7 @@ def _check_shapes(description: Description, tensors: Mapping[str, Tensor], path:
         if len(member.class_counts) != len(description.classes) or min(member.class_counts) < 1:
             raise UserError(f"{path}: its description is damaged (class_counts); get the file again")
         try:
+            check_layers(member.model, len(shapes))
             with torch.device("meta"):
                 weights = _weights(_network(description, member))
         except (TypeError, ValueError, RuntimeError) as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import nn
 
 from fer_lightning.models.network import FaceNetwork
@@ -32,6 +33,35 @@ def own_backbone(node: Mapping[str, Any], **extra: Any) -> nn.Module:
         if isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module_name:
             return found(**arguments)
     raise ValueError(f"{node.get(TARGET)!r} is not a network of this project")
+
+
+def check_layers(node: Mapping[str, Any], weights: int) -> None:
+    """Raises ValueError for a backbone with more layers than there are weights: a small file of a stranger could
+    otherwise ask for a network that takes minutes to build, even without memory for its weights."""
+    convs = node.get("convs")
+    layers = [node.get("depth"), *(convs if isinstance(convs, list | tuple) else [convs])]
+    if sum(n for n in layers if isinstance(n, int | float)) > weights:
+        raise ValueError("its network has more layers than weights")
+
+
+def check_weights(
+    node: Mapping[str, Any],
+    num_classes: int,
+    cosine_scale: float | None,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Raises ValueError if a network of this project would not have these weights, before memory is taken for it.
+
+    Args:
+        node, num_classes, cosine_scale: as for `build`.
+        shapes: of the weights, by their names in the network's state dict.
+    """
+    check_layers(node, len(shapes))
+    with torch.device("meta"):
+        state = build(node, num_classes, cosine_scale).state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if wrong := sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name)):
+        raise ValueError(f"the tensor {wrong[0][:80]!r} does not fit its network")
 
 
 def build(

@@ -1,5 +1,8 @@
 """Loggers that continue when a run is resumed: nothing is logged twice, and nothing is lost.
 
+One exception: with `trainer.log_every_n_steps=1`, the step in which a signal ends a run is not logged, since Lightning
+logs it only after the hook that ends the run.
+
 A resumed run repeats the steps since its last checkpoint, with the same values. Each logger therefore stores the last
 step that was logged in the run folder, and drops values that were logged before.
 """

@@ -13,6 +13,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from fer_lightning.errors import UserError
 from fer_lightning.report.files import write_atomically
 
 SWEEP = "multirun.yaml"
@@ -20,6 +21,10 @@ SWEEP = "multirun.yaml"
 
 FAILURE = "failure.txt"
 """The reason, in the folder of a job that failed; removed when the job is resumed."""
+
+FAILED_TRIAL = "failed_trial.txt"
+"""The same of a job by whose failure a sweeper has chosen later jobs: in a sweep that is resumed it fails again, since
+otherwise these would be other jobs."""
 
 TAG_LENGTH, GROUP_LENGTH = 64, 128
 """Limits of W&B, in characters."""
@@ -43,7 +48,31 @@ class NoteSweep(Callback):
         OmegaConf.save(config, _sweep_dir / SWEEP)  # Hydra's own sweeper does it, Optuna's does not
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        (Path(config.hydra.runtime.output_dir) / FAILURE).unlink(missing_ok=True)
+        job = Path(config.hydra.runtime.output_dir)
+        if (job / FAILURE).is_file() and not (job / FAILED_TRIAL).is_file() and _has_informed(job):
+            (job / FAILURE).rename(job / FAILED_TRIAL)
+        (job / FAILURE).unlink(missing_ok=True)
+
+
+def _has_informed(job: Path) -> bool:
+    """Whether a sweeper has chosen later jobs by the outcome of this one."""
+    sweep = job.parent / SWEEP
+    if not sweep.is_file() or not job.name.isdigit():
+        return False
+    sweeper = str(OmegaConf.load(sweep).hydra.sweeper._target_)
+    later = (int(other.name) > int(job.name) for other in job.parent.iterdir() if other.name.isdigit())
+    return not sweeper.endswith(".BasicSweeper") and any(later)
+
+
+def check_trial() -> None:
+    """Raises UserError in a sweep that is resumed, for a job that is to fail again."""
+    hydra = HydraConfig.get()
+    job = Path(hydra.runtime.output_dir)
+    if hydra.mode is RunMode.MULTIRUN and (job / FAILED_TRIAL).is_file():
+        raise UserError(
+            f"it has failed, and later jobs were chosen by that; resume={job} resumes it by itself "
+            f"({(job / FAILED_TRIAL).read_text().strip().splitlines()[-1][:300]})"
+        )
 
 
 def swept() -> list[str]:
@@ -93,9 +122,12 @@ def named_as_before(settings: Mapping[str, Any], resumed: Mapping[str, Any], typ
 def report_failure(message: str) -> None:
     """Report a failed job at once, while the others run."""
     hydra = HydraConfig.get()
+    job = Path(hydra.runtime.output_dir)
+    if (job / FAILED_TRIAL).is_file() and (job / "metrics.json").is_file():  # it has been resumed by itself
+        return
     print(f"job {hydra.job.num} failed ({hydra.job.override_dirname}): {message}", file=sys.stderr)
     with suppress(OSError):  # the disk may be full
-        (Path(hydra.runtime.output_dir) / FAILURE).write_text(message)
+        (job / FAILURE).write_text(message)
 
 
 def is_reported(error: Exception) -> bool:
@@ -117,7 +149,10 @@ def summary() -> int:
     jobs = sorted(_sweep_dir.rglob("train.log"))
     if not jobs:
         return 0
-    unfinished = [log.parent for log in jobs if not (log.parent / "metrics.json").is_file()]
+    # A finished job fails where the sweep asks for another one in its folder.
+    unfinished = [
+        log.parent for log in jobs if not (log.parent / "metrics.json").is_file() or (log.parent / FAILURE).is_file()
+    ]
     print(f"sweep    {_sweep_dir}: {len(jobs) - len(unfinished)} of {len(jobs)} jobs finished")
     for job in unfinished:
         reason = job / FAILURE

@@ -67,16 +67,26 @@ def check(node: Mapping[str, Any]) -> None:
         raise UserError(f"distill.temperature={temperature}: use a number above 0; 1 leaves probabilities as they are")
 
 
-def located(node: Mapping[str, Any]) -> dict[str, Any]:
+def located(node: Mapping[str, Any], resumed: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The config group `distill` with absolute paths and the digests of what they hold, so that a run is not resumed
     with other teachers, or from another folder with none.
+
+    Args:
+        node: the config group.
+        resumed: that of the run that is resumed, whose teachers may be gone: a finished run needs them no longer, and
+            another one is refused when it loads them.
 
     Raises:
         UserError: there is no such teacher.
     """
-    paths = [zoo.find(Path(str(teacher)).expanduser()) for teacher in node["teachers"]]
-    named = [str(path.absolute()) if path.exists() else str(path) for path in paths]
-    return {**node, "teachers": named, "digests": [_digest(path) for path in paths]}
+    try:
+        paths = [zoo.find(Path(str(teacher)).expanduser()) for teacher in node["teachers"]]
+        named = [str(path.absolute()) if path.exists() else str(path) for path in paths]
+        return {**node, "teachers": named, "digests": [_digest(path) for path in paths]}
+    except UserError:
+        if not resumed or len(resumed["teachers"]) != len(node["teachers"]):
+            raise
+        return {**node, "teachers": resumed["teachers"], "digests": resumed["digests"]}
 
 
 def _digest(path: Path) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -210,13 +212,17 @@ class FERClassifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._monitored = checkpoint.get("monitored")
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        averages = any(isinstance(callback, WeightAveraging) for callback in callbacks)
+        if self.trainer.state.fn == TrainerFn.FITTING and "current_model_state" in checkpoint and not averages:
+            checkpoint["state_dict"] = checkpoint["current_model_state"]  # the optimizer's state belongs to these
         sums = checkpoint.get("training_sums")
         if sums is None:  # the first checkpoint of a stage
             return
         if len(sums) == ranks.world():
-            self._sums = sums[self.global_rank]
+            self._sums = sums[self.global_rank].to(SUMS)  # which may have been saved on another kind of device
         else:  # resumed on another number of devices
-            self._sums = sums.sum(0) * (self.global_rank == 0)
+            self._sums = (sums.sum(0) * (self.global_rank == 0)).to(SUMS)
 
     def on_validation_epoch_start(self) -> None:
         """Estimate the statistics of batch norm from images that are not augmented, and take those of rank 0, which

@@ -71,6 +71,8 @@ def make_trainer(
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {flat(error, 300)}") from error
+    # With max_steps, Lightning would take a finished epoch for an unfinished one, and end it again when resumed.
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     if rank:
         # It waits for the device before each batch; `LastCheckpoint` agrees on signals without it.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

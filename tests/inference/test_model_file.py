@@ -194,18 +194,23 @@ def test_network_of_the_users_own_is_no_model_file() -> None:
         modelfile.check_buildable([own], 7, Path("own.safetensors"))
 
 
+def write_csv(path: Path) -> None:
+    """Drawn faces as the challenge's CSV: 70 for training, 28 for validation, 35 for the test."""
+    faces = synthetic(n_train=70, n_val=28, n_test=35)
+    names = {"train": "Training", "public": "PublicTest", "private": "PrivateTest"}
+    usage = [names[SPLITS[split]] for split in faces.split]
+    pixels = [" ".join(map(str, image.ravel().tolist())) for image in faces.images]
+    pd.DataFrame({"emotion": faces.labels, "pixels": pixels, "Usage": usage}).to_csv(path, index=False)
+
+
 def test_own_data_are_split_as_in_training(
     train: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Neither a model file nor a run is scored on the images that it was selected on, wherever the data are."""
     from fer_lightning.inference.evaluate import evaluate
 
-    faces = synthetic(n_train=70, n_val=28, n_test=35)
-    names = {"train": "Training", "public": "PublicTest", "private": "PrivateTest"}
-    usage = [names[SPLITS[split]] for split in faces.split]
-    pixels = [" ".join(map(str, image.ravel().tolist())) for image in faces.images]
     csv = tmp_path / "faces.csv"
-    pd.DataFrame({"emotion": faces.labels, "pixels": pixels, "Usage": usage}).to_csv(csv, index=False)
+    write_csv(csv)
     settings = ("model=resnet18", "model.width=8", "trainer.max_epochs=1", "logger=none")
     own = train(f"data.path={csv}", *settings)
     assert own.code == 0, own.err
@@ -255,6 +260,36 @@ def test_own_data_are_split_as_in_training(
     assert refused.code == 1
     assert "are not those that this run was started with" in refused.err
     assert f"path: {moved}" in (own.folder / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("classes", ["data.classes=[sad,happy]", "data.merge={disgust: angry}"])
+def test_models_of_some_classes_are_scored_on_their_own_data(
+    classes: str, train: Callable[..., Any], tmp_path: Path
+) -> None:
+    from fer_lightning.inference.evaluate import evaluate
+
+    csv = tmp_path / "faces.csv"
+    write_csv(csv)
+    settings = ("model=resnet18", "model.width=8", "trainer.max_epochs=1", "logger=none")
+    own = train(f"data.path={csv}", *settings, classes)
+    assert own.code == 0, own.err
+    export([own.folder], tmp_path / "model.safetensors")
+    export([tmp_path / "model.safetensors"], tmp_path / "again.safetensors", data=str(csv))
+    expected = evaluate([own.folder], out=tmp_path / "run")
+    for model in (own.folder, tmp_path / "model.safetensors", tmp_path / "again.safetensors"):
+        scores = evaluate([model], data=csv, out=tmp_path / "scored")
+        assert scores["test/accuracy"] == pytest.approx(expected["test/accuracy"], abs=0.06)  # weights of 16 bits
+        images = {key: value for key, value in scores.items() if "/support/" in key}
+        assert images == {key: value for key, value in expected.items() if "/support/" in key}
+    rows = csv.read_text().splitlines()
+    rows.remove([row for row in rows if row.startswith("3,")][-1])  # a happy face of the test images
+    (tmp_path / "other.csv").write_text("\n".join(rows))
+    if "merge" in classes:
+        scores = evaluate([tmp_path / "model.safetensors"], data=tmp_path / "other.csv", out=tmp_path / "other")
+        assert "test/support/disgust" not in scores and scores["test/support/angry"] > 8
+    else:
+        with pytest.raises(UserError, match=r"has images of .*, but the model knows"):
+            evaluate([tmp_path / "model.safetensors"], data=tmp_path / "other.csv", out=tmp_path / "other")
 
 
 def near_twins_csv(path: Path) -> Path:
@@ -361,6 +396,10 @@ def test_flipped_bit_is_noticed_wherever_it_is(model_file: Path, tmp_path: Path)
             load_model(file)
 
 
+DEEP = {"_target_": "fer_lightning.models.vit.ViT", "depth": 10**5}
+"""A network that takes minutes to build."""
+
+
 def newer(description: dict[str, Any]) -> None:
     description["format"] = 2
 
@@ -374,6 +413,7 @@ def newer(description: dict[str, Any]) -> None:
         (lambda d: d["calibration"].update(temperature=-1.0), "temperature"),
         (lambda d: d.update(classes=["a", "b"]), "class_counts"),
         (lambda d: d["members"][0]["model"].update(width=10**9), "cannot be built"),
+        (lambda d: d["members"][0]["model"].update(**DEEP), "more layers than weights"),
         (lambda d: d["members"][0]["model"].update(width=16), "does not fit its network"),
         (lambda d: d["members"][0]["model"].update(_target_="os.system"), "'os.system' is not a network of this"),
         (lambda d: d["members"][0]["model"].update(_target_="fer_lightning.models.resnet.torch.hub.load"), "not a net"),

@@ -142,6 +142,7 @@ def test_a_validation_is_finished_before_the_run_ends(tmp_path: Path) -> None:
         ("imbalance=sampler", "imbalance.loss.weights=effective", "imbalance.loss.after=0.5"),
         ("imbalance=remix", "imbalance.resample=null"),
         ("trainer.limit_train_batches=3", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=4"),
+        ("trainer.max_steps=10", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=8"),
     ],
     ids=[
         "plateau",
@@ -152,6 +153,7 @@ def test_a_validation_is_finished_before_the_run_ends(tmp_path: Path) -> None:
         "deferred weights",
         "remix",
         "no validation in some epochs",
+        "a number of steps",
     ],
 )
 def test_resume_restores_everything_that_has_a_state(settings: tuple[str, ...], tmp_path: Path) -> None:
@@ -183,6 +185,32 @@ def test_resume_in_and_before_the_second_stage_is_bitwise_equal(callbacks: str, 
         second = apart(tmp_path / "out", *resumed(run))
         assert second.code == 0, second.err
         assert_same(run, reference)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_resume_of_a_run_with_a_number_of_steps_goes_on_after_the_last_epoch(every: int, tmp_path: Path) -> None:
+    steps = ["trainer.max_steps=10", "trainer.max_epochs=8", f"trainer.check_val_every_n_epoch={every}"]
+    settings = without(SETTINGS, "trainer.max_epochs")
+    assert apart(tmp_path / "out", *settings, *steps, f"hydra.run.dir={tmp_path}/whole").code == 0
+    run, end = tmp_path / "run", ending("on_train_batch_start", 9, "SIGKILL", tmp_path / "once")
+    assert apart(tmp_path / "out", *settings, *steps, *end, f"hydra.run.dir={run}").code == -9
+    second = apart(tmp_path / "out", *resumed(run))
+    assert second.code == 0, second.err
+    assert_same(run, outcome(tmp_path / "whole"))
+
+
+def test_training_goes_on_from_its_own_weights_without_their_average(tmp_path: Path) -> None:
+    run, end = tmp_path / "run", ending("on_train_epoch_start", 3, "SIGKILL", tmp_path / "once")
+    average = ("callbacks=ema", "callbacks.ema.decay=0.9")
+    assert apart(tmp_path / "out", *SETTINGS, *average, *end, f"hydra.run.dir={run}").code == -9
+    own = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["current_model_state"]
+    still = ("callbacks.ema=null", "trainer.limit_train_batches=1", "trainer.gradient_clip_val=1e-12")
+    second = apart(tmp_path / "out", *resumed(run, *still, "allow_changes=true"))
+    assert second.code == 0, second.err
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    for name, weights in own.items():
+        if name.endswith("weight") and weights.ndim > 1:
+            torch.testing.assert_close(state[name], weights, rtol=0, atol=2e-3)
 
 
 def test_resume_keeps_the_decision_to_stop_early(tmp_path: Path) -> None:

@@ -188,6 +188,29 @@ def test_an_optuna_sweep_goes_on_after_a_failed_job_and_is_resumed(tmp_path: Pat
     assert [path.name for path in sweep.parent.iterdir() if path.is_dir()] == ["sweep"]
 
 
+def test_a_failed_trial_fails_again_in_a_resumed_sweep_which_keeps_the_later_ones(tmp_path: Path) -> None:
+    """TPE chooses its eleventh job by the outcomes of those before; here one fails for a passing reason."""
+    pytest.importorskip("optuna")
+    sweep, broken = tmp_path / "sweep", tmp_path / "broken"
+    small = [*without(SMALL, "optimizer.lr", "trainer.max_epochs"), "trainer.max_epochs=1", "trust=true"]
+    fails = [f"+callbacks.fail.{key}={value}" for key, value in
+             {"_target_": "tests.interruptions.FailWhile", "path": broken, "job": 2}.items()]  # fmt: skip
+    options = ["sweep=optuna", "hydra.sweeper.n_trials=12", f"hydra.sweep.dir={sweep}"]
+    broken.touch()
+    assert apart(tmp_path, *small, *fails, *options).code == 1
+    chosen = {name: settings(job).optimizer.lr for name, job in jobs(sweep).items()}
+    assert len(chosen) == 11
+    broken.unlink()
+    second = apart(tmp_path, *resumed(sweep))
+    assert second.code == 1 and "11 of 12 jobs finished" in second.out, second.err
+    assert f"later jobs were chosen by that; resume={sweep}/2 resumes it by itself" in second.err
+    assert apart(tmp_path, *resumed(sweep / "2")).code == 0
+    third = apart(tmp_path, *resumed(sweep))
+    assert third.code == 0 and "12 of 12 jobs finished" in third.out, third.err
+    found = {name: settings(job).optimizer.lr for name, job in jobs(sweep).items()}
+    assert {name: found[name] for name in chosen} == chosen
+
+
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_joblib_runs_jobs_in_parallel(tmp_path: Path) -> None:

@@ -204,3 +204,15 @@ def test_run_is_not_resumed_with_changed_teachers(taught: Path, train: Train, tm
     ended = train(f"resume={first.folder}")
     assert ended.code == 1
     assert "distill.digests" in ended.err
+
+
+def test_a_finished_run_needs_its_teachers_no_longer(taught: Path, train: Train, tmp_path: Path) -> None:
+    file = tmp_path / "one.safetensors"
+    export([taught], file)
+    run = train(*TINY, *LEAN, f"distill.teachers=[{file}]")
+    file.unlink()
+    ended = train(f"resume={run.folder}", folder=run.folder)
+    assert ended.code == 0 and "is finished" in ended.out, ended.err
+    (run.folder / "metrics.json").unlink()
+    ended = train(f"resume={run.folder}", folder=run.folder)
+    assert ended.code == 1 and f"{file}: neither a run folder" in ended.err

@@ -53,6 +53,31 @@ class Draws:
         return torch.randint(2**31, (self._total,), generator=self._rng)[self._mine].tolist()
 
 
+def sample(images: Tensor, grid: Tensor, mode: str) -> Tensor:
+    """`grid_sample` with repeated borders, also on Apple GPUs, which have neither these nor bicubic interpolation in
+    every supported version of PyTorch.
+
+    Args:
+        images: float (B, C, H, W).
+        grid: float (B, h, w, 2), x and y from -1 to 1.
+        mode: "bilinear" or "bicubic".
+
+    Returns:
+        float (B, C, h, w).
+    """
+    if images.device.type != "mps":
+        return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
+    if mode == "bicubic":
+        return sample(images.cpu(), grid.cpu(), mode).to(images.device)
+    return sample_inside(images, grid)
+
+
+def sample_inside(images: Tensor, grid: Tensor) -> Tensor:
+    """Bilinear sampling with repeated borders, by moving points to the centres of the outermost pixels."""
+    last = 1 - 1 / torch.tensor([images.shape[3], images.shape[2]], dtype=grid.dtype, device=grid.device)
+    return F.grid_sample(images, torch.maximum(torch.minimum(grid, last), -last), align_corners=False)
+
+
 class BatchAugment:
     """Flip, rotate, scale, shift, crop, brighten and erase a whole batch at once.
 
@@ -149,7 +174,7 @@ class BatchAugment:
         size = [len(images), 1, round(window_height * reduced), round(window_width * reduced)]
         grid = F.affine_grid(theta, size, align_corners=False)
         mode = self.interpolation
-        warped = F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
+        warped = sample(images, grid, mode)
         return warped.clamp_(0, 1) if mode == "bicubic" else warped  # which overshoots at edges
 
     def window(self, images: Tensor, draws: Draws) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fer_lightning.data.transforms.augment import AlbumentationsAugment, BatchAugment, Draws
+from fer_lightning.data.transforms.augment import AlbumentationsAugment, BatchAugment, Draws, sample, sample_inside
 
 
 def batch(n: int = 64) -> torch.Tensor:
@@ -15,6 +15,13 @@ def batch(n: int = 64) -> torch.Tensor:
 
 def rng(seed: int = 0, n: int = 64) -> Draws:
     return Draws(seed, n)
+
+
+def test_samples_of_apple_gpus_have_the_same_borders() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 1, 12, 9, generator=generator)
+    grid = 3 * torch.rand(4, 7, 5, 2, generator=generator) - 1.5  # up to a quarter of the image outside of it
+    torch.testing.assert_close(sample_inside(images, grid), sample(images, grid, "bilinear"))
 
 
 def test_augmentation_without_settings_is_identity() -> None:
