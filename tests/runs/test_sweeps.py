@@ -188,6 +188,7 @@ def test_an_optuna_sweep_goes_on_after_a_failed_job_and_is_resumed(tmp_path: Pat
     assert [path.name for path in sweep.parent.iterdir() if path.is_dir()] == ["sweep"]
 
 
+@pytest.mark.slow
 def test_a_failed_trial_fails_again_in_a_resumed_sweep_which_keeps_the_later_ones(tmp_path: Path) -> None:
     """TPE chooses its eleventh job by the outcomes of those before; here one fails for a passing reason."""
     pytest.importorskip("optuna")
