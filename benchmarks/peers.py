@@ -344,10 +344,10 @@ def as_table(rows: Iterable[Mapping[str, Any]]) -> str:
     for row in rows:
         n, speed = row["parameters"], row.get("faces_per_second")
         lines.append(
-            f"| {row['network']} | {f'{n:,}' if n else ''} | {100 * row['test/accuracy']:.2f} | "
+            f"| {row['network']} | {f'{n:,}' if n else ''} | {row['test/accuracy']:.4f} | "
             f"{row['test/f1_macro']:.3f} | {row['test/ece']:.3f} → {row['test/ece_calibrated']:.3f} | "
-            f"{100 * row['clean/accuracy']:.2f} | {row['clean/f1_macro']:.3f} | "
-            f"{row['clean/ece']:.3f} → {row['clean/ece_calibrated']:.3f} | {100 * row['val/accuracy']:.2f} | "
+            f"{row['clean/accuracy']:.4f} | {row['clean/f1_macro']:.3f} | "
+            f"{row['clean/ece']:.3f} → {row['clean/ece_calibrated']:.3f} | {row['val/accuracy']:.4f} | "
             f"{f'{speed:,.0f}' if speed else ''} |"
         )
     return "\n".join(lines)

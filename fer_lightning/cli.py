@@ -1,4 +1,6 @@
-"""The command `fer-lightning`: audit data before training; score, compare and export runs after it; predict.
+"""Facial expression recognition: audit data; score, compare and export trained runs; predict on photos and video.
+
+Training is `python train.py` in a checkout, and `python -m fer_lightning.app` elsewhere.
 
 Everything heavy is imported inside the commands, so that help answers at once.
 """
@@ -13,13 +15,14 @@ import typer
 
 from fer_lightning.errors import UserError, printable
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__.partition("\n")[0])
+cli = typer.Typer(no_args_is_help=True, add_completion=False, help="\n\n".join(__doc__.split("\n\n")[:2]))
 
 Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Accept runs whose config could run any code, such as networks of your own: only from people you trust.",
+        help="Allow code named in a run's config, such as your own networks, to run, and its data to be downloaded. "
+        "For runs from people you trust only.",
     ),
 ]
 
@@ -44,15 +47,22 @@ Tta = Annotated[
 def evaluate(
     models: Models,
     split: Annotated[
-        str, typer.Option(help="train, val or test of the run; or all, or a split of the source by its name.")
+        str,
+        typer.Option(
+            help="train, val or test, as the run's protocol divides them; all; or public or private of FER-2013."
+        ),
     ] = "test",
     data: Annotated[
         str | None,
-        typer.Option(help="Score other faces than the run's own: a CSV, a folder, an archive or a URL."),
+        typer.Option(
+            help="Data to score: a CSV, a folder, an archive or a URL; else the run's own. Model files need it.",
+        ),
     ] = None,
     twins: Annotated[
         str | None,
-        typer.Option(help="Which duplicates in the training data make a test image unclean: exact, or near as well."),
+        typer.Option(
+            help="Duplicates in the training data that clean test images do not have: exact, or near as well."
+        ),
     ] = None,
     posthoc_tau: Annotated[
         float | None,
@@ -96,7 +106,8 @@ def export(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; else that of the file.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="For model files: the data they were made with, to calibrate and check on.")
+        str | None,
+        typer.Option(help="The data of the models: for model files, to calibrate and check on; for runs, if moved."),
     ] = None,
     licence: Annotated[
         str, typer.Option("--license", help="Of the weights, as the Hugging Face Hub names it: mit, cc-by-nc-4.0 …")
@@ -121,7 +132,10 @@ def predict(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A shipped model's name, a run folder or an exported file; several are averaged."),
+        typer.Option(
+            help="A shipped model's name, a run folder or an exported file; several are averaged.",
+            show_default="fer2013-small",
+        ),
     ] = None,
     detector: Annotated[
         str,
@@ -162,7 +176,7 @@ def predict(
 def demo(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A shipped model, a run folder or an exported file."),
+        typer.Option(help="A shipped model, a run folder or an exported file.", show_default="fer2013-small"),
     ] = None,
     build: Annotated[
         Path | None, typer.Option(help="Write the page to this folder, for GitHub Pages or a static Space, and end.")
@@ -205,11 +219,15 @@ def compare(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder to write; else `comparison` in the folder given or, of several, in the working directory."
+            help="Folder to write; else `comparison`, with --clean `comparison-clean`, in the folder given or, of "
+            "several, in the working directory."
         ),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="The setting that the others are compared with; else `none`, or the first.")
+        str | None,
+        typer.Option(
+            help="Setting that the others are compared with; else `none`, or `common` (most frequent values), or the first."
+        ),
     ] = None,
     clean: Annotated[bool, typer.Option(help="Only test images without a duplicate in the training data.")] = False,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of test images and seeds.")] = 4000,
@@ -269,7 +287,10 @@ def explain(
         str | None, typer.Option(help="Other faces than the run's own, needed for files: a CSV, a folder, an archive.")
     ] = None,
     split: Annotated[
-        str, typer.Option(help="train, val or test of the run; or all, or a split of the source by its name.")
+        str,
+        typer.Option(
+            help="train, val or test, as the run's protocol divides them; all; or public or private of FER-2013."
+        ),
     ] = "test",
     images: Annotated[int, typer.Option(help="How many of the images, by the classes' shares; 0 for all.")] = 1000,
     tta: Tta = None,

@@ -165,7 +165,7 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["data.drop=duplicates"], r"data.drop takes a list: write 'data.drop=\[…\]'"),
         (["imbalance=none,weighted"], "imbalance=none,weighted: several values; add -m for a job with each of them$"),
         (["imbalance=[none,weighted]"], r"imbalance=\[none,weighted\]: name one option; add -m, without brackets"),
-        (["data.classes=[happy]"], "happy is all that there is to tell; add images of other classes"),
+        (["data.classes=[happy]"], "happy is the only class; add images of other classes"),
         (["optimizer.momentum=abc"], "optimizer.momentum=abc: use a number"),
         (["callbacks.early_stopping.patience=abc"], "callbacks.early_stopping.patience=abc: use a whole number"),
         (["mix=mixup", "mix.until=abc"], "mix.until=abc: use a number"),

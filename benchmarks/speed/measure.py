@@ -37,7 +37,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-"""That tell generations of processors apart, whose names may be alike."""
+"""That distinguish generations of processors, whose names may be alike."""
 
 
 def machine() -> dict[str, Any]:

@@ -145,8 +145,8 @@ def need_every_class(faces: FaceTable, train: Rows, remedy: str | None = None) -
     """Raise UserError with the remedy `remedy` if a class has no image among the rows `train`."""
     if len(faces.classes) < 2:
         raise UserError(
-            f"{faces.source}: {' '.join(faces.classes) or 'nothing'} is all that there is to tell; add images of other "
-            "classes, or name two or more in data.classes"
+            f"{faces.source}: {' '.join(faces.classes) or 'none'} is the only class; add images of other classes, or "
+            "name two or more in data.classes"
         )
     empty = [c for c, n in zip(faces.classes, faces.counts(train, training=True), strict=True) if n == 0]
     if empty:

@@ -66,7 +66,7 @@ def evaluate(
         The content of metrics.json: on a run's own test images, the numbers of the run.
 
     Raises:
-        UserError: no such model or split, or models or data that do not go together.
+        UserError: no such model or split, models of different classes, or data of other classes.
     """
     if twins not in (None, "exact", "near"):
         raise UserError(f"--twins {twins}: use exact or near")

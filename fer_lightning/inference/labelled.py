@@ -128,7 +128,7 @@ def split_of(
         trust: see `fer_lightning.config.dataset.settings_of`.
 
     Raises:
-        UserError: there is no such split, or models or data do not go together.
+        UserError: there is no such split, the models differ in classes, or the data have classes that they do not know.
     """
     runs = [one.path for one in loaded if one.description is None]
     described = [(one.path, one.description) for one in loaded if one.description is not None]

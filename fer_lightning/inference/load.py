@@ -41,7 +41,7 @@ def load_model(
 
     Raises:
         UserError: there is no such run or file, it is damaged, its network is not allowed, there is no such device, or
-            the models do not go together.
+            the models differ in classes, sizes or rules for crops.
 
     Example:
         >>> predictor = load_model("outputs/2026-01-31/12-00-00")  # doctest: +SKIP

@@ -105,8 +105,8 @@ class LoadedModel:
     """One run or file.
 
     Attributes:
-        path: of it.
-        name: for people.
+        path: of the run folder or file.
+        name: for display.
         members: its networks.
         configs: what they are built from.
         classes: class names in label order.
@@ -141,7 +141,7 @@ class Prediction:
         unsure: whether the confidence is below the model's threshold.
         probabilities: the calibrated probability of each class by name.
         box: x, y, width and height of the detector's box in pixels of the upright photo; None for an array of faces.
-        note: what speaks against trusting the answer, for example "small"; empty if nothing does.
+        note: reasons to distrust the prediction, with commas: "small", "cut", "turned"; empty if there are none.
     """
 
     label: str
@@ -238,7 +238,7 @@ class Predictor:
         Raises:
             UserError: the photo cannot be read, or there is no such detector.
             ValueError: the array has another type or shape.
-            TypeError: neither a name nor an array.
+            TypeError: `photo` is neither a path nor an array.
         """
         from fer_lightning.inference.faces.choose import load_detector
         from fer_lightning.inference.media.images import without_remarks

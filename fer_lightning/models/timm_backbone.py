@@ -59,7 +59,7 @@ class TimmBackbone(nn.Module):
         try:
             with torch.device("meta"), torch.no_grad():
                 self._create().eval()(torch.empty(1, self.in_channels, side, side))
-        except NotImplementedError:  # an operator that cannot tell shapes without computing
+        except NotImplementedError:  # an operator that cannot infer shapes without computing
             return
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ValueError(f"timm's {self.name} does not take images of {side} pixels ({flat(error)})") from error

@@ -16,7 +16,7 @@ from fer_lightning.data.readers.images import FORMATS, MAX_PIXELS, opened, uprig
 from fer_lightning.errors import UserError, flat, printable
 
 HEADER = 64
-"""Number of bytes that tell HEIC and AVIF from other files."""
+"""Number of leading bytes that identify HEIC and AVIF files."""
 
 _SUBFILE_TYPE = 254  # TIFF 6.0, NewSubfileType: 1 for a reduced image, which comes first in DNG and NEF files
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
