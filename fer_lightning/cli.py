@@ -226,7 +226,7 @@ def compare(
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="Setting that the others are compared with; else `none`, or `common` (most frequent values), or the first."
+            help="Setting that the others are compared with; else `none`, `common` (most frequent values) or the first."
         ),
     ] = None,
     clean: Annotated[bool, typer.Option(help="Only test images without a duplicate in the training data.")] = False,

@@ -57,7 +57,7 @@ def arguments_of(inputs: Sequence[object], models: Sequence[Path]) -> list[str]:
 def predict(
     model_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Predict:
-    """Runs `fer-lightning predict` here, in a folder of its own, with the tiny model unless other arguments are given."""
+    """Runs `fer-lightning predict` here, in a folder of its own, with the tiny model unless another one is given."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
