@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -98,11 +100,21 @@ def _overrides(arguments: Sequence[str]) -> list[str]:
 
 def _with_options(arguments: Sequence[str]) -> Any:
     """The config with the options that the command line chooses, without its other overrides."""
-    from hydra import compose, initialize_config_dir
-
     chosen = [a for a in _overrides(arguments) if (CONF / a.lstrip("+").partition("=")[0]).is_dir() and "," not in a]
+    return composed(chosen)
+
+
+def composed(overrides: Sequence[str], *, hydra: bool = False) -> Any:
+    """The config that overrides make, with those folders of options that this process has.
+
+    Args:
+        overrides: of a command line.
+        hydra: whether to include Hydra's own node.
+    """
+    if GlobalHydra.instance().is_initialized():
+        return compose("config", list(overrides), return_hydra_config=hydra)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", chosen)
+        return compose("config", list(overrides), return_hydra_config=hydra)
 
 
 def _set_below_null(arguments: Sequence[str]) -> str | None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fer_lightning.config import CONF
-from fer_lightning.config.messages import ONE_OPTION
-from fer_lightning.errors import UserError
+from fer_lightning.config.messages import ONE_OPTION, composed, composition_error
+from fer_lightning.errors import UserError, flat
 
 TUNED = ("augment", "callbacks", "mix", "model", "optimizer", "schedule")
 """Groups whose values an experiment chooses for the option of its own choice."""
@@ -27,7 +24,7 @@ def with_own_values(cfg: DictConfig, typed: Sequence[str]) -> DictConfig:
         typed: the overrides of the command line.
 
     Raises:
-        UserError: several options for a group of which a job has one.
+        UserError: several options for a group of which a job has one, or a value that the option does not have.
     """
     chosen = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in typed)}
     for group in ONE_OPTION:
@@ -40,20 +37,28 @@ def with_own_values(cfg: DictConfig, typed: Sequence[str]) -> DictConfig:
     for group in groups:
         if of_experiment[group] in (usual[group], chosen[group]):  # not its choice, or the same
             continue
-        of_group = [o for o in typed if o.lstrip("+~").partition("=")[0].split(".")[0] == group]
-        OmegaConf.update(cfg, group, _composed(of_group)[group], merge=False)
+        of_group = [o for o in typed if o.lstrip("+").partition("=")[0].split(".")[0] == group]
+        try:
+            node = composed(of_group)[group]
+        except HydraException as error:  # such as a key of the experiment's option
+            raise UserError(composition_error(error, of_group) or flat(error)) from error
+        for override in typed:
+            if override.startswith(f"~{group}."):
+                _remove(node, override.partition("=")[0].removeprefix(f"~{group}."))
+        OmegaConf.update(cfg, group, node, merge=False)
     return cfg
+
+
+def _remove(node: DictConfig, key: str) -> None:
+    """Remove what `~group.key` names, which the experiment may have set and its own option not have."""
+    parent, _, name = key.rpartition(".")
+    holder = OmegaConf.select(node, parent) if parent else node
+    if isinstance(holder, DictConfig):
+        with open_dict(holder):
+            holder.pop(name, None)
 
 
 def _choices(overrides: Sequence[str]) -> dict[str, str]:
     """The chosen option of each group."""
-    choices: dict[str, str] = OmegaConf.to_container(_composed(overrides, hydra=True).hydra.runtime.choices)  # type: ignore[assignment]
+    choices: dict[str, str] = OmegaConf.to_container(composed(overrides, hydra=True).hydra.runtime.choices)  # type: ignore[assignment]
     return choices
-
-
-def _composed(overrides: Sequence[str], *, hydra: bool = False) -> Any:
-    """The config that these overrides make, with those folders of options that this process has."""
-    if GlobalHydra.instance().is_initialized():
-        return compose("config", list(overrides), return_hydra_config=hydra)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(overrides), return_hydra_config=hydra)

@@ -41,6 +41,13 @@ def test_values_for_an_option_that_the_experiment_did_not_choose_stay() -> None:
     assert composed("experiment=strong", "imbalance=weighted").imbalance.loss.label_smoothing == 0.1
 
 
+def test_keys_of_the_experiments_option_can_be_removed_and_are_refused() -> None:
+    cfg = composed("experiment=laptop", "model=vgg", "~model.stem", "~model.dropout", "++model.width=8")
+    assert cfg.model.width == 8 and "dropout" not in cfg.model
+    with pytest.raises(UserError, match=r"^model.stem: there is no such key with these options"):
+        composed("experiment=laptop", "model=vgg", "model.stem=small")
+
+
 def test_a_job_has_one_option_of_a_group() -> None:
     with pytest.raises(UserError, match=r"model=\[vgg,vit\]: name one option; add -m"):
         with_own_values(DictConfig({}), ["model=[vgg,vit]"])
