@@ -160,7 +160,6 @@ def write_csv(path: Path, rows: int = 4) -> Path:
         (["+optimizer.lr=0.1"], "An item is already at 'optimizer.lr'.; leave out the +"),
         (["protocol.fold=2"], "protocol.fold=2 has no effect on protocol=kaggle: add protocol=kfold"),
         (["protocol.folds=10"], "protocol.folds=10 has no effect on protocol=kaggle: add protocol=kfold"),
-        (["distill.alpha=0.7"], r"distill.alpha=0.7 has no effect without teachers: add distill.teachers=\[…\]"),
         (["finetune.freeze_epochs=1"], "finetune.freeze_epochs=1 would train a head on random features: add init_from"),
         (["data.drop=duplicates"], r"data.drop takes a list: write 'data.drop=\[…\]'"),
         (["imbalance=none,weighted"], "imbalance=none,weighted: several values; add -m for a job with each of them$"),

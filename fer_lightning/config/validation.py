@@ -79,7 +79,7 @@ def check(settings: Mapping[str, Any], started: Started | None = None) -> None:
 
 
 def _check_effect(settings: Mapping[str, Any]) -> None:
-    """Raises UserError for a value that was set and would change nothing."""
+    """Raises UserError for a value that was set and would change nothing, or warns."""
     protocol, distill = settings["protocol"], settings["distill"]
     for key in ("fold", "folds"):
         if protocol[key] != getattr(Protocol, key) and protocol["name"] != "kfold":
@@ -88,7 +88,8 @@ def _check_effect(settings: Mapping[str, Any]) -> None:
             )
     for key in ("alpha", "temperature"):
         if distill[key] != getattr(Distill, key) and not distill["teachers"]:
-            raise UserError(f"distill.{key}={distill[key]} has no effect without teachers: add distill.teachers=[…]")
+            # Not an error: a sweep may compare teachers with none.
+            log.warning("distill.%s=%s has no effect without distill.teachers", key, distill[key])
 
 
 def _check_seeds(settings: Mapping[str, Any]) -> None:
