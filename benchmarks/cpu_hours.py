@@ -54,7 +54,7 @@ def draw(runs: pd.DataFrame) -> Figure:
     axes.annotate(names, (1.02, 1), xycoords="axes fraction", va="top", fontsize=7, linespacing=1.5)
     axes.set_xlabel("core-hours of training")
     axes.set_ylabel("accuracy (%)")
-    axes.set_title("FER-2013, trained from scratch on CPUs: PrivateTest")
+    axes.set_title("FER-2013, trained on CPUs: PrivateTest")
     axes.grid(visible=True)
     axes.set_xlim(runs["core_hours"].min() / 2, runs["core_hours"].max() * 2)
     axes.xaxis.set_major_formatter("{x:g}")

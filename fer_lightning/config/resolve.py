@@ -23,8 +23,8 @@ def resolve(cfg: DictConfig, resumed: Mapping[str, Any] | None = None, *, typed:
 
     Args:
         cfg: as Hydra composed it.
-        typed: the overrides of the command line.
         resumed: the resolved config of the run that is resumed, if any, whose choice for `precision=auto` stays.
+        typed: the overrides of the command line.
 
     Raises:
         UserError: an interpolation cannot be resolved, a file is missing, or there is no such accelerator.

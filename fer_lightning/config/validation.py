@@ -34,11 +34,11 @@ CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 """Of these, those whose gradients are overwritten by the next batch."""
 
 
-RANKS = "choose trainer.devices, or start the ranks with torchrun or srun"
-SHORT = "for a short run, use trainer.max_epochs=1 trainer.limit_train_batches=2"
+_RANKS = "choose trainer.devices, or start the ranks with torchrun or srun"
+_SHORT = "for a short run, use trainer.max_epochs=1 trainer.limit_train_batches=2"
 OF_THIS_PROJECT = {
-    **dict.fromkeys(("strategy", "num_nodes", "use_distributed_sampler"), RANKS),
-    **dict.fromkeys(("fast_dev_run", "overfit_batches", "num_sanity_val_steps"), SHORT),
+    **dict.fromkeys(("strategy", "num_nodes", "use_distributed_sampler"), _RANKS),
+    **dict.fromkeys(("fast_dev_run", "overfit_batches", "num_sanity_val_steps"), _SHORT),
     "enable_progress_bar": "use trainer.progress_bar",
     **dict.fromkeys(("callbacks", "enable_checkpointing"), "use the config group callbacks"),
     "logger": "use the config group logger",
@@ -151,9 +151,9 @@ def _check_training(settings: Mapping[str, Any]) -> None:
         limit = 1.0 if trainer[key] is None else trainer[key]
         if not isinstance(limit, int | float) or not (0 <= limit <= 1 or (limit > 1 and limit % 1 == 0)):
             raise UserError(f"trainer.{key}={limit}: use a number of batches, or a fraction from 0 to 1")
-    limit = trainer["max_time"]
-    if limit is not None and not (re.fullmatch(r"\d+:\d\d:\d\d:\d\d", limit.strip()) and re.search("[1-9]", limit)):
-        raise UserError(f"trainer.max_time={limit}: use days:hours:minutes:seconds, as in 00:12:00:00")
+    time = trainer["max_time"]
+    if time is not None and not (re.fullmatch(r"\d+:\d\d:\d\d:\d\d", time.strip()) and re.search("[1-9]", time)):
+        raise UserError(f"trainer.max_time={time}: use days:hours:minutes:seconds, as in 00:12:00:00")
     if trainer["limit_train_batches"] == 0:
         raise UserError("trainer.limit_train_batches=0 leaves nothing to train on: use 1 or more, or a fraction")
     if trainer["limit_test_batches"] == 0:

@@ -84,15 +84,13 @@ def of_file(data: str, description: Description, path: Path) -> Labelled:
     Raises:
         UserError: they cannot be read, or are not the same.
     """
-    faces = _as_made_with(sources.load(data), description)
-    parts = None if faces is None else _own_partition(faces, description)
-    if faces is None or parts is None:
+    found = _made_with(sources.load(data), description)
+    if found is None:
         raise UserError(
             f"{data}: its validation and test images are not those that {path} was made with; name the same data, or "
             "leave --data out"
         )
-    digests = parts.digests(faces)
-    return Labelled(faces, parts, description.protocol, digests, twins_of(description), description.merge)
+    return found
 
 
 @dataclass(frozen=True)
@@ -140,23 +138,19 @@ def split_of(
         found = of_runs(runs, remedy=remedy, cleaned=split == "train", trust=trust)
         faces, parts, protocol = found.faces, found.parts, found.protocol["name"]
     else:
-        same = None
+        own: Mapping[str, Any] = {"cache_dir": None, "merge": files[0].merge if files else None}
         if runs:
-            own: Mapping[str, Any] = settings_of(runs[0], trust=trust)["data"]
+            own = settings_of(runs[0], trust=trust)["data"]
             same = _own_data(runs, files, data, cleaned=split == "train", trust=trust)
+        elif None in (of_files := [_made_with(sources.load(data), description) for description in files]):
+            same = None
         else:
-            own = {"cache_dir": None, "merge": files[0].merge}
+            check_same(described, "score them apart")
+            same = of_files[0]
         if same is not None:
-            faces, parts, protocol = same.faces, same.parts, same.protocol["name"]
+            faces, parts, protocol = same.faces, same.parts, cast(ProtocolName, same.protocol["name"])
         else:
-            read = sources.load(data, cache_dir=cache_root(own))
-            made = None if runs else _as_made_with(read, files[0])
-            of_files = [_own_partition(made, description) for description in files] if made is not None else [None]
-            if made is not None and None not in of_files:
-                check_same(described, "score them apart")
-                faces, parts, protocol = made, of_files[0], cast(ProtocolName, files[0].protocol["name"])
-            else:
-                faces = read.as_known_by(loaded[0].classes, own.get("merge"))
+            faces = sources.load(data, cache_dir=cache_root(own)).as_known_by(loaded[0].classes, own.get("merge"))
         if parts is None and split == "test" and len(public := faces.rows("public")):
             print(
                 f"{faces.source} is not the data of {loaded[0].path}: its public and private test images are scored, "
@@ -204,15 +198,20 @@ def rows_of(faces: FaceTable, split: str) -> Rows:
     return rows
 
 
-def _as_made_with(faces: FaceTable, description: Description) -> FaceTable | None:
-    """The table with the classes of a model file, others being merged as in its training or left out; None if it lacks
-    one of them."""
+def _made_with(faces: FaceTable, description: Description) -> Labelled | None:
+    """The data, if they are those of a model file; classes that it does not know are merged as in its training, or left
+    out."""
     merge = {old: new for old, new in description.merge.items() if old in faces.classes}
     try:
         faces = faces.merged(merge) if merge else faces
-        return faces if faces.classes == tuple(description.classes) else faces.only(description.classes)
-    except UserError:
+        faces = faces if faces.classes == tuple(description.classes) else faces.only(description.classes)
+    except UserError:  # they lack one of its classes
         return None
+    parts = _own_partition(faces, description)
+    if parts is None:
+        return None
+    digests = parts.digests(faces)
+    return Labelled(faces, parts, description.protocol, digests, twins_of(description), description.merge)
 
 
 def _own_partition(faces: FaceTable, description: Description) -> Partition | None:
