@@ -142,7 +142,7 @@ def test_a_validation_is_finished_before_the_run_ends(tmp_path: Path) -> None:
         ("imbalance=sampler", "imbalance.loss.weights=effective", "imbalance.loss.after=0.5"),
         ("imbalance=remix", "imbalance.resample=null"),
         ("trainer.limit_train_batches=3", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=4"),
-        ("trainer.max_steps=10", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=8"),
+        ("trainer.max_steps=10", "trainer.max_epochs=8"),
     ],
     ids=[
         "plateau",
