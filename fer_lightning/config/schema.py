@@ -114,6 +114,7 @@ class Distill:
 class Finetune:
     freeze_epochs: int = 0
     layer_decay: float = 1.0
+    backbone_lr_factor: float = 1.0
 
 
 @dataclass
@@ -139,7 +140,11 @@ class Config:
     trust: bool = False
 
 
-ADDED = {("data", "resident_gib"): 2.0, ("trainer", "compile"): False}
+ADDED = {
+    ("data", "resident_gib"): 2.0,
+    ("trainer", "compile"): False,
+    ("finetune", "backbone_lr_factor"): 1.0,
+}
 """Keys that configs of earlier versions lack, and values that give the results of those versions."""
 
 

@@ -37,12 +37,17 @@ class Source(NamedTuple):
 
 def check(settings: Mapping[str, Any]) -> None:
     """Raises UserError for a value of the config group `finetune` that is out of its range or contradicts another."""
-    freeze, decay = settings["finetune"]["freeze_epochs"], settings["finetune"]["layer_decay"]
+    freeze, decay, factor = (
+        settings["finetune"][key] for key in ("freeze_epochs", "layer_decay", "backbone_lr_factor")
+    )
     epochs, max_time = settings["trainer"]["max_epochs"], settings["trainer"]["max_time"]
     if not 0 < decay <= 1:
         raise UserError(f"finetune.layer_decay={decay}: use a factor above 0 and up to 1, which gives layers one rate")
-    if decay != 1 and "lr" not in settings["optimizer"]:
-        raise UserError(f"finetune.layer_decay={decay} needs a rate to start from: set optimizer.lr")
+    if not 0 < factor < float("inf"):
+        raise UserError(f"finetune.backbone_lr_factor={factor}: use a positive number, such as 0.1")
+    for key, value in (("layer_decay", decay), ("backbone_lr_factor", factor)):
+        if value != 1 and "lr" not in settings["optimizer"]:
+            raise UserError(f"finetune.{key}={value} needs a rate to start from: set optimizer.lr")
     if freeze == 0:
         return
     if not 0 < freeze < epochs:

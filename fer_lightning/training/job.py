@@ -242,6 +242,7 @@ def make_classifier(settings: Settings, strategy: Strategy, data: FERDataModule,
         first_scored_epoch=max(weighted_from, strategy.sampled_from(epochs)) if stage.end == epochs else 0,
         head_only=stage.head_only,
         layer_decay=settings.get("finetune", {}).get("layer_decay", 1.0),
+        backbone_lr_factor=settings.get("finetune", {}).get("backbone_lr_factor", 1.0),
         channels_last=settings["trainer"]["channels_last"],
         seed=settings["seed"],
     )

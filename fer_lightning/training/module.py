@@ -57,6 +57,7 @@ class FERClassifier(L.LightningModule):
         first_scored_epoch: the first epoch whose score counts for the best checkpoint and early stopping.
         head_only: freeze the backbone and train the head.
         layer_decay: the learning rate of each layer, as a multiple of that of the layer after it.
+        backbone_lr_factor: multiplies the learning rates of all layers but the head.
         channels_last: ask for the channels-last memory layout, see `fer_lightning.models.layout`.
         seed: of what the network draws in training, such as dropout.
 
@@ -88,6 +89,7 @@ class FERClassifier(L.LightningModule):
         first_scored_epoch: int = 0,
         head_only: bool = False,
         layer_decay: float = 1.0,
+        backbone_lr_factor: float = 1.0,
         channels_last: bool = True,
         seed: int = 0,
     ) -> None:
@@ -277,6 +279,7 @@ class FERClassifier(L.LightningModule):
             node.get("weight_decay", 0.0),
             node.get("lr"),
             hparams["layer_decay"],
+            hparams["backbone_lr_factor"],
             mark_head=str(node["_target_"]).endswith(".Muon"),
         )
         optimizer = instantiate.call("optimizer", hparams["optimizer"], groups)

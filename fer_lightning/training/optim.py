@@ -26,6 +26,7 @@ def parameter_groups(
     weight_decay: float,
     lr: float | None = None,
     layer_decay: float = 1.0,
+    backbone_lr_factor: float = 1.0,
     *,
     mark_head: bool = False,
 ) -> list[dict[str, Any]]:
@@ -40,25 +41,27 @@ def parameter_groups(
         lr: of the last layer; None for the optimizer's default, if all layers have one rate.
         layer_decay: the rate of a layer as a multiple of that of the next one (Clark et al. 2020, arXiv:2003.10555,
             appendix A). Each group has its own rate, which every schedule multiplies.
+        backbone_lr_factor: multiplies the rates of all layers but the head.
         mark_head: give the head, and with it embeddings, a group of its own, with the key `head` set.
 
     Raises:
         ValueError: rates of layers need one to start from.
     """
-    if layer_decay != 1 and lr is None:
-        raise ValueError("finetune.layer_decay needs optimizer.lr")
+    one_rate = layer_decay == 1 and backbone_lr_factor == 1
+    if not one_rate and lr is None:
+        raise ValueError("finetune.layer_decay and finetune.backbone_lr_factor need optimizer.lr")
     layers = layers_of(network)
     last = max(layers.values())
     groups: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            below = last - layers[name] if layer_decay != 1 else 0
+            below = 0 if one_rate else last - layers[name]
             embedding = name.rpartition(".")[2] in EMBEDDINGS
             head = mark_head and (name.startswith(HEAD) or embedding)
             groups.setdefault((below, parameter.ndim <= 1 or embedding, head), []).append(parameter)
     return [
         {"params": groups[below, spared, head], "weight_decay": 0.0 if spared else weight_decay}
-        | ({} if lr is None or layer_decay == 1 else {"lr": lr * layer_decay**below})
+        | ({} if lr is None or one_rate else {"lr": lr * layer_decay**below * (backbone_lr_factor if below else 1)})
         | ({"head": True} if head else {})
         for below, spared, head in sorted(groups)
     ]

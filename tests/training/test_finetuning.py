@@ -129,7 +129,7 @@ def test_backbone_is_frozen_at_first_and_trained_afterwards(source: Path, train:
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle", "plateau", "constant"])
 def test_every_schedule_keeps_the_ratio_of_the_layers_rates(schedule: str) -> None:
     network = FaceNetwork(ResNet(18, width=8), 7)
-    groups = parameter_groups(network, 0.05, lr=0.1, layer_decay=0.5)
+    groups = parameter_groups(network, 0.05, lr=0.1, layer_decay=0.5, backbone_lr_factor=0.1)
     optimizer = torch.optim.SGD(groups, lr=0.1)
     scheduler, _ = instantiate.call(
         "schedule", {"_target_": f"fer_lightning.training.optim.{schedule}"}, optimizer, 20, "max"
@@ -147,7 +147,7 @@ def test_every_schedule_keeps_the_ratio_of_the_layers_rates(schedule: str) -> No
         }
         top = rates["head.weight"]
         for name, layer in layers_of(network).items():
-            assert rates[name] == pytest.approx(top * 0.5 ** (last - layer))
+            assert rates[name] == pytest.approx(top * 0.5 ** (last - layer) * (1 if layer == last else 0.1))
 
 
 def test_layers_are_counted_from_the_input() -> None:
@@ -165,6 +165,7 @@ def test_layers_are_counted_from_the_input() -> None:
         (("finetune.freeze_epochs=1", "imbalance=two_stage"), "contradicts imbalance=two_stage"),
         (("finetune.freeze_epochs=1", "trainer.max_time=00:01:00:00"), "limit trainer.max_epochs"),
         (("finetune.layer_decay=0",), "finetune.layer_decay=0"),
+        (("finetune.backbone_lr_factor=0",), "finetune.backbone_lr_factor=0"),
         (("model.pretrained=true",), "pretrained"),
     ],
 )

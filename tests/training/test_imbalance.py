@@ -117,11 +117,17 @@ def test_rates_follow_the_schedule_in_every_stage(train: Callable[..., Run], tmp
 
 def test_rates_decay_from_layer_to_layer(train: Callable[..., Run], tmp_path: Path) -> None:
     record = RecordBatches.override(tmp_path / "record")
-    run = train(*TINY, "finetune.layer_decay=0.5", "schedule=constant", "trainer.max_epochs=1", record)
+    settings = (
+        "finetune.layer_decay=0.5",
+        "finetune.backbone_lr_factor=0.1",
+        "schedule=constant",
+        "trainer.max_epochs=1",
+    )
+    run = train(*TINY, *settings, record)
     assert run.code == 0, run.err
     rates = sorted(set(batches(tmp_path / "record")[0]["rates"]), reverse=True)
     assert len(rates) >= 5 and rates[0] == 0.02
-    assert rates == pytest.approx([0.02 * 0.5**i for i in range(len(rates))])
+    assert rates[1:] == pytest.approx([0.1 * 0.02 * 0.5**i for i in range(1, len(rates))])
 
 
 def test_second_stage_trains_the_head_only(train: Callable[..., Run], tmp_path: Path) -> None:
