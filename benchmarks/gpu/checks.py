@@ -1,4 +1,4 @@
-"""Call 3: what only a GPU can show: the tests marked `gpu`, killing and resuming, two ranks.
+"""What only a GPU can show: the tests marked `gpu`, killing and resuming, two ranks.
 
     python benchmarks/gpu/checks.py --data fer2013.csv --work WORK [--out OUT] [--minutes 9]
 

@@ -1,8 +1,8 @@
-"""Call 4: how close training comes to the device's limit.
+"""How close training comes to the device's limit.
 
     python benchmarks/gpu/speed.py --data fer2013.csv --work WORK [--out OUT] [--minutes 9]
 
-One call has time for all parts but `options`, which is another one: --only options.
+By default all parts but `options`, for which there would be no time: --only options.
 
 Measures the share of the device's own rate of bf16 matrix products that ResNet-50 with the small stem trains at, with
 what its steps spend their time on in hotspots.txt; then runs scripts of benchmarks/speed with settings for a GPU, each

@@ -1,4 +1,4 @@
-"""Call 2: the study of the imbalance strategies at full width on a GPU.
+"""The study of the imbalance strategies at full width on a GPU.
 
     python benchmarks/gpu/study.py --data fer2013.csv --work WORK [--out OUT] [--minutes 9]
 

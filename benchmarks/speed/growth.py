@@ -5,8 +5,8 @@
 
 A set is FER-2013 repeated: each copy of an image is shifted by up to three pixels and has noise, so that no two are
 identical. Nine tenths of it train, the rest is tested. Each size has a process of its own, which first goes through all
-parts with a few images, so that libraries are loaded. Measured are the parts as a job and the commands call them, small
-sets several times; an epoch is one of a very small network in batches of 100.
+parts with a few images, so that libraries are loaded. Parts are called as a job and the commands call them, those of
+small sets several times; an epoch is one of a very small network in batches of 100.
 Then epochs with images on the device and with all of them read from the memory map take turns, of at most 100,000
 images, and a whole one of each is run in a process of its own, whose memory is measured.
 
