@@ -2,11 +2,11 @@
 
     python benchmarks/gpu/networks.py --data fer2013.csv --work WORK [--out OUT] [--seeds 0 1 2] [--epochs N]
 
-Trains on Training, selects on PublicTest and scores PrivateTest once; seeds one after the other, by default for as many
-epochs as all of them have time for by a short measurement. A run whose time is up is saved, and the same command resumes it,
-as long as WORK is there. Writes networks.json
-(scores, images per second, their share of the device's own rate in bf16 matrix products; of a run that is cut off its
-curve), and in 16 bits, in parts, the weights of the seeds given by --send, by default of the last one that finished.
+Trains on Training, selects on PublicTest and scores PrivateTest once; seeds one after the other, by default for as
+many epochs as all of them have time for by a short measurement. A run whose time is up is saved, and the same command
+resumes it, as long as WORK is there. Writes networks.json (scores, images per second, their share of the device's own
+rate in bf16 matrix products; of a run that is cut off its curve), and in 16 bits, in parts, the weights of the seeds
+given by --send, by default of the last one that finished.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def call(key: str, node: Mapping[str, Any], *arguments: Any) -> Any:
     """The object of one node, whose target takes positional arguments that are no config values, such as parameters."""
     try:
         return _instantiate(key, node, _partial_=True)(*arguments)
-    except (ValueError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:  # RuntimeError: of PyTorch's optimizers
         raise UserError(f"{key}: {error}") from error
 
 

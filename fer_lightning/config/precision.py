@@ -11,6 +11,9 @@ AUTO = "auto"
 BF16, FP16, FP32 = "bf16-mixed", "16-mixed", "32-true"
 """Lightning's names of the options of the group `precision`."""
 
+ALIASES = {"bf16": BF16, "16": FP16, "32": FP32}
+"""Lightning's other names of them."""
+
 NATIVE_BF16 = "FER_LIGHTNING_NATIVE_BF16"
 """Environment variable that overrides the detection: 0 or 1."""
 

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fer_lightning.config import devices
 from fer_lightning.config.messages import value_error
 from fer_lightning.config.options import with_own_values
-from fer_lightning.config.precision import AUTO, FP16, choose_precision
+from fer_lightning.config.precision import ALIASES, AUTO, FP16, choose_precision
 from fer_lightning.data.quality.cleaning import digest
 from fer_lightning.data.readers.remote import is_url
 from fer_lightning.errors import UserError
@@ -46,6 +46,7 @@ def resolve(cfg: DictConfig, resumed: Mapping[str, Any] | None = None, *, typed:
     if trainer["precision"] == AUTO:
         chosen = (resumed or {}).get("trainer", {}).get("precision")
         trainer["precision"] = chosen or choose_precision(devices.kind(trainer))
+    trainer["precision"] = ALIASES.get(str(trainer["precision"]), trainer["precision"])
     if trainer["precision"] == FP16 and trainer["gradient_clip_val"] and "fused" in settings["optimizer"]:
         settings["optimizer"]["fused"] = False  # it would unscale gradients itself, too late to clip them
     return settings

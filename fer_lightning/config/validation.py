@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fer_lightning.config import devices
-from fer_lightning.config.precision import BF16, FP16, has_native_bf16
+from fer_lightning.config.precision import BF16, FP16, FP32, has_native_bf16
 from fer_lightning.config.schema import Distill, Protocol
 from fer_lightning.errors import UserError
 from fer_lightning.metrics.scores import by_name
@@ -47,6 +47,13 @@ OF_THIS_PROJECT = {
 }
 """Arguments of Lightning's Trainer that this project sets itself, or that would change what it measures; what to do
 instead."""
+
+TUNERS = {
+    "BackboneFinetuning": "use finetune.freeze_epochs and finetune.layer_decay",
+    "BatchSizeFinder": "set data.batch_size",
+    "LearningRateFinder": "set optimizer.lr, or tune it with sweep=optuna",
+}
+"""Callbacks of Lightning that expect another optimizer or another data loader; what to do instead."""
 
 
 class Started(NamedTuple):
@@ -90,6 +97,14 @@ def _check_effect(settings: Mapping[str, Any]) -> None:
         if distill[key] != getattr(Distill, key) and not distill["teachers"]:
             # Not an error: a sweep may compare teachers with none.
             log.warning("distill.%s=%s has no effect without distill.teachers", key, distill[key])
+    accumulated, weights = settings["trainer"]["accumulate_grad_batches"], settings["imbalance"]["loss"].get("weights")
+    if weights is not None and accumulated > 1:
+        log.warning(
+            "imbalance.loss.weights=%s with trainer.accumulate_grad_batches=%s: the loss of each batch is divided by "
+            "the weights of its own images, which weakens class weights the more the smaller data.batch_size is",
+            weights,
+            accumulated,
+        )
 
 
 def _check_seeds(settings: Mapping[str, Any]) -> None:
@@ -151,6 +166,18 @@ def _check_training(settings: Mapping[str, Any]) -> None:
         limit = 1.0 if trainer[key] is None else trainer[key]
         if not isinstance(limit, int | float) or not (0 <= limit <= 1 or (limit > 1 and limit % 1 == 0)):
             raise UserError(f"trainer.{key}={limit}: use a number of batches, or a fraction from 0 to 1")
+    if unvalidated := epochs % every if epochs >= every else 0:
+        log.warning(
+            "trainer.max_epochs=%s is no multiple of trainer.check_val_every_n_epoch=%s: the last %s not validated, "
+            "and cannot be chosen as the best",
+            epochs,
+            every,
+            "epoch is" if unvalidated == 1 else f"{unvalidated} epochs are",
+        )
+    for name, node in (settings["callbacks"] or {}).items():
+        target = str((node or {}).get("_target_")).rpartition(".")[2]
+        if target in TUNERS:
+            raise UserError(f"callbacks.{name}: {target} does not work here: {TUNERS[target]}")
     time = trainer["max_time"]
     if time is not None and not (re.fullmatch(r"\d+:\d\d:\d\d:\d\d", time.strip()) and re.search("[1-9]", time)):
         raise UserError(f"trainer.max_time={time}: use days:hours:minutes:seconds, as in 00:12:00:00")
@@ -222,6 +249,8 @@ def check_monitor(metric: str, mode: str, classes: tuple[str, ...], key: str = "
 def _check_devices(settings: Mapping[str, Any], started: Started | None) -> None:
     trainer, batch_size = settings["trainer"], settings["data"]["batch_size"]
     kind, here = devices.kind(trainer), devices.count(trainer)
+    if trainer["precision"] not in (BF16, FP16, FP32):
+        raise UserError(f"trainer.precision={trainer['precision']}: use precision=fp32, bf16, fp16 or auto")
     if trainer["precision"] == FP16 and kind == "cpu":
         raise UserError("precision=fp16 needs a GPU; use precision=bf16 or fp32 on the CPU")
     if trainer["precision"] == BF16 and not has_native_bf16(kind):

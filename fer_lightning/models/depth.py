@@ -18,8 +18,7 @@ class DropPath(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"drop_path is a probability, at least 0 and below 1, not {p}")
+        _check(p)
         self.p = p
 
     def forward(self, branch: Tensor) -> Tensor:
@@ -30,5 +29,15 @@ class DropPath(nn.Module):
 
 
 def drop_rates(last: float, blocks: int) -> list[float]:
-    """A probability for each block, from 0 for the first to `last` for the last (section 3.1)."""
-    return [last * i / max(blocks - 1, 1) for i in range(blocks)]
+    """A probability for each block, from 0 for the first of several to `last` for the last (section 3.1).
+
+    Raises:
+        ValueError: `last` is not at least 0 and below 1.
+    """
+    _check(last)
+    return [last * i / (blocks - 1) for i in range(blocks)] if blocks > 1 else [last] * blocks
+
+
+def _check(p: float) -> None:
+    if not 0 <= p < 1:
+        raise ValueError(f"drop_path is a probability, at least 0 and below 1, not {p}")

@@ -68,10 +68,19 @@ class TimmBackbone(nn.Module):
         return cast(Tensor, self.model(x))
 
     def layer_of(self, parameter: str) -> int:
-        """The layer of a parameter, from 0 at the input, as timm groups them for layer-wise learning rates."""
+        """The layer of a parameter, from 0 at the input, as timm groups them for layer-wise learning rates.
+
+        Raises:
+            ValueError: timm does not group those of this network.
+        """
         if not hasattr(self, "_layers"):
             from timm.models import group_parameters
 
+            if not hasattr(self.model, "group_matcher"):
+                raise ValueError(
+                    f"timm does not group the layers of {self.name}, which finetune.layer_decay and "
+                    "finetune.backbone_lr_factor need: leave them at 1"
+                )
             matcher = self.model.group_matcher(coarse=False)
             self._layers = cast(dict[str, int], group_parameters(self.model, matcher, reverse=True))
         return self._layers[parameter.removeprefix("model.")]

@@ -56,7 +56,7 @@ class VGG(nn.Module):
         saliency_layers: by title the last two layers whose maps `fer-lightning explain` shows.
 
     Raises:
-        ValueError: a width or a number of convolutions below 1, or no stages.
+        ValueError: a width or a number of convolutions below 1, no stages, or `drop_path` without an effect.
     """
 
     def __init__(
@@ -68,7 +68,13 @@ class VGG(nn.Module):
         if not convs or min(convs) < 1:
             raise ValueError(f"convs holds a number of convolutions, 1 or more, for each stage, not {list(convs)}")
         channels = [in_channels, *(width * 2**i for i in range(len(convs)))]
-        stages = zip(channels, channels[1:], convs, drop_rates(drop_path, len(convs)), strict=False)
+        rates = drop_rates(drop_path, len(convs))
+        if drop_path and not any(rate for rate, n in zip(rates, convs, strict=True) if n > 1):
+            raise ValueError(
+                f"drop_path={drop_path} has no effect with convs={list(convs)}: no stage after the first has a "
+                "shortcut, for which it needs 2 convolutions or more"
+            )
+        stages = zip(channels, channels[1:], convs, rates, strict=False)
         self.stages = nn.Sequential(*(Stage(*of_one) for of_one in stages))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.num_features = channels[-1]

@@ -142,8 +142,9 @@ def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, An
         changes.remove(change)
     if kept := [change for change in changes if _is_kept(change, settings)]:
         raise UserError(
-            f"{run_dir}: {kept[0]}: a run that has begun keeps the settings of its optimizer, which are in its "
-            f"checkpoint; start another one, with init_from={run_dir} if it shall begin with this one's weights"
+            f"{run_dir}: {kept[0]}: a run that has begun keeps the settings of its optimizer, of fine-tuning and of a "
+            f"plateau schedule, which belong to its checkpoint; start another one, with init_from={run_dir} if it "
+            "shall begin with this one's weights"
         )
     if changes and not settings["allow_changes"]:
         raise UserError(
@@ -166,7 +167,8 @@ def _compare(run_dir: Path, settings: Mapping[str, Any], wanted: Mapping[str, An
 def _is_kept(change: str, settings: Mapping[str, Any]) -> bool:
     """Whether a checkpoint restores what a change is about, so that it would have no effect, or cannot be restored."""
     is_plateau = "plateau" in change or str((settings.get("schedule") or {}).get("_target_")).endswith(".plateau")
-    return change.startswith("optimizer.") or (change.startswith("schedule.") and is_plateau)
+    with_groups = ("optimizer.", "finetune.", "imbalance.retrain_after: ")  # which belong to the groups of parameters
+    return change.startswith(with_groups) or (change.startswith(("schedule.", "monitor.")) and is_plateau)
 
 
 def keep_partition(run_dir: Path, source: str, digests: Mapping[str, str], *, resumed: bool) -> None:

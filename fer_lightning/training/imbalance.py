@@ -114,7 +114,8 @@ class Strategy:
             if (epochs // every) * every <= first:
                 raise UserError(
                     f"{key}={after} takes effect after epoch {first} of {epochs}, and with "
-                    f"trainer.check_val_every_n_epoch={every} no validation follows to choose a checkpoint by"
+                    f"trainer.check_val_every_n_epoch={every} no validation follows to choose a checkpoint by: "
+                    "use trainer.check_val_every_n_epoch=1, or a smaller fraction"
                 )
         if self.retrain_after is not None and trainer["max_time"] is not None:
             raise UserError(
@@ -124,7 +125,7 @@ class Strategy:
         if self.retrain_after is not None and epoch_at(self.retrain_after, epochs) == 0:
             raise UserError(
                 f"imbalance.retrain_after={self.retrain_after} of trainer.max_epochs={epochs} leaves no epoch for the "
-                "first stage"
+                "first stage: train for more epochs"
             )
 
     def stages(self, max_epochs: int, freeze_epochs: int = 0) -> list[Stage]:

@@ -24,7 +24,7 @@ from fer_lightning.data.table import SIDE
 from fer_lightning.data.transforms.augment import BatchAugment
 from fer_lightning.distributed import ranks
 from fer_lightning.distributed.signals import handled
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, flat
 from fer_lightning.report import tracking
 from fer_lightning.runs.checkpoints import checkpoint_to_resume, read_checkpoint
 from fer_lightning.runs.folder import BEST, CHECKPOINTS, LAST, keep_partition
@@ -162,7 +162,11 @@ class _Job:
         try:
             trainer.fit(classifier, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:  # of what the config adds to the trainer and the callbacks
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+            raise UserError(f"trainer: {flat(error, 300)}") from error
+        except ValueError as error:
+            if "val_check_interval" not in str(error):
+                raise
+            raise UserError(f"trainer.val_check_interval: {flat(error, 300)}") from error
         return trainer
 
     def _start_of(self, stage: Stage, trained: L.Trainer, folder: Path) -> Path:

@@ -50,7 +50,8 @@ class ClassLoss(nn.Module):
         class_counts: training images per class.
         weights: kind of class weights, see `class_weights`. As in PyTorch, the loss of a batch is divided by the summed
             weights of its targets, so that its scale stays the same; on several devices by those of the total batch, so
-            that the gradient equals that of one device.
+            that the gradient equals that of one device. Of batches whose gradients are accumulated, each is divided by
+            its own.
         beta: of `weights=effective`.
         after: weights are in force after this fraction of the epochs, "deferred re-weighting" (Cao et al. 2019,
             arXiv:1906.07413, algorithm 1).

@@ -166,7 +166,15 @@ class FERClassifier(L.LightningModule):
         self._bad_step = torch.where(first_bad, self.global_step + 1, self._bad_step)
         hits = (logits.detach().argmax(1) == labels).sum()
         self._sums = self._sums.to(self.device) + torch.stack([value * n, hits, torch.full_like(hits, n)])
-        return loss
+        share = self._window(batch_idx)
+        return loss if share == 1 else loss / share
+
+    def _window(self, batch_idx: int) -> float:
+        """The batches whose gradients are summed with this one's, as a share of `accumulate_grad_batches`, by which
+        Lightning divides every loss, although there are fewer of them before the last step of an epoch."""
+        accumulated, batches = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
+        left = batches % accumulated
+        return left / accumulated if left and batch_idx >= batches - left else 1.0
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         trainer = self.trainer
@@ -174,7 +182,7 @@ class FERClassifier(L.LightningModule):
         is_due = (batch_idx + 1) % accumulated == 0 and trainer.global_step % every == 0  # when Lightning writes it
         if is_due or trainer.is_last_batch:
             self.stop_on_bad_loss()
-            loss = outputs["loss"] * accumulated  # by which Lightning has divided it
+            loss = outputs["loss"] * accumulated * self._window(batch_idx)  # by which it was divided
             self.log("train/loss_step", loss, batch_size=len(batch.labels), prog_bar=True)
 
     def stop_on_bad_loss(self) -> None:
@@ -271,23 +279,41 @@ class FERClassifier(L.LightningModule):
         else:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The groups of parameters that the optimizer gets.
+
+        Raises:
+            UserError: layers should have rates of their own, and there is no rate to start from, or the layers of the
+                network are not known.
+        """
+        hparams, node = self.hparams, self.hparams["optimizer"]
+        try:
+            return parameter_groups(
+                self.network,
+                node.get("weight_decay", 0.0),
+                node.get("lr"),
+                hparams["layer_decay"],
+                hparams["backbone_lr_factor"],
+                mark_head=str(node["_target_"]).endswith(".Muon"),
+            )
+        except ValueError as error:
+            raise UserError(f"model: {error}") from error
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams
-        node = hparams["optimizer"]
-        groups = parameter_groups(
-            self.network,
-            node.get("weight_decay", 0.0),
-            node.get("lr"),
-            hparams["layer_decay"],
-            hparams["backbone_lr_factor"],
-            mark_head=str(node["_target_"]).endswith(".Muon"),
-        )
-        optimizer = instantiate.call("optimizer", hparams["optimizer"], groups)
+        optimizer = instantiate.call("optimizer", hparams["optimizer"], self.parameter_groups())
         steps = int(self.trainer.estimated_stepping_batches)
         if first := hparams["first_epoch"]:  # less those of an earlier stage
             steps = round(steps * (1 - first / self.trainer.max_epochs))
         mode = hparams["monitor"]["mode"]
-        scheduler, interval = instantiate.call("schedule", hparams["schedule"], optimizer, steps, mode)
+        schedule = instantiate.call("schedule", hparams["schedule"], optimizer, steps, mode)
+        if not (isinstance(schedule, tuple) and len(schedule) == 2 and schedule[1] in ("step", "epoch")):
+            raise UserError(
+                f"schedule: {hparams['schedule']['_target_']} does not return a pair of a scheduler and 'step' or "
+                "'epoch', as the functions of fer_lightning.training.optim do: choose one of the group's options, or "
+                "wrap it in such a function"
+            )
+        scheduler, interval = schedule
         return {
             "optimizer": optimizer,
             # `on_train_epoch_end` steps the plateau schedule; Lightning only wants a metric that is always there.

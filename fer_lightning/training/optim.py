@@ -50,8 +50,8 @@ def parameter_groups(
     one_rate = layer_decay == 1 and backbone_lr_factor == 1
     if not one_rate and lr is None:
         raise ValueError("finetune.layer_decay and finetune.backbone_lr_factor need optimizer.lr")
-    layers = layers_of(network)
-    last = max(layers.values())
+    layers = {} if one_rate else layers_of(network)
+    last = max(layers.values(), default=0)
     groups: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
@@ -83,7 +83,7 @@ def layers_of(network: FaceNetwork) -> dict[str, int]:
 def cosine(optimizer: Optimizer, steps: int, mode: str, warmup: float = 0.05, final: float = 0.0) -> Schedule:
     """Linear warm-up over the fraction `warmup` of the steps, then half a cosine down to `final` × the rate
     (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
-    _check_warmup(warmup)
+    _check_fractions(warmup, final=final)
     warmup_steps = max(1, round(warmup * steps))
 
     def factor(step: int) -> float:
@@ -99,7 +99,7 @@ def onecycle(
 ) -> Schedule:
     """Up to the rate by a cosine over the fraction `warmup` of the steps, then down to `final` × the rate (Smith &
     Topin 2018, arXiv:1708.07120); `start` and `final` are fractions of the highest rate."""
-    _check_warmup(warmup)
+    _check_fractions(warmup, start=start, final=final)
     peak = max(0.0, warmup * (steps + 1) - 1)
 
     def factor(step: int) -> float:
@@ -124,6 +124,9 @@ def _half_cosine(first: float, last: float, progress: float) -> float:
     return last + (first - last) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def _check_warmup(warmup: float) -> None:
+def _check_fractions(warmup: float, **of_the_rate: float) -> None:
     if not 0 <= warmup < 1:
         raise ValueError(f"schedule.warmup is a fraction of the steps, from 0 up to 1, not {warmup}")
+    for name, fraction in of_the_rate.items():
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"schedule.{name} is a fraction of optimizer.lr, from 0 to 1, not {fraction}")

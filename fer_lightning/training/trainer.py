@@ -22,6 +22,7 @@ from fer_lightning.distributed.strategy import OrderedDDP
 from fer_lightning.errors import UserError, flat
 from fer_lightning.runs.checkpoints import WholeCheckpointIO
 from fer_lightning.training.callbacks import History, ProgressBar, ProgressLine
+from fer_lightning.training.statistics import SyncedBatchNorm
 
 
 def make_trainer(
@@ -66,7 +67,11 @@ def make_trainer(
             enable_model_summary=False,
             enable_checkpointing=any(isinstance(c, L.callbacks.Checkpoint) for c in callbacks),
             # Named, since Lightning would guess otherwise, and take a batch script of SLURM for one of its tasks.
-            plugins=[WholeCheckpointIO(), TorchElasticEnvironment() if rank else LightningEnvironment()],
+            plugins=[
+                WholeCheckpointIO(),
+                TorchElasticEnvironment() if rank else LightningEnvironment(),
+                *([SyncedBatchNorm()] if group.get("sync_batchnorm") else []),
+            ],
             **arguments,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:

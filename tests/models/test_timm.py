@@ -172,6 +172,37 @@ def test_pretrained_network_is_fine_tuned_exported_and_evaluated(python: Python,
         moved.rename(lite0)
 
 
+def test_batch_norm_over_gpus_keeps_the_activations_of_norms(python: Python) -> None:
+    done = python(
+        "-c",
+        """
+import torch
+from torch import nn
+from fer_lightning.models.timm_backbone import TimmBackbone
+from fer_lightning.training.statistics import SyncedBatchNorm
+module, faces = nn.ModuleDict({"network": TimmBackbone("tf_efficientnet_lite0").eval()}), torch.rand(2, 3, 64, 64)
+expected, before, layers = module["network"](faces), [type(m) for m in module.modules()], SyncedBatchNorm()
+module = layers.apply(module)
+assert sum(isinstance(m, nn.SyncBatchNorm) for m in module.modules()) > 40
+torch.testing.assert_close(module["network"](faces), expected)
+module = layers.revert(module)
+assert [type(m) for m in module.modules()] == before
+torch.testing.assert_close(module["network"](faces), expected)
+print("equal")
+""",
+    )
+    assert done.stdout == "equal\n", done.stderr
+
+
+def test_networks_whose_layers_timm_does_not_group_have_one_rate(python: Python, tmp_path: Path) -> None:
+    options = (*TIMM, "model.name=pit_ti_224", "augment.crop=null", "model.preprocessing.size=224")
+    few = ("trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1")
+    done = python("train.py", *options, *few, f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    done = python("train.py", *options, *few, "finetune.layer_decay=0.8", f"hydra.run.dir={tmp_path}/other")
+    assert done.returncode == 1 and "leave them at 1" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -308,6 +308,8 @@ def test_a_failed_resume_leaves_the_run_as_it_was(copy: Path, train: Callable[..
     [
         ("optimizer.lr=0.5", "optimizer.lr: 0.02 -> 0.5: a run that has begun keeps the settings of its optimizer"),
         ("schedule=plateau", "a run that has begun keeps"),
+        ("finetune.backbone_lr_factor=0.5", "finetune.backbone_lr_factor: 1.0 -> 0.5: a run that has begun keeps"),
+        ("imbalance=two_stage", "imbalance.retrain_after: null -> 0.75: a run that has begun keeps"),
         ("imbalance.head={scale: 3}", "its weights do not fit the configured network"),
     ],
 )

@@ -389,6 +389,41 @@ def test_settings_that_would_fail_after_training_are_refused_before(
     assert "epoch 1" not in run.out
 
 
+@pytest.mark.parametrize("batches", [1, 3])
+def test_accumulated_gradients_are_means_also_of_fewer_batches(batches: int, train: Train, tmp_path: Path) -> None:
+    """As at the end of an epoch, where fewer batches remain than are accumulated for a step."""
+    weights = []
+    for accumulated in (batches, 4):
+        run = train(
+            *TINY, f"trainer.limit_train_batches={batches}", f"trainer.accumulate_grad_batches={accumulated}",
+            "trainer.max_epochs=1", "precision=fp32", "schedule=constant", folder=tmp_path / str(accumulated),
+        )  # fmt: skip
+        assert run.code == 0, run.err
+        weights.append(torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)["state_dict"])
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        (["trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2"], "the last epoch is not validated"),
+        (["imbalance=weighted", "trainer.accumulate_grad_batches=2"], "which weakens class weights"),
+    ],
+)
+def test_settings_that_may_surprise_are_logged(settings: list[str], warning: str, train: Train) -> None:
+    run = train(*TINY, *settings)
+    assert run.code == 0, run.err
+    assert warning in (run.folder / "train.log").read_text()
+
+
+@pytest.mark.parametrize(("given", "stored"), [("32", "32-true"), ("bf16", "bf16-mixed")])
+def test_other_names_of_precisions_are_those_of_the_group(given: str, stored: str, train: Train) -> None:
+    run = train(*TINY, f"trainer.precision={given}", "trainer.max_epochs=1")
+    assert run.code == 0, run.err
+    assert OmegaConf.load(run.folder / "config.yaml").trainer.precision == stored
+
+
 class Gradients(L.Callback):
     """Records the largest gradient that each optimizer step was given, and the norm of all."""
 

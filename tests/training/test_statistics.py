@@ -1,4 +1,4 @@
-"""The statistics by which batch norm predicts."""
+"""The statistics of batch norm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.runs.folder import load_settings
 from fer_lightning.training.imbalance import Stage, Strategy
 from fer_lightning.training.job import make_classifier, make_data
-from fer_lightning.training.statistics import estimate_statistics
+from fer_lightning.training.statistics import SyncedBatchNorm, estimate_statistics
 from tests.conftest import TINY, Run
 
 
@@ -158,3 +158,17 @@ def test_a_negative_number_is_refused(train: Callable[..., Run]) -> None:
     run = train(*TINY, "augment=light", "augment.batch_norm_images=-1")
     assert run.code == 1
     assert "batch_norm_images is a number of images, 0 or more, not -1" in run.err
+
+
+def test_norms_of_all_gpus_share_their_state_and_are_put_back() -> None:
+    ours = nn.ModuleDict({"network": network()}).eval()  # a LightningModule and what it holds
+    before, expected = dict(ours.named_modules()), ours["network"](batches()[0])
+    layers = SyncedBatchNorm()
+    synced = layers.apply(ours)
+    assert isinstance(synced["network"][1], nn.SyncBatchNorm)
+    torch.testing.assert_close(synced["network"](batches()[0]), expected)
+    for name, buffer in synced["network"][1].named_buffers():  # as a move to a GPU would
+        synced["network"][1]._buffers[name] = buffer + 1
+    again = layers.revert(synced)
+    assert dict(again.named_modules()) == before
+    assert again["network"][1].running_mean[0] == 1 and again["network"][5].running_mean[0] == 0
