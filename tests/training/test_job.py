@@ -555,7 +555,7 @@ EXPERIMENTS = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml
 
 
 SIZES = {
-    "finetune": ["trainer.max_epochs=2"],  # it brings its network, and trains its head alone at first
+    "finetune": ["trainer.max_epochs=4"],  # it brings its network, and trains its head alone in three epochs
     "strong": ["model.width=8", "trainer.max_epochs=2"],  # it is validated every second epoch
     "strong_cpu": ["model.width=8", "trainer.max_epochs=2"],
     "speed_65": ["model.width=8", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2"],
