@@ -150,6 +150,9 @@ def write_csv(path: Path, rows: int = 4) -> Path:
             ["+callbacks.finder={_target_: lightning.pytorch.callbacks.LearningRateFinder}"],
             "callbacks.finder: LearningRateFinder does not work here: set optimizer.lr",
         ),
+        (["callbacks.early_stopping=false"], "callbacks.early_stopping=false: .* or callbacks.early_stopping=null"),
+        (["+callbacks.x=hello"], "callbacks.x=hello: use names and values with a _target_"),
+        (["+logger.csv=false"], "logger.csv=false: .* logger.csv=null to leave it out"),
         (["imbalance=two_stage", "trainer.max_epochs=1"], "leaves no epoch for the first stage: train for more epochs"),
         (
             ["model=vgg", "model.width=4", "model.convs=[2,1]", "model.drop_path=0.5"],

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fer_lightning.config.saved import read_settings
 from fer_lightning.errors import UserError, flat, quoted
 from fer_lightning.report.tables import classes_of, confusion_of, labels_of, probabilities_of
-from fer_lightning.runs.folder import CONFIG, PIXELS, finished, load_settings
+from fer_lightning.runs.folder import CONFIG, PIXELS, finished
 
 IGNORED = ("seed", "logger", "data.cache_dir", "trainer.progress_bar")
 """Keys that do not belong to a setting; `seed` distinguishes the runs of one."""
@@ -23,9 +24,9 @@ IGNORED = ("seed", "logger", "data.cache_dir", "trainer.progress_bar")
 PATHS = ("dirpath", "save_dir")
 """Last parts of keys that are paths of a run's output."""
 
-SOURCES = ("data.path", "data.votes", "data.relabel", "distill.teachers")
-"""Keys of input files, which may have another path in another run of the same setting: they distinguish settings only
-if runs of the same seed differ in nothing else."""
+SOURCES = ("data.path", "data.votes", "data.relabel", "distill.teachers", "distill.digests", "init_from")
+"""Keys of input files and trained networks, which may have another path in another run of the same setting: they
+distinguish settings only if runs of the same seed differ in nothing else."""
 
 CONTENTS = {"data.relabel_digest": "data.relabel", "distill.digests": "distill.teachers"}
 """Keys of file digests, and of these files, which name settings instead if they distinguish the same runs."""
@@ -143,7 +144,7 @@ def _order(folder: Path) -> list[tuple[int, str]]:
 
 
 def _read(folder: Path, pixels: str, clean: bool) -> FinishedRun:
-    settings = load_settings(folder)
+    settings = read_settings(folder / CONFIG)  # where a path in the run folder is the same for all runs
     path = folder / PREDICTIONS
     try:
         table = _predictions(path)

@@ -44,6 +44,13 @@ def check(settings: Mapping[str, Any]) -> None:
     Raises:
         UserError: the first problem found.
     """
+    for group in ("callbacks", "logger"):
+        for name, node in (settings.get(group) or {}).items():
+            if node is not None and not isinstance(node, Mapping):
+                raise UserError(
+                    f"{group}.{name}={_shown(node)}: use names and values with a {TARGET}, or {group}.{name}=null to "
+                    "leave it out"
+                )
     for group in GROUPS:
         if settings.get(group):
             _check_node(group, settings[group])

@@ -93,6 +93,8 @@ def evaluate(
             clean = ~np.isin(regrouped.duplicate_groups, regrouped.duplicate_groups[known])
     else:
         clean = np.full(len(faces), len(runs) == len(loaded))  # a model file's training set is unavailable
+        if twins != own_twins and len(runs) < len(loaded):
+            log.warning("--twins %s changes nothing: the training set of a model file is not known", twins)
         for run_dir, settings in zip(runs, configs, strict=True):
             clean &= _unseen(faces, run_dir, settings, twins, trust)
     name = f"{source_name(data)}-{split}" if data else split
@@ -124,6 +126,8 @@ def evaluate(
         metrics |= ensembles.summary(table, of_members, faces.labels[rows], float(metrics["test/accuracy"]))
         write_atomically(out / "members.csv", tables.as_csv(table))
         ensembles.show(table, metrics)
+    else:  # of an earlier ensemble in the same folder
+        (out / "members.csv").unlink(missing_ok=True)
     write_atomically(out / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     counts = dict(zip(classes, faces.counts(rows).tolist(), strict=True))
     index = write_report(

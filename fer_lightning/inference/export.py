@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,6 +111,12 @@ def export(
         [_member(*pair) for pair in zip(networks, members, strict=True)], whole.classes, tta=whole.tta
     )
     found = _labelled(loaded, data, trust) if measure else None
+    from_more = any(one.description is None or one.description.precision != "int8" for one in loaded)
+    if kind == "safetensors" and stored == "int8" and from_more and measure and found is None:
+        raise UserError(
+            f"--to {printable(to)}: weights of 8 bits answer differently, and need images to be scored again: name the "
+            "data with --data"
+        )
     accuracy = None
     if kind == "safetensors":
         if stored == "int8" and found:
@@ -119,7 +126,7 @@ def export(
     known = loaded[0].description if len(loaded) == 1 else None
     scores = dict(loaded[0].scores) if len(loaded) == 1 and loaded[0].tta == whole.tta else {}
     description = Description(
-        name=name or to.name.partition(".")[0],
+        name=name or re.sub(r"(\.int8)?\.(onnx|safetensors)$", "", to.name),
         version=__version__,
         commit=", ".join(dict.fromkeys(one.commit for one in loaded)),
         classes=list(whole.classes),

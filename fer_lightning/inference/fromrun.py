@@ -79,6 +79,10 @@ def load_run(
         calibration = Calibration(**{key: float(value) for key, value in values.items()}) if values else None
     except (TypeError, ValueError) as error:
         raise UserError(f"{run_dir / METRICS}: its calibration is damaged ({flat(error)}); restore it") from None
+    try:
+        scores = {key: float(metrics[key]) for key in metrics if key.startswith("test/")}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{run_dir / METRICS}: its scores are damaged ({flat(error)}); restore it") from None
     name = "/".join(run_dir.absolute().parts[-2:])
     return LoadedModel(
         run_dir,
@@ -88,7 +92,7 @@ def load_run(
         tuple(own["classes"]),
         calibration=calibration,
         batch_size=batch_size,
-        scores={key: float(metrics[key]) for key in metrics if key.startswith("test/")},
+        scores=scores,
         commit=str(metrics.get("commit", "unknown")),
     )
 

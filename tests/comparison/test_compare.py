@@ -179,6 +179,24 @@ def test_teachers_of_another_place_are_the_same_setting(tmp_path: Path) -> None:
     assert [run.seed for run in setting.runs] == [0, 1]
 
 
+@pytest.mark.parametrize("key", ["init_from", "distill__digests"])
+def test_a_start_or_teacher_of_each_seed_is_one_setting(key: str, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for factor in (1.0, 0.03):
+            start = f"/before-{seed}"
+            keys = {key: start if key == "init_from" else [start], "finetune__backbone_lr_factor": factor}
+            make_run(tmp_path / f"{seed}-{factor}", 0.5, seed, **keys)
+    settings, _ = collect([tmp_path])
+    assert [[run.seed for run in setting.runs] for setting in settings] == [[0, 1], [0, 1]]
+
+
+def test_paths_in_run_folders_are_the_same_setting(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_run(tmp_path / str(seed), 0.5, seed, callbacks__mine__path="<run folder>/mine.csv")
+    (setting,) = collect([tmp_path])[0]
+    assert [run.seed for run in setting.runs] == [0, 1]
+
+
 def test_a_folder_of_any_name_is_read(tmp_path: Path) -> None:
     make_run(tmp_path / "²" / "0", 0.5)
     assert len(collect([tmp_path])[0]) == 1

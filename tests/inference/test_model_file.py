@@ -105,6 +105,27 @@ def test_weights_of_8_bits_are_those_of_torch(run: Path, tmp_path: Path, test_im
         load_model(lacking)
 
 
+def test_8_bits_of_a_file_need_images(run: Path, model_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="name the data with --data"):
+        export([model_file], tmp_path / "small.safetensors", precision="int8")
+    assert not (tmp_path / "small.safetensors").exists()
+
+
+def test_names_of_files_may_hold_dots(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "fer-0.5.safetensors"
+    export([run], file)
+    assert description_of(file)["name"] == "fer-0.5"
+
+
+def test_damaged_scores_of_a_run_are_named(run: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    metrics = json.loads((copied / "metrics.json").read_text()) | {"test/accuracy": "bad"}
+    (copied / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(UserError, match=r"metrics\.json: its scores are damaged"):
+        load(copied, accelerator="cpu")
+
+
 def test_8_bits_that_cost_accuracy_are_not_written(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fer_lightning.inference.export as module
 
@@ -495,6 +516,8 @@ def test_evaluate_of_an_ensemble_reports_gain_and_members(run: Path, other_run: 
     alone = [evaluate([path], out=tmp_path / path.parent.name, accelerator="cpu") for path in (run, other_run)]
     np.testing.assert_allclose(members["accuracy"], [one["test/accuracy"] for one in alone], atol=1e-5)
     assert metrics["members/number"] == 2
+    evaluate([run], out=tmp_path, accelerator="cpu")  # into the same folder
+    assert not (tmp_path / "members.csv").exists()
     assert metrics["members/gain"] == pytest.approx(
         float(metrics["test/accuracy"]) - members["accuracy"].mean(), abs=1e-5
     )
