@@ -21,6 +21,9 @@ from fer_lightning.runs.folder import CONFIG, PIXELS, finished
 IGNORED = ("seed", "logger", "data.cache_dir", "trainer.progress_bar")
 """Keys that do not belong to a setting; `seed` distinguishes the runs of one."""
 
+FOLD = "protocol.fold"
+"""Key that distinguishes the runs of one setting as well, if there are folds."""
+
 PATHS = ("dirpath", "save_dir")
 """Last parts of keys that are paths of a run's output."""
 
@@ -46,6 +49,7 @@ class FinishedRun:
         folder: the run folder.
         keys: the resolved config: dotted key to value, as text.
         seed: of the run.
+        fold: of `protocol=kfold`; 0 for other protocols.
         predictions: from predictions.csv; labelled test images only.
         classes: class names in label order.
         pixels: digest of the test images.
@@ -54,9 +58,15 @@ class FinishedRun:
     folder: Path
     keys: Mapping[str, str]
     seed: int
+    fold: int
     predictions: pd.DataFrame
     classes: tuple[str, ...]
     pixels: str
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Seed and fold."""
+        return self.seed, self.fold
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -81,11 +91,11 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in their seed only.
+    """Runs that differ in their seed only, or in their fold of `protocol=kfold`, which counts as a seed does.
 
     Attributes:
         name: what distinguishes it from the others.
-        runs: sorted by seed.
+        runs: sorted by seed and fold.
         beside: keys that differ between or within settings and are not in the names.
     """
 
@@ -154,7 +164,10 @@ def _read(folder: Path, pixels: str, clean: bool) -> FinishedRun:
     if not used.any():
         raise UserError(f"{path}: contains no {'clean ' if clean else ''}labelled test image")
     table = table[used].reset_index(drop=True)
-    return FinishedRun(folder, dict(_flat(settings)), int(settings["seed"]), table, classes_of(table), pixels)
+    keys, fold = dict(_flat(settings)), 0
+    if keys.get("protocol.name") == "kfold":
+        fold = int(keys.pop(FOLD))
+    return FinishedRun(folder, keys, int(settings["seed"]), fold, table, classes_of(table), pixels)
 
 
 def _predictions(path: Path) -> pd.DataFrame:
@@ -217,8 +230,9 @@ def _settings(runs: Sequence[FinishedRun]) -> list[Setting]:
     table = pd.DataFrame([run.keys for run in runs])
     differing = _differing(table)
     table = table.fillna("None")  # a key that a run lacks is as good as null
+    table[FOLD] = [run.fold for run in runs]
     used = [key for key in differing if key not in SOURCES]
-    if table.duplicated([*used, "seed"]).any():
+    if table.duplicated([*used, "seed", FOLD]).any():
         used = differing
     named: list[str] = []  # the first keys that together distinguish all settings; the others follow from them
     distinct = 1
@@ -237,9 +251,9 @@ def _settings(runs: Sequence[FinishedRun]) -> list[Setting]:
         groups.setdefault(tuple(row), []).append(run)
     settings = []
     for members in groups.values():
-        members.sort(key=lambda run: run.seed)
+        members.sort(key=lambda run: run.part)
         for one, other in pairwise(members):
-            if one.seed == other.seed:
+            if one.part == other.part:
                 raise UserError(
                     f"{one.folder} and {other.folder} have the same setting and seed: name only one of them"
                 )

@@ -116,8 +116,8 @@ def mcnemar_p(a: Setting, b: Setting) -> float:
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
-    of_b = {run.seed: run for run in b.runs}
-    matched = [(run, of_b[run.seed]) for run in a.runs if run.seed in of_b] or list(zip(a.runs, b.runs, strict=False))
+    of_b = {run.part: run for run in b.runs}
+    matched = [(run, of_b[run.part]) for run in a.runs if run.part in of_b] or list(zip(a.runs, b.runs, strict=False))
     p_values = []
     for pair in matched:
         one, other = (run.guesses == run.labels for run in pair)

@@ -190,6 +190,20 @@ def test_a_start_or_teacher_of_each_seed_is_one_setting(key: str, tmp_path: Path
     assert [[run.seed for run in setting.runs] for setting in settings] == [[0, 1], [0, 1]]
 
 
+def test_folds_are_runs_of_one_setting(tmp_path: Path) -> None:
+    for fold in (1, 0, 2):
+        for name, skill in (("none", 0.5), ("weighted", 0.6)):
+            keys = {"imbalance__name": name, "protocol__name": "kfold", "protocol__fold": fold}
+            make_run(tmp_path / f"{name}-{fold}", skill, **keys)
+    settings, _ = collect([tmp_path])
+    assert [s.name for s in settings] == ["none", "weighted"]
+    assert [[run.fold for run in setting.runs] for setting in settings] == [[0, 1, 2], [0, 1, 2]]
+    assert compare(settings, resamples=200).table["seeds"].tolist() == [3, 3]
+    make_run(tmp_path / "again", 0.7, **keys)
+    with pytest.raises(UserError, match="have the same setting and seed"):
+        collect([tmp_path])
+
+
 def test_paths_in_run_folders_are_the_same_setting(tmp_path: Path) -> None:
     for seed in (0, 1):
         make_run(tmp_path / str(seed), 0.5, seed, callbacks__mine__path="<run folder>/mine.csv")
