@@ -172,6 +172,8 @@ class FERClassifier(L.LightningModule):
     def _window(self, batch_idx: int) -> float:
         """The batches whose gradients are summed with this one's, as a share of `accumulate_grad_batches`, by which
         Lightning divides every loss, although there are fewer of them before the last step of an epoch."""
+        if self._trainer is None:
+            return 1.0
         accumulated, batches = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
         left = batches % accumulated
         return left / accumulated if left and batch_idx >= batches - left else 1.0
@@ -238,9 +240,8 @@ class FERClassifier(L.LightningModule):
         """Estimate the statistics of batch norm from images that are not augmented, and take those of rank 0, which
         are the ones that checkpoints hold. By now an average of the weights has been swapped in."""
         if self.unaugmented is not None:
-            precision = self.trainer.precision_plugin
-            with precision.forward_context():
-                estimate_statistics(self.network, map(precision.convert_input, self.unaugmented()))
+            with self.trainer.precision_plugin.forward_context():
+                estimate_statistics(self.network, self.unaugmented())
         if ranks.world() > 1:
             for buffer in self.network.buffers():
                 dist.broadcast(buffer, 0)

@@ -538,7 +538,9 @@ def test_evaluate_ignores_how_the_run_was_trained(finished: Path, tmp_path: Path
     config = OmegaConf.load(run / "config.yaml")
     config.trainer.update(changes)
     OmegaConf.save(config, run / "config.yaml")
-    assert evaluate(run, out=tmp_path / "out")["test/accuracy"] == metrics_of(finished)["test/accuracy"]
+    accuracy = evaluate(run, out=tmp_path / "out")["test/accuracy"]
+    # fp16 is scored in fp32 there; a run in bf16 may answer differently for an image or two of 60.
+    assert accuracy == pytest.approx(metrics_of(finished)["test/accuracy"], abs=0.05 if "precision" in changes else 0)
 
 
 @pytest.mark.slow

@@ -127,11 +127,6 @@ def test_last_weights_have_them_where_no_checkpoint_is_chosen(train: Callable[..
     assert metrics[0]["test/loss"] != metrics[64]["test/loss"]
 
 
-def test_half_precision_takes_images_of_its_type(train: Callable[..., Run]) -> None:
-    run = train(*TINY, "trainer.max_epochs=1", "augment=light", "trainer.precision=bf16-true")
-    assert run.code == 0, run.err
-
-
 def test_copies_of_a_classifier_leave_the_data_alone() -> None:
     settings = settings_of("augment=light")
     strategy = Strategy.from_config(settings["imbalance"])
