@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fer_lightning.data.readers.remote import is_url, source_name
 from fer_lightning.data.table import UNLABELLED
 from fer_lightning.inference.predictor import LoadedModel
 from fer_lightning.metrics.scores import HEADLINES
@@ -25,14 +27,26 @@ def title(models: Sequence[LoadedModel]) -> str:
     return models[0].name if len(models) == 1 else f"{len(models)} models"
 
 
-def default_folder(models: Sequence[LoadedModel], what: str, name: str) -> Path:
+def default_folder(
+    models: Sequence[LoadedModel], what: str, name: str, data: str | os.PathLike[str] | None = None
+) -> Path:
     """Where the results `name` of a command are written: into the run's folder `what` if it is of one run, else into
-    the folder `what` of the working directory. A digest of the paths distinguishes one group from another."""
+    the folder `what` of the working directory.
+
+    Digests of paths distinguish files, groups of models and data, other than a run's own, that have the same name.
+    """
+    if data is not None:
+        name = f"{source_name(data)}-{_digest([data])}-{name}"
     if len(models) == 1 and models[0].description is None:
         return models[0].path / what / name
-    paths = "\n".join(str(one.path.absolute()) for one in models)
-    which = f" {hashlib.blake2b(paths.encode(), digest_size=3).hexdigest()}" if len(models) > 1 else ""
-    return Path(what) / folder_name(f"{title(models)}{which}-{name}")
+    return Path(what) / folder_name(f"{title(models)}-{_digest([one.path for one in models])}-{name}")
+
+
+def _digest(paths: Sequence[str | os.PathLike[str]]) -> str:
+    """Of absolute paths, or URLs."""
+    texts = [os.fspath(path) for path in paths]
+    whole = "\n".join(text if is_url(text) else os.path.abspath(text) for text in texts)
+    return hashlib.blake2b(whole.encode(), digest_size=3).hexdigest()
 
 
 def members_table(names: Sequence[str], logits: Sequence[Tensor], labels: NDArray[np.int64]) -> pd.DataFrame:

@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 from fer_lightning.config.dataset import cache_root, load_parts_of, settings_of, with_duplicate_groups
 from fer_lightning.data.protocols import seen
 from fer_lightning.data.quality.duplicates import near_duplicates
-from fer_lightning.data.readers.remote import source_name
 from fer_lightning.data.table import FaceTable
 from fer_lightning.errors import UserError
 from fer_lightning.inference import ensembles, labelled
@@ -97,12 +96,11 @@ def evaluate(
             log.warning("--twins %s changes nothing: the training set of a model file is not known", twins)
         for run_dir, settings in zip(runs, configs, strict=True):
             clean &= _unseen(faces, run_dir, settings, twins, trust)
-    name = f"{source_name(data)}-{split}" if data else split
-    name += f"-{twins}" if twins != own_twins else ""
+    name = f"{split}-{twins}" if twins != own_twins else split
     name += f"-tau{tau:g}" if adjusted else ""
     name += f"-{predictor.tta}" if predictor.tta != "none" else ""
     model_name = ensembles.title(loaded)
-    out = out or ensembles.default_folder(loaded, "evaluation", name)
+    out = out or ensembles.default_folder(loaded, "evaluation", name, data)
     check_writable(out)
 
     of_members = predictor.of_members(faces.images[rows])

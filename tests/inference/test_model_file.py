@@ -357,9 +357,10 @@ def test_a_strangers_name_leads_to_no_other_folder(
     hostile = rewritten(model_file, tmp_path / "hostile.safetensors", lambda d: d.update(name="../../../out"))
     csv = near_twins_csv(tmp_path / "faces.csv")
     evaluate([hostile], data=csv)
-    assert [path.name for path in (folder / "evaluation").iterdir()] == ["out-faces.csv-test"]
+    (name,) = [path.name for path in (folder / "evaluation").iterdir()]
+    assert re.fullmatch(r"out-[0-9a-f]{6}-faces\.csv-[0-9a-f]{6}-test", name)
     assert {path.name for path in tmp_path.iterdir()} >= {"here", "hostile.safetensors"}
-    assert not (tmp_path / "out-faces.csv-test").exists() and not (tmp_path / "here/out-faces.csv-test").exists()
+    assert not [path for path in (*tmp_path.iterdir(), *folder.parent.iterdir()) if path.name.startswith("out")]
 
 
 def test_card_names_the_command_that_trains_again(run: Path, tmp_path: Path) -> None:
@@ -531,7 +532,11 @@ def test_results_of_other_ensembles_have_other_folders(run: Path, other_run: Pat
     a, b, c = (load(path, accelerator="cpu") for path in (run, other_run, model_file))
     folders = [default_folder(models, "evaluation", "test") for models in ([a, b], [b, c], [a, b], [a], [c])]
     assert folders[0] == folders[2] and len(set(folders)) == 4
-    assert folders[3] == run / "evaluation/test" and folders[4].name == f"{model_file.stem}-test"
+    assert folders[3] == run / "evaluation/test"
+    assert re.fullmatch(f"{model_file.stem}-[0-9a-f]{{6}}-test", folders[4].name)
+    of_data = [default_folder([a], "evaluation", "test", f"{day}/faces") for day in ("one", "two", "one")]
+    assert of_data[0] == of_data[2] != of_data[1]
+    assert re.fullmatch("faces-[0-9a-f]{6}-test", of_data[0].name)
 
 
 def test_models_of_other_classes_are_not_averaged(run: Path, model_file: Path, tmp_path: Path) -> None:

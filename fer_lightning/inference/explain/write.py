@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fer_lightning.data.readers.remote import source_name
 from fer_lightning.data.table import SPLITS
 from fer_lightning.errors import UserError
 from fer_lightning.inference import ensembles
@@ -72,7 +71,7 @@ def explain(
     rows = rows[stratified(table.labels[rows], images)]
     faces, labels = np.asarray(table.images[rows]), table.labels[rows]
     model_name = ensembles.title(loaded)
-    out = out or ensembles.default_folder(loaded, "explain", f"{source_name(data)}-{split}" if data else split)
+    out = out or ensembles.default_folder(loaded, "explain", split, data)
     check_writable(out)
 
     predictions = tables.predictions(

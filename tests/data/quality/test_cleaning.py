@@ -366,8 +366,8 @@ def test_clean_images_of_other_data_depend_on_hold_out_of_the_run(train: Train, 
     assert run.code == 0, run.err
     faces = load(own)
     near = replace(faces, near=near_duplicates(faces, tmp_path)[0])
-    evaluate(run.folder, data=own, split="all")
-    clean = pd.read_csv(run.folder / "evaluation/own.csv-all/report/predictions.csv")["clean"]
+    evaluate(run.folder, data=own, split="all", out=tmp_path / "out")
+    clean = pd.read_csv(tmp_path / "out/report/predictions.csv")["clean"]
     assert clean.tolist() == partition(near).clean.tolist()
     assert 0 < clean.sum() < len(faces)
 
