@@ -147,7 +147,9 @@ def call(key: str, node: Mapping[str, Any], *arguments: Any) -> Any:
     """The object of one node, whose target takes positional arguments that are no config values, such as parameters."""
     try:
         return _instantiate(key, node, _partial_=True)(*arguments)
-    except (RuntimeError, TypeError, ValueError) as error:  # RuntimeError: of PyTorch's optimizers
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and str(node[TARGET]).startswith(OWN):
+            raise  # PyTorch's optimizers refuse settings with it, this project's do not
         raise UserError(f"{key}: {error}") from error
 
 
